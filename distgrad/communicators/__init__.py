@@ -1,0 +1,226 @@
+"""A communicator is one idea: run this function on every worker's share, and give everyone the sum.
+
+    total = comm.sum_over_workers(fn, args)     # Σ over workers r of fn(share of args on r)
+
+An engine supplies that one method (or, where a worker is a process, just `all_sum`). All else a job needs is
+built from it here, once: broadcasting is a sum to which only the root contributes, exchanging texts is a sum
+of vectors with a slot a worker, a barrier is a sum of nothing. One worker is not special: its sum is its input.
+
+    solo.py      one process, one device
+    mpi.py       mpi4py, under mpirun
+    hvd.py       Horovod, under horovodrun
+    strategy.py  tf.distribute: MultiWorkerMirroredStrategy or MirroredStrategy
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distgrad import agreement
+from distgrad.errors import BadArgument, UnsupportedDtype
+
+SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
+
+
+class Communicator:
+    """The workers of one job, seen from one of them.
+
+    Attributes:
+        backend: "solo", "mpi", "horovod" or "tf".
+        rank: number of this process's first worker, from 0.
+        size: how many workers' gradients are summed.
+        local_rank, local_size: the same among the workers of this host.
+        span: how many workers this process runs; more than 1 only under a strategy with several local devices.
+    """
+
+    backend = "solo"
+    span = 1
+
+    def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.agreed: set[str] = set()  # digests of what all workers are known to share, see agreement.py
+
+    # ---- what an engine supplies
+
+    def all_sum(self, flat: tf.Tensor) -> tf.Tensor:
+        """Sum a vector over all workers.
+
+        Args:
+            flat: (s,) this worker's part; the same s and dtype (one of SUMMABLE) on every worker.
+
+        Returns:
+            (s,) the sum, the same bits on every worker.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
+
+    def leave(self, status: int, together: bool) -> None:
+        """End this process after an error; `together` says that every worker is doing the same."""
+        os._exit(status)
+
+    # ---- the idea
+
+    def sum_over_workers(self, fn: Callable[..., tf.Tensor], args: Sequence[Any]) -> tf.Tensor:
+        """Run `fn` on each worker's share and return the sum of its results on every worker.
+
+        Args:
+            fn: takes `args`, returns one vector (s,) with the same s on every worker.
+            args: this process's tensors, or nests of them. A strategy that runs several workers in this process
+                cuts those of rank 1 and more into contiguous row ranges, one a worker.
+
+        Returns:
+            (s,) Σ over all workers of `fn(*share)`.
+        """
+        return self.all_sum(checked(fn(*args)))
+
+    def worker(self) -> tf.Tensor:
+        """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""
+        return tf.constant(self.rank)
+
+    # ---- what follows from it
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this process speaks for the job."""
+        return self.rank == 0
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where a model is built; does nothing except under tf.distribute."""
+        return contextlib.nullcontext()
+
+    def adopt(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """The optimizer to use in this job: the given one, wherever it could be created."""
+        return optimizer
+
+    def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Give this process its contiguous slice of every global batch.
+
+        Args:
+            dataset: batches of any structure; its batches are the global ones, the same on every worker.
+
+        Returns:
+            A dataset of as many batches, each with rows [rank·b/size, (rank+span)·b/size) of the global b rows.
+        """
+        if not isinstance(dataset, tf.data.Dataset):
+            raise BadArgument(
+                f"shard() takes a tf.data.Dataset of global batches, not {type(dataset).__name__}",
+                "wrap arrays with tf.data.Dataset.from_tensor_slices(...).batch(...)",
+            )
+
+        def cut(rows: tf.Tensor) -> tf.Tensor:
+            return share(rows, self.rank, self.rank + self.span, self.size)
+
+        def cut_batch(*batch: Any) -> Any:
+            whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
+            return tf.nest.map_structure(cut, whole)
+
+        return dataset.map(cut_batch)
+
+    def process_sum(self, part: np.ndarray) -> np.ndarray:
+        """Sum one array a process, at once and outside any graph.
+
+        Args:
+            part: any shape, a SUMMABLE dtype; the same shape in every process.
+
+        Returns:
+            The sum, same shape.
+        """
+        with tf.init_scope():
+            total = self._sum_rows(tf.constant(part.reshape(1, -1)))
+        return cast(np.ndarray, total.numpy()).reshape(part.shape)
+
+    @functools.cached_property
+    def _sum_rows(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """(1, s) -> (s,): one row, so that where a process runs several workers just one of them has it."""
+
+        def sum_rows(row: tf.Tensor) -> tf.Tensor:
+            return self.sum_over_workers(lambda rows: tf.reduce_sum(rows, axis=0), (row,))
+
+        return tf.function(sum_rows, autograph=False, reduce_retracing=True)
+
+    def exchange(self, text: str) -> list[str]:
+        """Give every process every process's text.
+
+        Returns:
+            `size` texts by rank; ranks that share a process with a lower rank have "".
+        """
+        own = np.frombuffer(text.encode(), np.uint8)
+        lengths = np.zeros(self.size, np.int32)
+        lengths[self.rank] = own.size
+        lengths = self.process_sum(lengths)
+        slots = np.zeros((self.size, int(lengths.max())), np.int32)
+        slots[self.rank, : own.size] = own
+        slots = self.process_sum(slots).astype(np.uint8)
+        return [slot[:length].tobytes().decode() for slot, length in zip(slots, lengths, strict=True)]
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Set the variables to the root's values, bit for bit.
+
+        Args:
+            variables: Keras or TensorFlow variables of any numeric dtype, in the same order on every worker.
+
+        Raises:
+            ModelMismatch: names, shapes, dtypes, order or count differ; nothing is assigned.
+        """
+        agreement.require_same_variables(self, variables)
+        values = [np.asarray(variable.numpy()) for variable in variables]
+        packed = b"".join(value.tobytes() for value in values)
+        words = np.frombuffer(packed + bytes(-len(packed) % 4), np.int32)
+        packed = self.process_sum(words if self.is_root else np.zeros_like(words)).tobytes()
+        offset = 0
+        for variable, value in zip(variables, values, strict=True):
+            root_value = np.frombuffer(packed, value.dtype, value.size, offset).reshape(value.shape)
+            variable.assign(root_value)
+            offset += value.nbytes
+
+    def barrier(self) -> None:
+        """Wait until every worker has called this."""
+        self.process_sum(np.zeros(1, np.int32))
+
+    def __enter__(self) -> "Communicator":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an exception the others may be anywhere: leaving together would wait for them.
+        if kind is None:
+            self.close()
+
+
+def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: int) -> tf.Tensor:
+    """Cut the rows that belong to the workers first..last-1 of `size`; shares differ by at most one row.
+
+    Args:
+        rows: (b, ...) tensor or ragged tensor. A scalar has no rows and is given whole.
+
+    Returns:
+        (b', ...) with b' = ⌊last·b/size⌋ - ⌊first·b/size⌋.
+    """
+    if rows.shape.rank == 0:
+        return rows
+    count = rows.nrows(tf.int32) if isinstance(rows, tf.RaggedTensor) else tf.shape(rows)[0]
+    return rows[first * count // size : last * count // size]
+
+
+def checked(flat: tf.Tensor) -> tf.Tensor:
+    """Return `flat` if every engine can sum it.
+
+    Raises:
+        UnsupportedDtype: it is neither float32, float64, int32 nor int64.
+    """
+    if flat.dtype not in SUMMABLE:
+        raise UnsupportedDtype(
+            f"a vector of dtype {flat.dtype.name} cannot be summed over workers",
+            f"cast it to one of {', '.join(dtype.name for dtype in SUMMABLE)}",
+        )
+    return flat

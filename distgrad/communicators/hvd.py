@@ -1,0 +1,36 @@
+"""Horovod, under horovodrun (Gloo or MPI) or mpirun: one worker a process."""
+
+import tensorflow as tf
+
+from distgrad.communicators import Communicator
+from distgrad.errors import EngineMissing
+from distgrad.world import World
+
+try:
+    import horovod.tensorflow as hvd
+except (ImportError, OSError, AttributeError, tf.errors.OpError) as failure:
+    reason = " ".join(str(failure).split())
+    raise EngineMissing(
+        f"Horovod does not load into TensorFlow {tf.__version__} ({reason})",
+        "build it for this TensorFlow with launch/install-horovod",
+        everywhere=True,
+    ) from None
+
+
+class Horovod(Communicator):
+    """Horovod's global process set."""
+
+    backend = "horovod"
+
+    def all_sum(self, flat: tf.Tensor) -> tf.Tensor:
+        # Its default would average.
+        return hvd.allreduce(flat, op=hvd.Sum, name="distgrad_all_sum")
+
+    def close(self) -> None:
+        hvd.shutdown()
+
+
+def connect(world: World, timeout: float) -> Horovod:
+    """Initialise Horovod, which finds its peers by its own environment variables."""
+    hvd.init()
+    return Horovod(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())

@@ -1,0 +1,81 @@
+"""tf.distribute: MultiWorkerMirroredStrategy when TF_CONFIG is set, else MirroredStrategy over the local devices.
+
+A strategy's replicas are the workers. The optimizer is applied outside `strategy.run`, in cross-replica context,
+to the gradient that the one reduction gave: there Keras neither reduces a second time nor clips too early.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgrad.communicators import Communicator, checked, share
+from distgrad.errors import BadArgument, EngineMissing
+from distgrad.world import ALONE, World
+
+
+class Strategy(Communicator):
+    """The replicas of one strategy; a process with several local devices runs several workers."""
+
+    backend = "tf"
+
+    def __init__(self, strategy: tf.distribute.Strategy, world: World) -> None:
+        size = strategy.num_replicas_in_sync
+        self.span = max(1, size // world.size)
+        super().__init__(world.rank * self.span, size, world.local_rank * self.span, world.local_size * self.span)
+        self._strategy = strategy
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def adopt(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """An optimizer belongs to the scope it was created in; one from elsewhere is created again in this one.
+
+        Raises:
+            BadArgument: it was created elsewhere and has state already, which a new one would lack.
+        """
+        if isinstance(optimizer.iterations.value, tf.distribute.DistributedValues):
+            return optimizer
+        if optimizer.built:
+            raise BadArgument(
+                f"optimizer {optimizer.name} was built outside comm.scope()",
+                "create it, and the model that it was compiled with, inside `with comm.scope():`",
+                everywhere=True,
+            )
+        with self.scope():
+            return type(optimizer).from_config(optimizer.get_config())
+
+    def sum_over_workers(self, fn: Callable[..., tf.Tensor], args: Sequence[Any]) -> tf.Tensor:
+        def on_replica(*whole: Any) -> tf.Tensor:
+            own = self.worker() - self.rank
+            part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)
+            return checked(fn(*part))
+
+        parts = self._strategy.run(on_replica, args=tuple(args))
+        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+
+    def worker(self) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
+
+
+def connect(world: World, timeout: float) -> Strategy:
+    """Start the strategy; with TF_CONFIG this must come before any other TensorFlow operation.
+
+    Raises:
+        EngineMissing: TensorFlow was used before, so that its collectives can no longer be set up.
+    """
+    if world.launcher != "TF_CONFIG":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), ALONE)
+    try:
+        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(), world)
+    except RuntimeError as error:
+        raise EngineMissing(
+            f"MultiWorkerMirroredStrategy does not start ({' '.join(str(error).split())})",
+            "call distgrad.connect() before any other TensorFlow operation",
+            rank=world.rank,
+            everywhere=True,
+        ) from None

@@ -1,0 +1,150 @@
+"""Every way distgrad fails: one class, one code and one exit status a failure.
+
+An error is one line, `distgrad: error[DG020] rank=1 step=0: cause; what to do`, and ends the process with
+the sysexits status of its class, so a scheduler can tell "fix the script" (64, 65, 78) from "try again" (75).
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+INTERNAL_STATUS = 70
+
+
+class DistgradError(Exception):
+    """Base of all distgrad errors.
+
+    Args:
+        cause: what went wrong, naming the variable or setting.
+        fix: what the reader can do about it.
+        rank: the worker that is at fault, None where that is not one worker.
+        step: the step during which it was found, None before the first.
+        everywhere: True if every worker raises this same error, so that one of them may speak for all.
+    """
+
+    code = "DG070"
+    status = INTERNAL_STATUS
+
+    def __init__(
+        self,
+        cause: str,
+        fix: str,
+        *,
+        rank: int | None = None,
+        step: int | None = None,
+        everywhere: bool = False,
+    ) -> None:
+        super().__init__(cause, fix)
+        self.cause, self.fix, self.rank, self.step, self.everywhere = cause, fix, rank, step, everywhere
+
+    def __str__(self) -> str:
+        rank = "-" if self.rank is None else self.rank
+        step = "-" if self.step is None else self.step
+        return f"distgrad: error[{self.code}] rank={rank} step={step}: {self.cause}; {self.fix}"
+
+
+class UnknownBackend(DistgradError):
+    """The backend's name is none of auto, solo, mpi, horovod, tf."""
+
+    code, status = "DG001", os.EX_USAGE
+
+
+class BadArgument(DistgradError):
+    """An argument that no worker could use."""
+
+    code, status = "DG002", os.EX_USAGE
+
+
+class EngineMissing(DistgradError):
+    """mpi4py, an MPI library or Horovod is not installed or does not load."""
+
+    code, status = "DG003", os.EX_UNAVAILABLE
+
+
+class BadEnvironment(DistgradError):
+    """The launcher's environment variables contradict themselves."""
+
+    code, status = "DG004", os.EX_CONFIG
+
+
+class WorldMismatch(DistgradError):
+    """The engine connected another number of workers than the launcher started."""
+
+    code, status = "DG005", os.EX_PROTOCOL
+
+
+class ModelMismatch(DistgradError):
+    """Names, shapes, dtypes, order or count of the variables differ between workers."""
+
+    code, status = "DG020", os.EX_DATAERR
+
+
+class SettingsMismatch(DistgradError):
+    """Reduction, groups or library versions differ between workers."""
+
+    code, status = "DG021", os.EX_DATAERR
+
+
+class UnsupportedDtype(DistgradError):
+    """A variable or value whose dtype has no exact place in a float sum."""
+
+    code, status = "DG030", os.EX_DATAERR
+
+
+class UnsupportedLoss(DistgradError):
+    """A loss whose sum over examples cannot be known from its value."""
+
+    code, status = "DG031", os.EX_DATAERR
+
+
+class NonFiniteGradient(DistgradError):
+    """NaN or infinity in the global gradient under `on_nonfinite="raise"`."""
+
+    code, status = "DG033", os.EX_DATAERR
+
+
+class NoSamples(DistgradError):
+    """No worker had a row this step."""
+
+    code, status = "DG034", os.EX_DATAERR
+
+
+class ReportExpired(DistgradError):
+    """The per-variable table of an older step was read."""
+
+    code, status = "DG035", os.EX_USAGE
+
+
+def warn(message: str) -> None:
+    """Print one warning line on stderr; the caller decides which worker speaks."""
+    print(f"distgrad: warning: {message}", file=sys.stderr, flush=True)
+
+
+def end_process_on_uncaught(speaks: bool, leave: Callable[[int, bool], None]) -> None:
+    """Turn an uncaught exception into one line or one traceback, and an exit status that the launcher sees.
+
+    Python itself would end with status 1 whatever the error says, and under MPI one rank's exception would
+    leave the other ranks waiting for ever. Does nothing in an interactive session.
+
+    Args:
+        speaks: whether this worker prints an error that every worker raises.
+        leave: ends this worker (second argument True) or the whole job, with the status.
+    """
+    if hasattr(sys, "ps1"):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+            return
+        known = isinstance(error, DistgradError)
+        everywhere = isinstance(error, DistgradError) and error.everywhere
+        if speaks or not everywhere:
+            print(error if known else "".join(traceback.format_exception(kind, error, trace)), file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        leave(error.status if isinstance(error, DistgradError) else INTERNAL_STATUS, everywhere)
+
+    sys.excepthook = hook

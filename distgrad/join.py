@@ -1,0 +1,121 @@
+"""Which engine? `connect()` joins the job that this process was launched in.
+
+Kept apart from the communicators and light on purpose: a wrong name, a broken environment or a missing engine is
+said within a second, before TensorFlow is imported and before any process waits for another.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
+
+from distgrad.errors import EngineMissing, UnknownBackend, WorldMismatch, end_process_on_uncaught
+from distgrad.world import ALONE, World
+
+if TYPE_CHECKING:
+    from distgrad.communicators import Communicator
+
+
+class Engine(NamedTuple):
+    """A backend's module in distgrad.communicators, the package it needs (none: None) and how to get that."""
+
+    module: str
+    package: str | None
+    fix: str
+
+
+ENGINES = {
+    "solo": Engine("solo", None, ""),
+    "mpi": Engine("mpi", "mpi4py", "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it"),
+    "horovod": Engine("hvd", "horovod", "build it for this TensorFlow with launch/install-horovod"),
+    "tf": Engine("strategy", None, ""),
+}
+
+
+def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
+    """Join the job that this process was launched in, or run alone.
+
+    Args:
+        backend: "solo", "mpi", "horovod", "tf", or "auto": `DISTGRAD_BACKEND` if that is set, else what the
+            launcher's environment variables say, else "solo".
+        timeout: seconds that the engine may wait for the other workers at the start, where it takes such a limit.
+
+    Raises:
+        UnknownBackend: no such backend (exit status 64).
+        EngineMissing: the engine is not installed or does not load (69).
+        BadEnvironment: the launcher's variables are broken (78).
+        WorldMismatch: fewer or more workers connected than the launcher started (76).
+    """
+    asked = os.environ.get("DISTGRAD_BACKEND", "auto") if backend == "auto" else backend
+    end_process_on_uncaught(True, _leave_alone)
+    world = ALONE if asked == "solo" else World.from_environment(os.environ)
+    end_process_on_uncaught(world.speaks, _leave_alone)
+    engine = ENGINES[_choose(_known(asked), world)]
+    _require_installed(engine)
+    module = importlib.import_module(f"distgrad.communicators.{engine.module}")
+    comm = cast("Communicator", module.connect(world, timeout))
+    end_process_on_uncaught(comm.is_root, comm.leave)
+    _require_whole_world(comm, world)
+    return comm
+
+
+def _leave_alone(status: int, together: bool) -> NoReturn:  # noqa: ARG001 (alone either way)
+    os._exit(status)
+
+
+def _known(name: str) -> str:
+    if name in ENGINES or name == "auto":
+        return name
+    names = ["auto", *ENGINES]
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else "choose one of them"
+    raise UnknownBackend(f"there is no backend {name!r} among {', '.join(names)}", hint, everywhere=True)
+
+
+def _choose(name: str, world: World) -> str:
+    """Under mpirun both MPI and Horovod fit; the one that is installed is taken, mpi4py first."""
+    if name != "auto":
+        return name
+    if world.backend == "mpi" and not _installed("mpi4py") and _installed("horovod"):
+        return "horovod"
+    return world.backend
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _require_installed(engine: Engine) -> None:
+    if engine.package is not None and not _installed(engine.package):
+        raise EngineMissing(f"{engine.package} is not installed", engine.fix, everywhere=True)
+    if engine.package == "mpi4py":
+        _load_mpi(engine)
+    if engine.package == "horovod":
+        _find_horovod_library(engine)
+
+
+def _load_mpi(engine: Engine) -> None:
+    try:
+        importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise EngineMissing(f"mpi4py finds no MPI library ({reason})", engine.fix, everywhere=True) from None
+
+
+def _find_horovod_library(engine: Engine) -> None:
+    """Horovod builds for whatever frameworks it finds, and without TensorFlow too, silently."""
+    package = importlib.util.find_spec("horovod")
+    places = list(package.submodule_search_locations or []) if package else []
+    if not any(list(Path(place, "tensorflow").glob("mpi_lib*.so")) for place in places):
+        raise EngineMissing("this Horovod was built without TensorFlow", engine.fix, everywhere=True)
+
+
+def _require_whole_world(comm: "Communicator", world: World) -> None:
+    if world.launcher is not None and comm.size != world.size * comm.span:
+        raise WorldMismatch(
+            f"{world.launcher} started {world.size} workers but {comm.backend} connected {comm.size}",
+            "launch with the mpirun of the MPI that mpi4py or Horovod uses, or with horovodrun",
+            rank=world.rank,
+        )

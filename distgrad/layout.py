@@ -1,0 +1,136 @@
+"""Gradients and lanes <-> the one flat vector that travels.
+
+    [ gradient of variable 0 | gradient of variable 1 | ... | lanes ]      (s,) float32, or float64 if a variable is
+
+Lanes are everything else that must be summed over the workers: loss, weight, rows, votes. Because they ride in the
+same vector, a step needs one reduction and no second one.
+
+A lane must not round. Counts travel as two entries, high·4096 + low: each stays an integer below 2^24, the last one
+that float32 holds exactly, for up to 4,096 workers and counts up to 2^36 divided by the number of workers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from distgrad.agreement import describe
+from distgrad.errors import UnsupportedDtype
+
+BASE = 4096.0
+FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+class Lanes(NamedTuple):
+    """What rides along with the gradients; each is summed over the workers.
+
+    Attributes:
+        loss: () float64, Σ w·loss.
+        weight: () float64, N; exact where the weights are integers.
+        examples: () int64, rows.
+        more: () int64, how many workers have another batch after this one.
+        nonfinite: (workers,) int64, 1 in the slot of each worker whose own sum holds NaN or infinity.
+    """
+
+    loss: tf.Tensor
+    weight: tf.Tensor
+    examples: tf.Tensor
+    more: tf.Tensor
+    nonfinite: tf.Tensor
+
+
+class Layout:
+    """Where each gradient and each lane stands in the vector."""
+
+    def __init__(self, variables: Sequence[Any], workers: int) -> None:
+        """Lay out the gradients of these variables for this many workers.
+
+        Raises:
+            UnsupportedDtype: a variable is integer, complex or anything else that is no float.
+        """
+        self.shapes = [tf.TensorShape(variable.shape) for variable in variables]
+        dtypes = [_float_dtype(variable) for variable in variables]
+        self.dtype = tf.float64 if tf.float64 in dtypes else tf.float32
+        self.sizes = [int(np.prod(shape.as_list())) for shape in self.shapes]
+        self.entries = sum(self.sizes)
+        self.workers = workers
+
+    def join(self, gradients: tf.Tensor, lanes: Lanes) -> tf.Tensor:
+        """Put the lanes behind flat gradients.
+
+        Args:
+            gradients: (entries,) as `flatten` gives them.
+
+        Returns:
+            (s,) the vector that travels.
+        """
+        return tf.concat([gradients, self._flat_lanes(lanes)], 0)
+
+    def flatten(self, gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
+        """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros.
+
+        Returns:
+            (entries,) in the layout's dtype.
+        """
+        parts = [
+            tf.zeros(size, self.dtype) if gradient is None else tf.reshape(tf.cast(gradient, self.dtype), [size])
+            for gradient, size in zip(gradients, self.sizes, strict=True)
+        ]
+        return tf.concat(parts, 0) if parts else tf.zeros(0, self.dtype)
+
+    def part(self, flat: tf.Tensor) -> tuple[tf.Tensor, Lanes]:
+        """Take the vector apart.
+
+        Args:
+            flat: (s,) the vector, usually summed over the workers.
+
+        Returns:
+            ((entries,) the gradients, still flat, and the lanes).
+        """
+        return flat[: self.entries], self._lanes(flat[self.entries :])
+
+    def unflatten(self, gradients: tf.Tensor) -> list[tf.Tensor]:
+        """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype."""
+        parts = tf.split(gradients, self.sizes) if self.sizes else []
+        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def ranges(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the chosen variables' gradients stand in the flat gradients: [first, last) each."""
+        ends = np.cumsum([0, *self.sizes])
+        return [(int(ends[index]), int(ends[index + 1])) for index in chosen]
+
+    def _flat_lanes(self, lanes: Lanes) -> tf.Tensor:
+        loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
+        loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
+        pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
+        pairs.append(tf.cast(lanes.more, tf.float64))
+        lanes_64 = tf.concat([tf.stack(pairs), tf.cast(lanes.nonfinite, tf.float64)], 0)
+        return tf.cast(lanes_64, self.dtype)
+
+    def _lanes(self, flat: tf.Tensor) -> Lanes:
+        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [7 + self.workers])
+        return Lanes(
+            loss=flat[0] + flat[1],
+            weight=flat[2] * BASE + flat[3],
+            examples=tf.cast(flat[4] * BASE + flat[5], tf.int64),
+            more=tf.cast(flat[6], tf.int64),
+            nonfinite=tf.cast(flat[7:], tf.int64),
+        )
+
+
+def _digits(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    count = tf.cast(count, tf.float64)
+    high = tf.floor(count / BASE)
+    return high, count - high * BASE
+
+
+def _float_dtype(variable: Any) -> tf.DType:
+    dtype = tf.as_dtype(variable.dtype)
+    if dtype not in FLOATS:
+        raise UnsupportedDtype(
+            f"variable {describe(variable)} is no float and has no gradient",
+            "make it non-trainable or leave it out",
+            everywhere=True,
+        )
+    return dtype

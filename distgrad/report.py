@@ -1,0 +1,216 @@
+"""What a step tells: StepReport, its text and JSON forms, and the per-variable table.
+
+Pure formatting apart from `print_report`. Values live on the device until one of them is read.
+"""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+import rich.table
+
+from distgrad.errors import ReportExpired, warn
+
+# What the compiled step puts into one float64 vector, in this order, before groups (4 each) and workers (1 each).
+HEAD = ("loss", "examples", "weight", "more", "applied")
+STATISTICS = ("gradient_sum", "gradient_norm", "gradient_max", "nonfinite")
+
+
+class GradientStatistics(NamedTuple):
+    """The gradient of some variables: Σ entries, sqrt(Σ entries²), max |entry|, count of NaN and infinite entries."""
+
+    gradient_sum: float
+    gradient_norm: float
+    gradient_max: float
+    nonfinite: int
+
+
+class VariableRow(NamedTuple):
+    """One line of `StepReport.table()`: a variable's path, shape and statistics."""
+
+    path: str
+    shape: tuple[int, ...]
+    gradient_sum: float
+    gradient_norm: float
+    gradient_max: float
+    nonfinite: int
+
+
+class VariableTable(tuple[VariableRow, ...]):
+    """The rows of a per-variable table; its text is what a person reads."""
+
+    def __str__(self) -> str:
+        table = rich.table.Table()
+        for name in ("variable", "shape", "gradient sum", "gradient norm", "max |entry|", "non-finite"):
+            table.add_column(name, justify="left" if name in ("variable", "shape") else "right")
+        for row in self:
+            numbers = (f"{number:.4e}" for number in row[2:5])
+            table.add_row(row.path, str(row.shape), *numbers, str(row.nonfinite))
+        text = io.StringIO()
+        rich.console.Console(file=text, width=120, color_system=None).print(table)
+        return text.getvalue()
+
+
+@dataclass
+class StepReport:
+    """One step, as every worker sees it.
+
+    Attributes:
+        step: its number, from 1.
+        workers: how many workers' gradients were summed.
+        seconds: wall time of this worker's call. On a device that computes asynchronously, until it returned.
+    """
+
+    step: int
+    workers: int
+    seconds: float
+    _values: Any = field(repr=False)
+    _group_names: Sequence[str] = field(repr=False)
+    _gradient: Any = field(repr=False)
+    _variables: Sequence[tuple[str, tuple[int, ...]]] = field(repr=False)
+
+    @cached_property
+    def _fetched(self) -> np.ndarray:
+        return np.asarray(self._values)
+
+    def _value(self, name: str) -> float:
+        return float(self._fetched[(*HEAD, *STATISTICS).index(name)])
+
+    @property
+    def loss(self) -> float:
+        """Σ w·loss / N of the global batch (not divided under reduction="sum"), regularisation included."""
+        return self._value("loss")
+
+    @property
+    def examples(self) -> int:
+        """Rows of the global batch."""
+        return int(self._value("examples"))
+
+    @property
+    def weight(self) -> float:
+        """N: what the loss's reduction divides by, over the global batch."""
+        return self._value("weight")
+
+    @property
+    def gradient_sum(self) -> float:
+        """Σ over all entries of the global gradient, before any clipping."""
+        return self._value("gradient_sum")
+
+    @property
+    def gradient_norm(self) -> float:
+        """sqrt(Σ entries²) of the global gradient, before any clipping."""
+        return self._value("gradient_norm")
+
+    @property
+    def gradient_max(self) -> float:
+        """Largest |entry| of the global gradient."""
+        return self._value("gradient_max")
+
+    @property
+    def nonfinite(self) -> int:
+        """How many entries of the global gradient are NaN or infinite."""
+        return int(self._value("nonfinite"))
+
+    @property
+    def applied(self) -> bool:
+        """Whether the optimizer changed the weights."""
+        return bool(self._value("applied"))
+
+    @property
+    def more(self) -> bool:
+        """Whether any worker said that it has another batch."""
+        return bool(self._value("more"))
+
+    @property
+    def groups(self) -> dict[str, GradientStatistics]:
+        """The statistics of each group of variables, by label."""
+        start = len(HEAD) + len(STATISTICS)
+        rows = self._fetched[start : start + 4 * len(self._group_names)].reshape(-1, 4)
+        return {
+            name: GradientStatistics(float(row[0]), float(row[1]), float(row[2]), int(row[3]))
+            for name, row in zip(self._group_names, rows, strict=True)
+        }
+
+    @property
+    def nonfinite_ranks(self) -> list[int]:
+        """The workers whose own sums held NaN or infinity; empty when only the total overflowed."""
+        return [int(rank) for rank in np.flatnonzero(self._fetched[-self.workers :])]
+
+    def table(self) -> VariableTable:
+        """The gradient's statistics variable by variable, computed now.
+
+        Raises:
+            ReportExpired: a later step has begun; gradients are kept for the newest step only, to save memory.
+        """
+        if self._gradient is None:
+            raise ReportExpired(
+                f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
+            )
+        flat, start, rows = np.asarray(self._gradient), 0, []
+        for path, shape in self._variables:
+            size = math.prod(shape)
+            rows.append(VariableRow(path, shape, *_statistics(flat[start : start + size])))
+            start += size
+        return VariableTable(rows)
+
+    def expire(self) -> None:
+        """Let go of the gradient."""
+        self._gradient = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as Python numbers."""
+        names = ("step", "loss", "examples", "weight", *STATISTICS, "applied", "workers", "seconds")
+        fields = {name: getattr(self, name) for name in names}
+        return {**fields, "groups": {name: group._asdict() for name, group in self.groups.items()}}
+
+    def as_json(self) -> str:
+        """One JSON object on one line; NaN and infinity, which JSON lacks, are null."""
+        return json.dumps(_null_nonfinite(self.as_dict()))
+
+    def as_text(self) -> str:
+        """The line, and one more line a group."""
+        lines = [
+            f"step {self.step} | loss {self.loss:.5f} | gradient sum {self.gradient_sum:.4e}"
+            f" | gradient norm {self.gradient_norm:.4e} | examples {self.examples}"
+            f" | workers {self.workers} | {1000 * self.seconds:.1f} ms"
+        ]
+        lines += [
+            f"  {name} | gradient sum {group.gradient_sum:.4e} | gradient norm {group.gradient_norm:.4e}"
+            for name, group in self.groups.items()
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+
+def print_report(report: StepReport, log_format: str) -> None:
+    """Print a step's line on stdout, and a warning on stderr if the step was skipped."""
+    print(report.as_json() if log_format == "json" else report.as_text(), flush=True)
+    if not report.applied:
+        warn(f"step {report.step} skipped: {blame(report)}")
+
+
+def blame(report: StepReport) -> str:
+    """Say where a non-finite gradient comes from."""
+    ranks = ", ".join(map(str, report.nonfinite_ranks))
+    source = f"from rank {ranks}" if ranks else "by overflow in the sum"
+    return f"{report.nonfinite} non-finite gradient entries {source}"
+
+
+def _statistics(entries: np.ndarray) -> tuple[float, float, float, int]:
+    wide = entries.astype(np.float64)
+    largest = float(np.abs(wide).max(initial=0.0))
+    return float(wide.sum()), float(np.sqrt(np.square(wide).sum())), largest, int((~np.isfinite(wide)).sum())
+
+
+def _null_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_nonfinite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

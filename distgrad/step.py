@@ -1,0 +1,381 @@
+"""The distributed step: the order of events.
+
+    N = Σ_workers Σ_micro-batches Σ_examples (what the loss's reduction divides by)
+    G = (1/N) Σ_workers Σ_micro-batches Σ_examples w · ∇loss(example)   +   ∇(regularisation), once
+
+Every worker runs this; all the communication of a step is one sum of one vector:
+
+    local_sums            gradient.py, accumulate.py    my share, micro-batch by micro-batch -> one flat vector
+    sum_over_workers      communicators/                its sum over the workers
+    divide                here                          once, by the N that came along in the vector
+    apply                 update.py                     the optimizer clips and applies G, on every worker alike
+    report                report.py                     one line from the root
+"""
+
+import functools
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgrad import agreement
+from distgrad import loss as losses
+from distgrad.accumulate import accumulate, row_count
+from distgrad.communicators import Communicator
+from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
+from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
+from distgrad.layout import Lanes, Layout
+from distgrad.report import StepReport, blame, print_report
+from distgrad.statistics import describe_gradient, describe_ranges
+from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
+
+
+class DistributedStep:
+    """One training step over all workers: gradients summed, divided once, applied alike everywhere.
+
+    Args:
+        model: a Keras model, the same on every worker; at the first step the root's weights are broadcast. Which
+            variables are trainable is read then, too.
+        loss: what `compile` takes (a name, a function, a Loss), or any callable (y_true, y_pred) -> per-example
+            losses, shape (b,) or (b, ...).
+        optimizer: a Keras optimizer or its name. Its clipping sees the gradient of the whole global batch.
+        comm: what `distgrad.connect()` gave.
+        micro_batch_size: rows differentiated at once; None takes a worker's whole share. Changes memory and speed,
+            not the gradient.
+        reduction: "mean" divides by N, "sum" does not.
+        groups: {label: regular expression}, searched in the variables' paths; each adds statistics to the report.
+        on_nonfinite: what NaN or infinity in G does on every worker: "skip" the update, "raise", or "apply" it.
+        log_every: print every so many steps; 0 never prints.
+        log_format: "text" or "json".
+        jit_compile: compile a micro-batch's forward and backward pass with XLA.
+
+    Raises:
+        BadArgument, UnsupportedLoss: on every worker, before anything is sent.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any,
+        optimizer: Any,
+        *,
+        comm: Communicator,
+        micro_batch_size: int | None = None,
+        reduction: str = "mean",
+        groups: Mapping[str, str] | None = None,
+        on_nonfinite: str = "skip",
+        log_every: int = 1,
+        log_format: str = "text",
+        jit_compile: bool = False,
+    ) -> None:
+        _require(micro_batch_size is None or micro_batch_size > 0, "micro_batch_size", micro_batch_size, "1 or more")
+        _require(reduction in ("mean", "sum"), "reduction", reduction, '"mean" or "sum"')
+        _require(on_nonfinite in ("skip", "raise", "apply"), "on_nonfinite", on_nonfinite, '"skip", "raise" or "apply"')
+        _require(log_format in ("text", "json"), "log_format", log_format, '"text" or "json"')
+        _require(log_every >= 0, "log_every", log_every, "0 or more")
+        self.model, self.comm = model, comm
+        self._loss = losses.resolve(loss)
+        with comm.scope():
+            self.optimizer = comm.adopt(keras.optimizers.get(optimizer))
+        self._micro_batch_size = micro_batch_size
+        self._divides = reduction == "mean" and losses.divides(self._loss)
+        self._groups = dict(groups or {})
+        self._on_nonfinite = on_nonfinite
+        self._log_every, self._log_format = log_every, log_format
+        self._jit_compile = jit_compile
+        self._steps = 0
+        self._joined = False
+        self._has_gradient: list[bool] | None = None
+        self._last: StepReport | None = None
+
+    # ---- what a user calls
+
+    def __call__(self, x: Any, y: Any = None, sample_weight: Any = None) -> StepReport:
+        """Take one step on this worker's share of a global batch.
+
+        Args:
+            x, y, sample_weight: (b, ...) arrays or tensors, or nests of them; b may differ between workers and may
+                be 0 on some.
+
+        Returns:
+            The report; the root has printed its line.
+
+        Raises:
+            NoSamples: b is 0 on every worker; nothing was applied.
+            ModelMismatch, SettingsMismatch: at the first step, the workers differ; nothing was summed.
+            NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
+        """
+        given = (x, y, sample_weight)
+        return self._take(_tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
+
+    def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
+        """Take a step for every batch (x, y) or (x, y, sample_weight), until the worker with most batches is done.
+
+        A worker that has run out goes on contributing nothing, so nobody waits for ever.
+        """
+        batches = (_tensors(batch) for batch in dataset)
+        batch = next(batches, None)
+        nothing = _no_rows_like(getattr(dataset, "element_spec", None) if batch is None else batch)
+        more = True
+        while more:
+            following = next(batches, None)
+            report = self._take(nothing if batch is None else batch, more=following is not None)
+            yield report
+            batch = following
+            # Whoever has a batch itself need not wait to hear whether others do.
+            more = following is not None or report.more
+
+    # ---- one step, from outside the graph
+
+    def _take(self, batch: tuple[Any, ...], more: bool) -> StepReport:
+        if not self._joined:
+            self._join(batch)
+        if self._last is not None:
+            self._last.expire()
+        began = time.perf_counter()
+        values, gradient = self._compiled(batch, tf.constant(int(more)))
+        seconds = time.perf_counter() - began
+        self._steps += 1
+        report = StepReport(self._steps, self.comm.size, seconds, values, list(self._groups), gradient, self._described)
+        self._last = report
+        self._raise_if_bad(report, batch)
+        if self.comm.is_root and self._log_every and self._steps % self._log_every == 0:
+            print_report(report, self._log_format)
+        return report
+
+    def _raise_if_bad(self, report: StepReport, batch: tuple[Any, ...]) -> None:
+        # Where no worker has rows, each one sees it in its own share: no value is fetched otherwise.
+        if int(row_count(batch)) == 0 and report.examples == 0:
+            raise NoSamples(
+                "no samples on any worker",
+                "check the dataset's filters and that its batches have rows",
+                step=report.step,
+                everywhere=True,
+            )
+        if self._on_nonfinite == "raise" and report.nonfinite:
+            variable = next(row.path for row in report.table() if row.nonfinite)
+            raise NonFiniteGradient(
+                f"{blame(report)}, first in variable {variable}",
+                "lower the learning rate or clip, or let on_nonfinite='skip' leave such steps out",
+                rank=report.nonfinite_ranks[0] if report.nonfinite_ranks else None,
+                step=report.step,
+                everywhere=True,
+            )
+
+    # ---- once, before the first step
+
+    def _join(self, batch: tuple[Any, ...]) -> None:
+        """Make sure that all workers mean the same thing, start from the root's weights, and trace the step."""
+        model, optimizer = self.model, self.optimizer
+        with self.comm.scope():
+            if not model.built:
+                model(_one_row_like(batch[0]))
+            self._variables = model.trainable_variables
+            if not optimizer.built:
+                optimizer.build(self._variables)
+        self._described = [(variable.path, tuple(variable.shape)) for variable in self._variables]
+        self._layout = Layout(self._variables, self.comm.size)
+        self._group_ranges = [self._layout.ranges(self._members(label)) for label in self._groups]
+        agreement.require_same_variables(self.comm, self._variables)
+        agreement.require_same_settings(self.comm, self._settings())
+        self.comm.broadcast([*model.variables, *optimizer.variables])
+        self._compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
+        # The first trace takes any number of rows, so that a short last batch needs no second one.
+        self._compiled.get_concrete_function(tf.nest.map_structure(_any_rows, batch), tf.TensorSpec((), tf.int32))
+        self._joined = True
+
+    def _settings(self) -> list[str]:
+        policy = [f"reduction={'mean' if self._divides else 'sum'}", f"on_nonfinite={self._on_nonfinite}"]
+        versions = [f"tensorflow={tf.__version__}", f"keras={keras.__version__}"]
+        return [*policy, f"loss={self._loss.name} reduced by {self._loss.reduction}", *versions]
+
+    def _members(self, label: str) -> list[int]:
+        """The variables of a group, by number."""
+        pattern = re.compile(self._groups[label])
+        members = [index for index, (path, _) in enumerate(self._described) if pattern.search(path)]
+        if not members and self.comm.is_root:
+            known = ", ".join(path for path, _ in self._described)
+            warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {known}")
+        return members
+
+    # ---- one step, inside the graph
+
+    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The whole step as one graph.
+
+        Returns:
+            ((v,) float64 what a StepReport reads, (entries,) G).
+        """
+        flat = self.comm.sum_over_workers(self._local_sums, (batch, more))  # (s,) the only communication
+        summed, lanes = self._layout.part(flat)  # (entries,) and what rode along
+        gradient, loss = self._divide(summed, lanes)  # (entries,) G, () its loss
+        statistics = describe_gradient(gradient)  # (4,) sum, norm, max, non-finite
+        finite = tf.equal(statistics[3], 0)
+        applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
+        tf.cond(applied, lambda: self._apply(gradient), lambda: None)
+        adjust_loss_scale(self.optimizer, finite)
+        head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
+        groups = [describe_ranges(gradient, ranges) for ranges in self._group_ranges]
+        return tf.concat([head, statistics, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient
+
+    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> tf.Tensor:
+        """Compute this worker's part of the one sum: (s,) the gradients of its share, and the lanes."""
+        one = self._micro_batch_sum
+        if self._jit_compile:
+            one = tf.function(one, jit_compile=True, autograph=False)
+        sums, self._depends = accumulate(one, batch, self._micro_batch_size, self._layout.shapes, self._layout.dtype)
+        entries = self._layout.flatten(sums.gradients)
+        votes = _vote(entries, self.comm.worker(), self.comm.size)
+        return self._layout.join(entries, Lanes(sums.loss, sums.weight, row_count(batch), more, votes))
+
+    def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
+        return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
+
+    def _summed_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        return losses.summed(self._loss, y, self.model(x, training=True), sample_weight)
+
+    def _divide(self, summed: tf.Tensor, lanes: Lanes) -> tuple[tf.Tensor, tf.Tensor]:
+        """The one division, and what is counted once: G and the loss of the global batch."""
+        weight = lanes.weight if self._divides else tf.ones((), tf.float64)
+        weight = tf.where(tf.equal(weight, 0), tf.ones((), tf.float64), weight)  # all masked: Keras takes 0, not 0/0
+        scale = loss_scale(self.optimizer)
+        divisor = weight if scale is None else weight * tf.cast(scale, tf.float64)
+        gradient = summed / tf.cast(divisor, summed.dtype)
+        penalty = regularisation(self._variables)
+        if any(part is not None for part in penalty.gradients):
+            gradient += self._layout.flatten(penalty.gradients)
+        return gradient, lanes.loss / weight + tf.cast(penalty.loss, tf.float64)
+
+    def _apply(self, gradient: tf.Tensor) -> None:
+        parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
+        used = [(part, variable) for part, variable, has_gradient in parts if has_gradient]
+        if used:
+            apply_gradient(self.optimizer, *zip(*used, strict=True))
+
+    def _with_gradient(self) -> list[bool]:
+        """Which variables have a gradient on any worker. The others are not updated, as Keras would not.
+
+        Asked of the other workers while the first trace is made; every worker makes it before its first step.
+        """
+        if self._has_gradient is None:
+            own = "".join("1" if has_gradient else "0" for has_gradient in self._depends)
+            by_rank = [text for text in self.comm.exchange(own) if text]
+            penalised = [getattr(variable, "regularizer", None) is not None for variable in self._variables]
+            anywhere = ["1" in column for column in zip(*by_rank, strict=True)]
+            self._has_gradient = [a or b for a, b in zip(anywhere, penalised, strict=True)]
+        return self._has_gradient
+
+
+def sum_gradients(
+    per_example_loss: Callable[..., tf.Tensor],
+    variables: Sequence[Any],
+    batch: Any,
+    *,
+    comm: Communicator,
+    micro_batch_size: int | None = None,
+) -> GradientSum:
+    """Sum the gradients of any loss over all examples of all workers. Nothing is divided or applied.
+
+        gradients_v = Σ_workers Σ_examples ∂loss(example)/∂v
+
+    Usable in a loop of one's own, eagerly or, which is faster, inside a `tf.function`.
+
+    Args:
+        per_example_loss: takes this worker's (micro-)batch, as positional arguments if it is a tuple, and returns
+            its losses, shape (b,) or (b, ...).
+        variables: Keras or TensorFlow variables of any float dtype, the same on every worker.
+        batch: nest of (b, ...) tensors or arrays; b may differ between workers and be 0.
+        micro_batch_size: rows differentiated at once; None takes the whole batch.
+
+    Returns:
+        gradients: one per variable, summed in float32 (float64 if any variable is), zeros where the loss does not
+        depend on it; loss: () float64; weight: () float64, the number of losses summed.
+
+    Raises:
+        ModelMismatch: the variables differ between workers; nothing was summed.
+        UnsupportedLoss: the loss is not per example.
+    """
+    layout = Layout(variables, comm.size)
+    agreement.require_same_variables(comm, variables)
+    arguments = _tensors(batch if isinstance(batch, tuple) else (batch,))
+
+    def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        name = getattr(per_example_loss, "__name__", "loss")
+        return losses.summed_values(per_example_loss(*micro_batch), name)
+
+    def local_sums(*share: Any) -> tf.Tensor:
+        one = functools.partial(micro_batch_sum, objective, variables)
+        sums, _ = accumulate(one, share, micro_batch_size, layout.shapes, layout.dtype)
+        entries = layout.flatten(sums.gradients)
+        votes = _vote(entries, comm.worker(), comm.size)
+        return layout.join(entries, Lanes(sums.loss, sums.weight, row_count(share), tf.constant(0), votes))
+
+    entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
+    return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
+
+
+def _vote(entries: tf.Tensor, worker: tf.Tensor, workers: int) -> tf.Tensor:
+    """(workers,) int64: 1 in this worker's slot if any of its entries is NaN or infinite."""
+    nonfinite = tf.cast(~tf.reduce_all(tf.math.is_finite(entries)), tf.int64)
+    return tf.one_hot(worker, workers, dtype=tf.int64) * nonfinite
+
+
+def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise BadArgument(f"{name}={value!r}", f"give {allowed}", everywhere=True)
+
+
+def _tensors(batch: Any) -> tuple[Any, ...]:
+    """A batch as a tuple (x, [y, [sample_weight]]) of nests of tensors.
+
+    Raises:
+        BadArgument: its parts have different numbers of rows.
+    """
+    parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+    while parts and parts[-1] is None:
+        parts.pop()
+    tensors = tf.nest.map_structure(_tensor, tuple(parts))
+    rows = [_rows(tensor) for tensor in tf.nest.flatten(tensors)]
+    if not rows or None in rows or len(set(rows)) > 1:
+        raise BadArgument(
+            f"the parts of a batch have {rows} rows", "give arrays whose first axis counts the same examples"
+        )
+    return tensors
+
+
+def _tensor(value: Any) -> Any:
+    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+
+
+def _rows(tensor: Any) -> Any:
+    """Number of rows, "?" where a graph does not know it yet, None for a scalar."""
+    if tensor.shape.rank == 0:
+        return None
+    return "?" if tensor.shape[0] is None else tensor.shape[0]
+
+
+def _any_rows(tensor: Any) -> tf.TypeSpec:
+    spec = tf.type_spec_from_value(tensor)
+    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
+
+
+def _one_row_like(x: Any) -> Any:
+    """Zeros for a model to be built on: one row, so that no layer meets an empty batch."""
+    return tf.nest.map_structure(lambda tensor: tf.zeros([1, *tensor.shape[1:]], tensor.dtype), x)
+
+
+def _no_rows_like(batch: Any) -> tuple[Any, ...]:
+    """What a worker without a batch contributes: the same structure with 0 rows."""
+    if batch is None:
+        raise BadArgument(
+            "this worker's iterable has no batch at all, which leaves its shapes unknown",
+            "give a tf.data.Dataset, whose element_spec tells them",
+        )
+
+    def empty(like: Any) -> tf.Tensor:
+        return tf.zeros([0, *(size or 1 for size in like.shape[1:])], like.dtype)
+
+    return tf.nest.map_structure(empty, batch if isinstance(batch, tuple) else (batch,))
