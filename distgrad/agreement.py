@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import tensorflow as tf
+
 from distgrad.errors import DistgradError, ModelMismatch, SettingsMismatch
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ def require_same_variables(comm: "Communicator", variables: Sequence[Any]) -> No
         ModelMismatch: naming the first rank that differs from rank 0 and its first variable that does.
     """
     require_same(comm, [describe(variable) for variable in variables], "variable", ModelMismatch)
+
+
+def require_same_variables_once(comm: "Communicator", variables: Sequence[Any]) -> None:
+    """The same inside a graph, where it is asked once: later traces, which others may lack, wait for nobody."""
+    lines = json.dumps([describe(variable) for variable in variables])
+    if tf.executing_eagerly() or lines not in comm.agreed:
+        require_same_variables(comm, variables)
+        comm.agreed.add(lines)
 
 
 def require_same_settings(comm: "Communicator", settings: Sequence[str]) -> None:
@@ -43,10 +53,7 @@ def describe(variable: Any) -> str:
 def require_same(comm: "Communicator", lines: Sequence[str], noun: str, error: type[DistgradError]) -> None:
     """Compare digests first, so that agreement costs 64 bytes a worker; only a difference sends the lines."""
     digest = hashlib.sha256(json.dumps([noun, *lines]).encode()).hexdigest()
-    if digest in comm.agreed:
-        return
     if len({text for text in comm.exchange(digest) if text}) == 1:
-        comm.agreed.add(digest)
         return
     by_rank = {rank: json.loads(text) for rank, text in enumerate(comm.exchange(json.dumps(lines))) if text}
     rank = next(rank for rank, theirs in by_rank.items() if theirs != by_rank[0])

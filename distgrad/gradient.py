@@ -6,14 +6,15 @@ where N is what the loss's own reduction would have divided by. Nothing is divid
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import tensorflow as tf
 
 # A micro-batch (its tensors as positional arguments) -> (Σ w·loss, N), both scalars.
 Objective = Callable[..., tuple[tf.Tensor, tf.Tensor]]
-Gradient = tf.Tensor | tf.IndexedSlices | None
+# What the tape gives for one variable: a dense tensor, IndexedSlices, or None.
+Gradient: TypeAlias = Any
 
 
 class GradientSum(NamedTuple):
@@ -37,7 +38,8 @@ def micro_batch_sum(objective: Objective, variables: Sequence[Any], batch: Any, 
         objective: the loss as a sum over examples, and its weight.
         variables: Keras or TensorFlow variables.
         batch: the micro-batch's tensors, (b, ...) each.
-        scale: () factor on what is differentiated (loss scaling), or None. `loss` does not contain it.
+        scale: () factor on the gradients (loss scaling, so that float16 does not underflow), or None. The loss returned
+            does not contain it.
 
     Returns:
         Gradients as the tape gives them: dense, IndexedSlices, or None where the loss does not depend on the variable.
@@ -46,8 +48,21 @@ def micro_batch_sum(objective: Objective, variables: Sequence[Any], batch: Any, 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
         loss, weight = objective(*batch)
-        target = loss if scale is None else loss * tf.cast(scale, loss.dtype)
-    return GradientSum(tape.gradient(target, sources), loss, weight)
+        if scale is not None:
+            # Keras chooses scales for a mean: the gradient of a scaled sum would overflow float16 sooner.
+            divisor = tf.maximum(tf.cast(weight, loss.dtype), 1)
+            target = loss * tf.cast(scale, loss.dtype) / divisor
+    if scale is None:
+        return GradientSum(tape.gradient(loss, sources), loss, weight)
+    return GradientSum([_times(gradient, divisor) for gradient in tape.gradient(target, sources)], loss, weight)
+
+
+def _times(gradient: Gradient, factor: tf.Tensor) -> Gradient:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(_times(gradient.values, factor), gradient.indices, gradient.dense_shape)
+    return tf.cast(gradient, factor.dtype) * factor
 
 
 def regularisation(variables: Sequence[Any]) -> GradientSum:

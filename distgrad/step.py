@@ -136,7 +136,7 @@ class DistributedStep:
         if self._last is not None:
             self._last.expire()
         began = time.perf_counter()
-        values, gradient = self._compiled(batch, tf.constant(int(more)))
+        values, gradient = self.compiled(batch, tf.constant(int(more)))
         seconds = time.perf_counter() - began
         self._steps += 1
         report = StepReport(self._steps, self.comm.size, seconds, values, list(self._groups), gradient, self._described)
@@ -182,9 +182,9 @@ class DistributedStep:
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
         self.comm.broadcast([*model.variables, *optimizer.variables])
-        self._compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
+        self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         # The first trace takes any number of rows, so that a short last batch needs no second one.
-        self._compiled.get_concrete_function(tf.nest.map_structure(_any_rows, batch), tf.TensorSpec((), tf.int32))
+        self.compiled.get_concrete_function(tf.nest.map_structure(_any_rows, batch), tf.TensorSpec((), tf.int32))
         self._joined = True
 
     def _settings(self) -> list[str]:
@@ -299,7 +299,7 @@ def sum_gradients(
         UnsupportedLoss: the loss is not per example.
     """
     layout = Layout(variables, comm.size)
-    agreement.require_same_variables(comm, variables)
+    agreement.require_same_variables_once(comm, variables)
     arguments = _tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:

@@ -45,7 +45,7 @@ class Communicator:
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.agreed: set[str] = set()  # digests of what all workers are known to share, see agreement.py
+        self.agreed: set[str] = set()  # lists of variables that all workers are known to share
 
     # ---- what an engine supplies
 

@@ -1,0 +1,33 @@
+"""The contract suite runs inside every worker: `mpirun -np 3 python -m pytest tests/contract`, and so on.
+
+The engine is chosen as a user would, by how the process was launched and by DISTGRAD_BACKEND.
+`tests/test_engines.py` launches it on every engine.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+
+import distgrad
+
+LOGICAL_CPUS = int(os.environ.get("DISTGRAD_TEST_LOGICAL_CPUS", "1"))
+
+
+@pytest.fixture(scope="session")
+def comm() -> Iterator[distgrad.Communicator]:
+    if LOGICAL_CPUS > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * LOGICAL_CPUS)
+    comm = distgrad.connect()
+    assert comm.size == int(os.environ["DISTGRAD_TEST_SIZE"]), "the launcher and the engine disagree"
+    yield comm
+    comm.barrier()
+    comm.close()
+
+
+@pytest.fixture
+def several_processes(comm: distgrad.Communicator) -> None:
+    if comm.size == comm.span:
+        pytest.skip("one process has nobody to differ from")

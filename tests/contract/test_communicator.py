@@ -1,0 +1,169 @@
+"""What every communicator does, with data of which each rank's part is known and the sum is arithmetic."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from distgrad import Communicator, DistgradError, sum_gradients
+from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
+from distgrad.layout import Lanes, Layout
+
+
+def part(worker: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
+    """An integer-valued vector that no two workers share: (worker + 1)·(3i + 1)."""
+    return tf.cast(worker + 1, dtype) * tf.cast(3 * tf.range(size) + 1, dtype)
+
+
+def total(size: int, workers: int) -> np.ndarray:
+    return workers * (workers + 1) // 2 * (3 * np.arange(size) + 1)
+
+
+def test_knows_its_place(comm: Communicator) -> None:
+    assert 0 <= comm.rank < comm.size
+    assert 0 <= comm.local_rank < comm.local_size <= comm.size
+    assert comm.is_root == (comm.rank == 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+@pytest.mark.parametrize("size", [0, 1, 7, 4097])
+def test_sums_exactly(comm: Communicator, size: int, dtype: str) -> None:
+    result = comm.sum_over_workers(lambda: part(comm.worker(), size, tf.as_dtype(dtype)), ())
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result.numpy(), total(size, comm.size))
+
+
+def test_sums_a_large_vector_in_a_graph_again_and_again(comm: Communicator) -> None:
+    @tf.function
+    def step(offset: tf.Tensor) -> tf.Tensor:
+        return comm.sum_over_workers(lambda value: part(comm.worker(), 100_003, tf.float64) + value, (offset,))
+
+    for offset in range(5):
+        result = step(tf.constant(float(offset), tf.float64))
+        np.testing.assert_array_equal(result.numpy(), total(100_003, comm.size) + offset * comm.size)
+
+
+def test_gives_rows_to_exactly_one_worker(comm: Communicator) -> None:
+    rows = tf.range(5) + 10 * comm.rank
+    result = comm.sum_over_workers(lambda own: tf.stack([tf.reduce_sum(own), tf.size(own)]), (rows,))
+    first_workers = range(0, comm.size, comm.span)
+    assert result.numpy().tolist() == [sum(10 + 50 * rank for rank in first_workers), 5 * len(first_workers)]
+
+
+def test_refuses_what_no_engine_sums_exactly(comm: Communicator) -> None:
+    for dtype in (tf.float16, tf.bfloat16, tf.complex64, tf.bool):
+        with pytest.raises(UnsupportedDtype, match=dtype.name):
+            comm.sum_over_workers(lambda dtype=dtype: tf.zeros(3, dtype), ())
+
+
+def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Communicator) -> None:
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    variables = [tf.Variable(tf.zeros(shape, dtype)) for dtype in dtypes for shape in ((), (3,), (2, 0), (2, 5))]
+    layout = Layout(variables, comm.size)
+
+    def fn() -> tf.Tensor:
+        worker = comm.worker()
+        own = [tf.fill(variable.shape, tf.cast(worker + 1, variable.dtype)) for variable in variables]
+        odd = layout.flatten([None if index % 2 else value for index, value in enumerate(own)])
+        entries = tf.where(worker % 2 == 1, odd, layout.flatten(own))
+        lanes = Lanes(
+            tf.constant(0.1, tf.float64),
+            tf.constant(2**24 + 1, tf.int64),
+            tf.constant(5),
+            worker % 2,
+            tf.one_hot(worker, comm.size, dtype=tf.int64),
+        )
+        return layout.join(entries, lanes)
+
+    entries, lanes = layout.part(comm.sum_over_workers(fn, ()))
+    everyone, even = sum(range(1, comm.size + 1)), sum(range(1, comm.size + 1, 2))
+    for index, value in enumerate(layout.unflatten(entries)):
+        np.testing.assert_array_equal(value.numpy(), np.full(variables[index].shape, even if index % 2 else everyone))
+    assert int(lanes.weight) == comm.size * (2**24 + 1)
+    assert int(lanes.examples) == 5 * comm.size
+    assert int(lanes.more) == comm.size // 2
+    assert lanes.nonfinite.numpy().tolist() == [1] * comm.size
+    assert float(lanes.loss) == pytest.approx(0.1 * comm.size, rel=1e-12)
+
+
+def test_sum_gradients_is_exact_on_integers(comm: Communicator) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.integers(-9, 10, (13, 4)).astype("float32"), rng.integers(-9, 10, 13).astype("float32")
+    weights, unused = tf.Variable([1.0, -2.0, 3.0, 0.0]), tf.Variable([5.0])
+    first, last = comm.rank * 13 // comm.size, (comm.rank + comm.span) * 13 // comm.size
+    for micro_batch_size in (None, 1, 2, 5, 100):
+        sums = sum_gradients(
+            lambda x, y: tf.square(tf.linalg.matvec(x, weights) - y),
+            [weights, unused],
+            (x[first:last], y[first:last]),
+            comm=comm,
+            micro_batch_size=micro_batch_size,
+        )
+        error = x @ weights.numpy() - y
+        np.testing.assert_array_equal(sums.gradients[0].numpy(), 2 * error @ x)
+        assert sums.gradients[1].numpy().tolist() == [0.0]
+        assert float(sums.loss) == float(np.square(error).sum())
+        assert float(sums.weight) == 13
+
+
+def test_sum_gradients_takes_nothing_at_all(comm: Communicator) -> None:
+    sums = sum_gradients(tf.abs, [], np.ones(4, "float32"), comm=comm)
+    assert sums.gradients == []
+    assert float(sums.loss) == 4 * comm.size / comm.span
+
+
+def test_exchange(comm: Communicator) -> None:
+    texts = comm.exchange("é" * comm.rank + "!")
+    assert texts == ["é" * rank + "!" if rank % comm.span == 0 else "" for rank in range(comm.size)]
+
+
+def test_broadcast_is_bit_exact(comm: Communicator) -> None:
+    special = np.array([0.0, -0.0, np.nan, np.inf, 1e-45, 1 + 2**-23], "float32")
+    root = [
+        special,
+        np.array(2**53 + 1, "int64"),
+        np.array([2**32 - 1, 7], "uint32"),
+        np.array([True, False, True]),
+        np.array([1.5, -2.0, 3.0], ml_dtypes.bfloat16),
+        np.zeros((0, 3), "float64"),
+    ]
+    # Outside the scope: TensorFlow's own collectives cannot create uint32 or bfloat16 variables.
+    variables = [tf.Variable(value if comm.is_root else np.zeros_like(value)) for value in root]
+    with comm.scope():
+        variables.append(keras.Variable(keras.ops.full((2,), float(comm.rank + 1)), name="keras"))
+    comm.broadcast(variables)
+    for variable, expected in zip(variables, [*root, np.ones(2, "float32")], strict=True):
+        assert variable.numpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_broadcast_of_different_variables_assigns_nothing(comm: Communicator) -> None:
+    shape = (2, 3) if comm.rank < comm.size - 1 else (3, 2)
+    variable = tf.Variable(tf.fill(shape, float(comm.rank)), name="kernel")
+    with pytest.raises(ModelMismatch, match=rf"kernel.*float32 \(3, 2\)' on rank {comm.size - 1}") as caught:
+        comm.broadcast([variable])
+    assert (caught.value.code, caught.value.status, caught.value.rank) == ("DG020", 65, comm.size - 1)
+    assert np.all(variable.numpy() == comm.rank)
+
+
+def test_shards_are_the_global_batches(comm: Communicator) -> None:
+    numbers = np.arange(1, 24)
+    dataset = tf.data.Dataset.from_tensor_slices((numbers, {"twice": 2 * numbers})).batch(7)
+    for batch, (own, named) in enumerate(comm.shard(dataset)):
+        whole = numbers[7 * batch : 7 * batch + 7]
+        np.testing.assert_array_equal(named["twice"].numpy(), 2 * own.numpy())
+        assert abs(own.shape[0] - comm.span * len(whole) / comm.size) < 1 + comm.span
+        seen = np.zeros(24, np.int32)
+        seen[own.numpy()] += 1
+        assert set(np.flatnonzero(comm.process_sum(seen) == 1)) == set(whole)
+
+
+def test_shard_refuses_arrays(comm: Communicator) -> None:
+    with pytest.raises(BadArgument, match="not ndarray"):
+        comm.shard(np.zeros(3))
+
+
+def test_barrier_and_context_manager(comm: Communicator) -> None:
+    comm.barrier()
+    assert issubclass(BadArgument, DistgradError)

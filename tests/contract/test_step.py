@@ -1,0 +1,389 @@
+"""What must hold of a step, on every engine: the weights are those of Keras in one process on the whole batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from zoo import ROWS, SHARES, ZOO, Case, adam, batches, by_keras
+
+from distgrad import Communicator, DistributedStep, StepReport
+from distgrad.errors import (
+    ModelMismatch,
+    NonFiniteGradient,
+    NoSamples,
+    SettingsMismatch,
+    UnsupportedDtype,
+    UnsupportedLoss,
+)
+
+TOLERANCE = 5e-6
+COLLECTIVES = {"EagerPyFunc", "PyFunc", "PyFuncStateless", "HorovodAllreduce", "CollectiveReduceV2", "NcclAllReduce"}
+
+
+def own(comm: Communicator, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """This process's rows: 7, 5 and 0 of 12 for three workers."""
+    if comm.span == comm.size:
+        return batch
+    first = sum(SHARES[comm.size][: comm.rank])
+    return tuple(array[first : first + SHARES[comm.size][comm.rank]] for array in batch)
+
+
+def weights(model: keras.Model) -> np.ndarray:
+    return np.concatenate([np.ravel(value) for value in model.get_weights()])
+
+
+def quiet(comm: Communicator, model: keras.Model, loss: Any = "mse", optimizer: Any = "sgd", **options: Any) -> Any:
+    return DistributedStep(model, loss, optimizer, comm=comm, log_every=0, **options)
+
+
+def build(comm: Communicator, case: Case) -> tuple[keras.Model, keras.Model]:
+    """The distributed model, with other weights on every rank, and the oracle with those of rank 0."""
+    keras.utils.set_random_seed(7)
+    oracle = case.build()
+    keras.utils.set_random_seed(7 + comm.rank)
+    with comm.scope():
+        model = case.build()
+    return model, oracle
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # says the oracle of its idle layer
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("name", ZOO)
+def test_three_adam_steps_are_keras_on_the_whole_batch(
+    comm: Communicator, name: str, micro_batch_size: int | None
+) -> None:
+    case = ZOO[name]
+    model, oracle = build(comm, case)
+    steps = batches(case)
+    losses = by_keras(oracle, case, steps)
+    step = quiet(comm, model, case.loss, adam(case.clipping), micro_batch_size=micro_batch_size)
+    reports = [step(*own(comm, batch)) for batch in steps]
+    np.testing.assert_allclose([report.loss for report in reports], losses, rtol=2e-6)
+    assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
+    assert [report.examples for report in reports] == [ROWS] * 3
+    assert step.compiled.experimental_get_tracing_count() == 1
+
+
+def test_exactly_one_reduction_a_step(comm: Communicator) -> None:
+    model, _ = build(comm, ZOO["regularised attention"])
+    step = quiet(comm, model, ZOO["dense"].loss, adam({"global_clipnorm": 1.0}), groups={"all": ""}, micro_batch_size=2)
+    batch = own(comm, batches(ZOO["regularised attention"])[0])
+    step(*batch)
+    graph = step.compiled.get_concrete_function(batch, tf.constant(0)).graph
+    nodes = [node.op for node in graph.as_graph_def().node]
+    nodes += [node.op for function in graph.as_graph_def().library.function for node in function.node_def]
+    collectives = [op for op in nodes if op in COLLECTIVES]
+    assert len(collectives) == (0 if comm.size == comm.span and comm.backend in ("solo", "tf") else 1)
+
+
+def linear(comm: Communicator, value: float = 1.0) -> keras.Model:
+    """y = x·w with w = (value, value), whose gradients are short sums."""
+    with comm.scope():
+        return keras.Sequential(
+            [keras.Input((2,)), keras.layers.Dense(1, use_bias=False, kernel_initializer=constant(value))]
+        )
+
+
+def constant(value: float) -> keras.initializers.Initializer:
+    return keras.initializers.Constant(value)
+
+
+def product(y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """A loss whose gradient by y_pred is y_true."""
+    return tf.reduce_sum(y_true * y_pred, axis=-1)
+
+
+def integers(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(11)
+    return rng.integers(-5, 6, (rows, 2)).astype("float32"), rng.integers(1, 4, (rows, 1)).astype("float32")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_integer_data_gives_the_exact_gradient(comm: Communicator, reduction: str) -> None:
+    x, y = integers()
+    step = quiet(comm, linear(comm), product, micro_batch_size=2, reduction=reduction, groups={"kernel": "kernel$"})
+    report = step(*own(comm, (x, y)))
+    gradient = (x * y).sum(0) / (ROWS if reduction == "mean" else 1)
+    assert [row.gradient_sum for row in report.table()] == [np.float32(gradient).sum()]
+    assert report.gradient_sum == report.groups["kernel"].gradient_sum == np.float32(gradient).sum()
+    assert report.gradient_norm == pytest.approx(np.sqrt(np.square(gradient).sum()), rel=1e-6)
+    assert report.gradient_max == np.abs(np.float32(gradient)).max()
+    assert (report.weight, report.workers, report.applied) == (ROWS, comm.size, True)
+    np.testing.assert_array_equal(weights(step.model), np.float32(1) - np.float32(0.01) * np.float32(gradient))
+
+
+def endless_share(comm: Communicator, lengths: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of 4 rows, as many as this process's length says."""
+    x, y = integers()
+    return ((x[:4], y[:4]) for _ in range(lengths[comm.rank // comm.span]))
+
+
+def test_an_epoch_lasts_until_the_last_worker_is_done(comm: Communicator) -> None:
+    x, y = (array[:4] for array in integers())
+    lengths = [2, 5, 0][: comm.size // comm.span]
+    spec = (tf.TensorSpec((None, 2)), tf.TensorSpec((None, 1)))
+    dataset = tf.data.Dataset.from_generator(lambda: endless_share(comm, lengths), output_signature=spec)
+    step = quiet(comm, linear(comm), product)
+    reports = list(step.epoch(dataset))
+    assert len(reports) == max(lengths)
+    active = [sum(length > number for length in lengths) for number in range(max(lengths))]
+    assert [report.examples for report in reports] == [4 * workers for workers in active]
+    assert [report.gradient_sum for report in reports] == [pytest.approx((x * y).mean(0).sum(), rel=1e-6)] * len(active)
+
+
+def test_no_rows_anywhere_is_an_error_and_applies_nothing(comm: Communicator) -> None:
+    model = linear(comm)
+    step = quiet(comm, model, product, keras.optimizers.SGD(0.1, weight_decay=0.5))
+    with pytest.raises(NoSamples) as caught:
+        step(*integers(0))
+    assert (caught.value.code, caught.value.status) == ("DG034", 65)
+    assert weights(model).tolist() == [1.0, 1.0]
+    empty = tf.data.Dataset.from_tensor_slices(integers()).take(0).batch(4)
+    with pytest.raises(NoSamples):
+        list(step.epoch(empty))
+    assert step.optimizer.iterations.numpy() == 0
+
+
+def test_rows_that_are_all_masked_out_change_nothing(comm: Communicator) -> None:
+    x, y = integers()
+    loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    step = quiet(comm, linear(comm), loss)
+    report = step(*own(comm, (x, y, np.zeros(ROWS, "float32"))))
+    assert (report.loss, report.gradient_norm, report.weight, report.applied) == (0, 0, 0, True)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_nonfinite_on_one_worker_skips_the_step_on_all(comm: Communicator, poison: float) -> None:
+    x, y = integers()
+    x[0, 0] = poison
+    model = linear(comm)
+    report = quiet(comm, model, product)(*own(comm, (x, y)))
+    assert (report.nonfinite, report.applied, report.nonfinite_ranks) == (1, False, [0])
+    assert weights(model).tolist() == [1.0, 1.0]
+    assert '"gradient_sum": null' in report.as_json()
+
+
+def test_overflow_in_the_sum_alone_is_found(comm: Communicator) -> None:
+    """Every worker's own sum is finite; only the total is not. One worker's sum is the total."""
+    huge = np.full((comm.size, 2), 3e38 if comm.size > 1 else np.inf, "float32")
+    first = comm.rank
+    model = linear(comm, 0.0)
+    step = quiet(comm, model, product, reduction="sum")
+    report = step(huge[first : first + comm.span], np.ones((comm.span, 1), "float32"))
+    assert (report.nonfinite, report.applied) == (2, False)
+    assert report.nonfinite_ranks == ([] if comm.size > 1 else [0])
+    assert weights(model).tolist() == [0.0, 0.0]
+
+
+def test_nonfinite_can_raise_on_all_workers_or_be_applied(comm: Communicator) -> None:
+    x, y = integers()
+    x[0, 1] = np.nan
+    model = linear(comm)
+    step = quiet(comm, model, product, on_nonfinite="raise")
+    with pytest.raises(NonFiniteGradient, match=r"rank=0 step=1: 1 non-finite.*kernel") as caught:
+        step(*own(comm, (x, y)))
+    assert caught.value.status == 65
+    assert weights(model).tolist() == [1.0, 1.0]
+    report = quiet(comm, model, product, on_nonfinite="apply")(*own(comm, (x, y)))
+    assert report.applied
+    assert np.isnan(weights(model)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("clipping", [{"clipnorm": 1.0}, {"global_clipnorm": 1.0}, {"clipvalue": 1.0}])
+def test_clipping_comes_after_the_reduction(comm: Communicator, clipping: dict[str, float]) -> None:
+    """Gradients 10 and -9 on two workers: clipped first they cancel, summed first they are 1."""
+    x = np.array([[10.0, 0.0], [-9.0, 0.0]], "float32")
+    first, last = comm.rank * 2 // comm.size, (comm.rank + comm.span) * 2 // comm.size
+    model = linear(comm)
+    step = quiet(comm, model, product, keras.optimizers.SGD(1.0, **clipping), reduction="sum")
+    step(x[first:last], np.ones((last - first, 1), "float32"))
+    np.testing.assert_allclose(weights(model), [0.0, 1.0], atol=1e-7)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_a_gradient_on_some_workers_only_is_zeros_from_the_others(comm: Communicator) -> None:
+    class Half(keras.Model):
+        """Its second variable takes part on even ranks only."""
+
+        def build(self, _shape: tuple[int, ...]) -> None:
+            self.always = self.add_weight(shape=(1,), initializer="ones", name="always")
+            self.sometimes = self.add_weight(shape=(1,), initializer="ones", name="sometimes")
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return x * (self.always + self.sometimes if comm.rank % 2 == 0 else self.always)
+
+    with comm.scope():
+        model = Half()
+    step = quiet(comm, model, product, keras.optimizers.SGD(1.0), reduction="sum")
+    step(np.ones((2, 1), "float32"), np.ones((2, 1), "float32"))
+    processes = comm.size // comm.span
+    assert weights(model).tolist() == [1.0 - 2 * processes, 1.0 - 2 * ((processes + 1) // 2)]
+
+
+def test_indexed_slices_are_the_same_as_dense(comm: Communicator) -> None:
+    words = np.random.default_rng(2).integers(0, 9, (ROWS, 4))
+    results = []
+    for lookup in (tf.gather, lambda table, ids: tf.one_hot(ids, 9) @ table):
+        keras.utils.set_random_seed(4)
+        with comm.scope():
+            ids = keras.Input((4,), dtype="int32")
+            model = keras.Model(ids, Lookup(lookup)(ids))
+        step = quiet(comm, model, product, keras.optimizers.Adam(0.01), micro_batch_size=5)
+        for _ in range(2):
+            step(*own(comm, (words, np.ones((ROWS, 4, 3), "float32"))))
+        results.append(weights(model))
+    np.testing.assert_allclose(*results, atol=1e-6)
+
+
+class Lookup(keras.layers.Layer):
+    """An embedding whose way of looking up is given."""
+
+    def __init__(self, lookup: Any) -> None:
+        super().__init__(name="lookup")
+        self.lookup = lookup
+
+    def build(self, _shape: tuple[int, ...]) -> None:
+        self.table = self.add_weight(shape=(9, 3), initializer="normal", name="table")
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        return self.lookup(self.table.value, ids)
+
+
+def test_mixed_precision_scales_and_adjusts_alike(comm: Communicator) -> None:
+    x, y = integers()
+    with comm.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((2,)),
+                keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype="mixed_float16"),
+            ]
+        )
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.5), initial_scale=2.0**10, dynamic_growth_steps=2
+        )
+    step = quiet(comm, model, product, optimizer, micro_batch_size=3)
+    expected = np.ones(2)
+    for number, scale in enumerate([2.0**10, 2.0**11, 2.0**11, 2.0**10, 2.0**10], start=1):
+        inputs = np.where(number == 4, np.float32(6e4), x)  # times its weight, more than float16 holds
+        report = step(*own(comm, (inputs, y)))
+        expected -= 0.5 * (x * y).mean(0) * report.applied
+        assert report.applied == (number != 4)
+        assert step.optimizer.dynamic_scale.numpy() == scale
+    np.testing.assert_allclose(weights(model), expected, rtol=1e-3)
+
+
+def test_static_loss_scale_is_taken_out_again(comm: Communicator) -> None:
+    x, y = integers()
+    model = linear(comm)
+    report = quiet(comm, model, product, keras.optimizers.SGD(1.0, loss_scale_factor=1024.0))(*own(comm, (x, y)))
+    assert report.gradient_sum == pytest.approx((x * y).mean(0).sum(), rel=1e-6)
+    np.testing.assert_allclose(weights(model), 1 - (x * y).mean(0), rtol=1e-5)
+
+
+def test_float64_model_is_summed_in_float64(comm: Communicator) -> None:
+    x, y = integers()
+    with comm.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False, dtype="float64")])
+    step = quiet(comm, model, keras.losses.MeanSquaredError(dtype="float64"), reduction="sum")
+    start = model.get_weights()[0][:, 0]
+    report = step(*own(comm, (x, y)))
+    start = comm.process_sum(start if comm.is_root else np.zeros_like(start))  # every rank drew its own
+    error = x.astype(float) @ start - y[:, 0]
+    assert report.gradient_sum == pytest.approx((2 * error @ x.astype(float)).sum(), rel=1e-12)
+
+
+def test_integer_variables_are_refused(comm: Communicator) -> None:
+    class Counting(keras.layers.Dense):
+        def build(self, shape: tuple[int, ...]) -> None:
+            super().build(shape)
+            self.counter = self.add_weight(shape=(), dtype="int32", initializer="zeros", name="counter")
+
+    with comm.scope():
+        model = keras.Sequential([keras.Input((2,)), Counting(1)])
+    with pytest.raises(UnsupportedDtype, match=r"counter int32.*has no gradient"):
+        quiet(comm, model, product)(*own(comm, integers()))
+
+
+def test_a_loss_that_is_already_a_mean_is_refused(comm: Communicator) -> None:
+    with pytest.raises(UnsupportedLoss, match="one number for a whole micro-batch"):
+        quiet(comm, linear(comm), lambda y_true, y_pred: tf.reduce_mean(y_true - y_pred))(*own(comm, integers()))
+
+
+MISMATCHES = {
+    "name": lambda odd: [keras.layers.Dense(3, name="odd" if odd else "even")],
+    "shape": lambda odd: [keras.layers.Dense(2 if odd else 3, name="a"), keras.layers.Dense(3 if odd else 2, name="b")],
+    "dtype": lambda odd: [keras.layers.Dense(3, name="a", dtype="float64" if odd else "float32")],
+    "count": lambda odd: [keras.layers.Dense(3, name="a", use_bias=odd)],
+}
+
+
+@pytest.mark.usefixtures("several_processes")
+@pytest.mark.parametrize("difference", MISMATCHES)
+def test_models_that_differ_are_found_before_anything_is_summed(comm: Communicator, difference: str) -> None:
+    last = comm.rank == comm.size - 1
+    with comm.scope():
+        model = keras.Sequential([keras.Input((6,)), *MISMATCHES[difference](last)], name="differs")
+    before = weights(model)
+    with pytest.raises(ModelMismatch, match=f"rank {comm.size - 1}") as caught:
+        quiet(comm, model, product)(np.ones((2, 6), "float32"), np.ones((2, 3), "float32"))
+    assert (caught.value.code, caught.value.rank, caught.value.step) == ("DG020", comm.size - 1, 0)
+    np.testing.assert_array_equal(weights(model), before)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_settings_that_differ_are_found(comm: Communicator) -> None:
+    step = quiet(comm, linear(comm), product, reduction="mean" if comm.is_root else "sum")
+    with pytest.raises(SettingsMismatch, match=r"reduction=sum' on rank 1 but 'reduction=mean' on rank 0"):
+        step(*integers())
+
+
+def test_the_first_step_broadcasts_weights_and_optimizer_state(comm: Communicator) -> None:
+    x, y = integers()
+    with comm.scope():
+        model = linear(comm, 1.0 + comm.rank)
+        optimizer = keras.optimizers.Adam(0.1)
+        optimizer.build(model.trainable_variables)
+        optimizer.iterations.assign(100 * (comm.rank + 1))
+        optimizer.variables[2].assign(tf.fill((2, 1), float(comm.rank)))
+    quiet(comm, model, product, optimizer)(*own(comm, (x, y)))
+    assert optimizer.iterations.numpy() == 101
+    state = np.concatenate([weights(model), np.ravel(optimizer.variables[2].numpy())]).astype("float64")
+    processes = comm.size // comm.span
+    np.testing.assert_allclose(comm.process_sum(state), processes * state, rtol=1e-12)
+
+
+def test_no_more_than_two_traces_whatever_the_shapes(comm: Communicator) -> None:
+    with comm.scope():
+        model = keras.Sequential([keras.Input((None, 2)), keras.layers.Dense(1)])
+    step = quiet(comm, model, "mse", micro_batch_size=2)
+    for rows, length in ((5, 3), (4, 3), (1, 3), (5, 4), (2, 7), (3, 5)):
+        step(np.ones((rows, length, 2), "float32"), np.ones((rows, length, 1), "float32"))
+    assert step.compiled.experimental_get_tracing_count() <= 2
+
+
+def test_xla_compiles_the_local_part(comm: Communicator) -> None:
+    case = ZOO["dense"]
+    model, oracle = build(comm, case)
+    steps = batches(case)
+    by_keras(oracle, case, steps)
+    step = quiet(comm, model, case.loss, adam(case.clipping), micro_batch_size=3, jit_compile=True)
+    for batch in steps:
+        step(*own(comm, batch))
+    assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
+
+
+def test_an_unbuilt_model_is_built(comm: Communicator) -> None:
+    with comm.scope():
+        model = keras.Sequential([keras.layers.Dense(2)])
+    report = quiet(comm, model, "mse")(*own(comm, (np.ones((ROWS, 3), "float32"), np.ones((ROWS, 2), "float32"))))
+    assert report.applied
+    assert model.count_params() == 8
+
+
+def test_only_the_root_prints(comm: Communicator, capsys: pytest.CaptureFixture[str]) -> None:
+    step = DistributedStep(linear(comm), product, "sgd", comm=comm, log_every=2, groups={"w": "kernel"})
+    reports: list[StepReport] = [step(*own(comm, integers())) for _ in range(4)]
+    assert capsys.readouterr().out == ("".join(f"{reports[i]}\n" for i in (1, 3)) if comm.is_root else "")
