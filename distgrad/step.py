@@ -169,19 +169,19 @@ class DistributedStep:
 
     def _join(self, batch: tuple[Any, ...]) -> None:
         """Make sure that all workers mean the same thing, start from the root's weights, and trace the step."""
-        model, optimizer = self.model, self.optimizer
         with self.comm.scope():
-            if not model.built:
-                model(_one_row_like(batch[0]))
-            self._variables = model.trainable_variables
-            if not optimizer.built:
-                optimizer.build(self._variables)
+            if not self.model.built:
+                self.model(_one_row_like(batch[0]))
+        self._variables = self.model.trainable_variables
         self._described = [(variable.path, tuple(variable.shape)) for variable in self._variables]
         self._layout = Layout(self._variables, self.comm.size)
         self._group_ranges = [self._layout.ranges(self._members(label)) for label in self._groups]
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
-        self.comm.broadcast([*model.variables, *optimizer.variables])
+        with self.comm.scope():
+            if not self.optimizer.built:
+                self.optimizer.build(self._variables)
+        self.comm.broadcast([*self.model.variables, *self.optimizer.variables])
         self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         # The first trace takes any number of rows, so that a short last batch needs no second one.
         self.compiled.get_concrete_function(tf.nest.map_structure(_any_rows, batch), tf.TensorSpec((), tf.int32))

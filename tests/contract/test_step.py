@@ -323,9 +323,9 @@ MISMATCHES = {
 @pytest.mark.usefixtures("several_processes")
 @pytest.mark.parametrize("difference", MISMATCHES)
 def test_models_that_differ_are_found_before_anything_is_summed(comm: Communicator, difference: str) -> None:
+    # Outside the scope: MultiWorkerMirroredStrategy's own breaks down when its workers create different variables.
     last = comm.rank == comm.size - 1
-    with comm.scope():
-        model = keras.Sequential([keras.Input((6,)), *MISMATCHES[difference](last)], name="differs")
+    model = keras.Sequential([keras.Input((6,)), *MISMATCHES[difference](last)], name="differs")
     before = weights(model)
     with pytest.raises(ModelMismatch, match=f"rank {comm.size - 1}") as caught:
         quiet(comm, model, product)(np.ones((2, 6), "float32"), np.ones((2, 3), "float32"))
