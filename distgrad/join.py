@@ -90,18 +90,8 @@ def _installed(package: str) -> bool:
 def _require_installed(engine: Engine) -> None:
     if engine.package is not None and not _installed(engine.package):
         raise EngineMissing(f"{engine.package} is not installed", engine.fix, everywhere=True)
-    if engine.package == "mpi4py":
-        _load_mpi(engine)
     if engine.package == "horovod":
         _find_horovod_library(engine)
-
-
-def _load_mpi(engine: Engine) -> None:
-    try:
-        importlib.import_module("mpi4py.MPI")
-    except (ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise EngineMissing(f"mpi4py finds no MPI library ({reason})", engine.fix, everywhere=True) from None
 
 
 def _find_horovod_library(engine: Engine) -> None:

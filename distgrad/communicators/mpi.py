@@ -1,13 +1,27 @@
-"""MPI through mpi4py, under mpirun: one worker a process."""
+"""MPI through mpi4py, under mpirun: one worker a process.
+
+TensorFlow must be loaded before MPI: both contain the hwloc library, and where MPI comes first Open MPI's wheel
+finds the other's half of it when it finalises, and crashes.
+"""
 
 import os
 
 import numpy as np
 import tensorflow as tf
-from mpi4py import MPI
 
 from distgrad.communicators import Communicator
+from distgrad.errors import EngineMissing
 from distgrad.world import World
+
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as failure:
+    reason = " ".join(str(failure).split())
+    raise EngineMissing(
+        f"mpi4py does not load ({reason})",
+        "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it",
+        everywhere=True,
+    ) from None
 
 
 class Mpi(Communicator):
