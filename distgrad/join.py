@@ -56,8 +56,8 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     _require_installed(engine)
     module = importlib.import_module(f"distgrad.communicators.{engine.module}")
     comm = cast("Communicator", module.connect(world, timeout))
-    end_process_on_uncaught(comm.is_root, comm.leave)
     _require_whole_world(comm, world)
+    end_process_on_uncaught(comm.is_root, comm.leave)
     return comm
 
 
@@ -108,4 +108,5 @@ def _require_whole_world(comm: "Communicator", world: World) -> None:
             f"{world.launcher} started {world.size} workers but {comm.backend} connected {comm.size}",
             "launch with the mpirun of the MPI that mpi4py or Horovod uses, or with horovodrun",
             rank=world.rank,
+            everywhere=True,
         )

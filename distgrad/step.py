@@ -82,7 +82,7 @@ class DistributedStep:
             self.optimizer = comm.adopt(keras.optimizers.get(optimizer))
         self._micro_batch_size = micro_batch_size
         self._divides = reduction == "mean" and losses.divides(self._loss)
-        self._groups = dict(groups or {})
+        self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
         self._on_nonfinite = on_nonfinite
         self._log_every, self._log_format = log_every, log_format
         self._jit_compile = jit_compile
@@ -194,7 +194,7 @@ class DistributedStep:
 
     def _members(self, label: str) -> list[int]:
         """The variables of a group, by number."""
-        pattern = re.compile(self._groups[label])
+        pattern = self._groups[label]
         members = [index for index, (path, _) in enumerate(self._described) if pattern.search(path)]
         if not members and self.comm.is_root:
             known = ", ".join(path for path, _ in self._described)
@@ -326,6 +326,15 @@ def _vote(entries: tf.Tensor, worker: tf.Tensor, workers: int) -> tf.Tensor:
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
     if not holds:
         raise BadArgument(f"{name}={value!r}", f"give {allowed}", everywhere=True)
+
+
+def _pattern(label: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise BadArgument(
+            f"group {label!r} has the pattern {text!r}: {error}", "give a regular expression", everywhere=True
+        ) from None
 
 
 def _tensors(batch: Any) -> tuple[Any, ...]:

@@ -65,6 +65,8 @@ class Communicator:
 
     def leave(self, status: int, together: bool) -> None:
         """End this process after an error; `together` says that every worker is doing the same."""
+        if together:
+            self.barrier()  # a launcher kills the others when the first one ends, perhaps before it has spoken
         os._exit(status)
 
     # ---- the idea

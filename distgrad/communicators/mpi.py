@@ -5,6 +5,8 @@ finds the other's half of it when it finalises, and crashes.
 """
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,9 @@ from distgrad.communicators import Communicator
 from distgrad.errors import EngineMissing
 from distgrad.world import World
 
+# A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
+if Path(sys.prefix, "bin", "orted").exists():
+    os.environ.setdefault("OPAL_PREFIX", sys.prefix)
 try:
     from mpi4py import MPI
 except (ImportError, RuntimeError) as failure:
@@ -52,7 +57,7 @@ class Mpi(Communicator):
         if not together:
             # The others may be waiting in a sum that this rank will never reach.
             MPI.COMM_WORLD.Abort(status)
-        MPI.Finalize()
+        MPI.Finalize()  # waits for the others, who are on their way here
         os._exit(status)
 
 

@@ -1,0 +1,211 @@
+"""The pure parts of the sum: losses as numerator and divisor, micro-batches, the flat vector, its statistics."""
+
+import functools
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from distgrad import loss as losses
+from distgrad.accumulate import accumulate, add
+from distgrad.errors import UnsupportedDtype, UnsupportedLoss
+from distgrad.gradient import micro_batch_sum
+from distgrad.layout import Lanes, Layout
+from distgrad.statistics import describe_gradient, describe_ranges
+
+settings.register_profile("tensorflow", deadline=None, max_examples=60)
+settings.load_profile("tensorflow")
+
+REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"]
+
+
+# ---- the loss
+
+
+@given(
+    reduction=st.sampled_from(REDUCTIONS),
+    tokens=st.booleans(),
+    masked=st.booleans(),
+    weights=st.sampled_from([None, "example", "token", "zero"]),
+    seed=st.integers(0, 9999),
+    cuts=st.lists(st.integers(1, 6), max_size=2),
+)
+def test_numerator_over_divisor_is_keras_however_the_batch_is_cut(
+    reduction: str, tokens: bool, masked: bool, weights: str | None, seed: int, cuts: list[int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (7, 3) if tokens else (7,)
+    y_true, y_pred = rng.normal(size=(*shape, 2)).astype("float32"), rng.normal(size=(*shape, 2)).astype("float32")
+    mask = rng.integers(0, 2, shape).astype(bool) if masked else None
+    weight_shape = shape if weights == "token" or not tokens else (7, 1)
+    sample_weight = None if weights is None else rng.uniform(0, 2, weight_shape).astype("float32") * (weights != "zero")
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+
+    def cut(array: np.ndarray | None, rows: slice) -> Any:
+        return None if array is None else tf.constant(array[rows])
+
+    def prediction(rows: slice) -> tf.Tensor:
+        tensor = tf.constant(y_pred[rows])
+        if mask is not None:
+            tensor._keras_mask = tf.constant(mask[rows])
+        return tensor
+
+    edges = [0, *sorted({min(7, sum(cuts[: i + 1])) for i in range(len(cuts))} - {7}), 7]
+    parts = [slice(*edge) for edge in itertools.pairwise(edges)]
+    sums = [losses.summed(loss, cut(y_true, p), prediction(p), cut(sample_weight, p)) for p in parts]
+    numerator = sum(float(numerator) for numerator, _ in sums)
+    divisor = sum(float(divisor) for _, divisor in sums) if losses.divides(loss) else 1.0
+    whole = slice(0, 7)
+    expected = float(loss(y_true, prediction(whole), sample_weight))
+    assert numerator / (divisor or 1.0) == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+def test_names_functions_and_objects_mean_what_they_mean_to_compile() -> None:
+    y_true, y_pred = tf.constant([[1.0], [0.0]]), tf.constant([[0.25], [0.5]])
+    for loss in ("mse", "MeanSquaredError", keras.losses.mean_squared_error, keras.losses.MeanSquaredError()):
+        numerator, divisor = losses.summed(losses.resolve(loss), y_true, y_pred, None)
+        assert (float(numerator), int(divisor)) == (0.75**2 + 0.5**2, 2)
+
+
+def test_labels_without_a_last_axis_meet_predictions_with_one() -> None:
+    loss = losses.resolve(lambda y_true, y_pred: tf.abs(y_true - y_pred))
+    numerator, divisor = losses.summed(loss, tf.constant([1, 2]), tf.constant([[0.0], [0.0]]), tf.constant([1.0, 3.0]))
+    assert (float(numerator), int(divisor)) == (7.0, 2)
+
+
+@pytest.mark.parametrize("loss", [None, ["mse", "mse"], {"a": "mse"}, 3])
+def test_what_is_no_single_loss_is_refused(loss: Any) -> None:
+    with pytest.raises(UnsupportedLoss, match="is no loss"):
+        losses.resolve(loss)
+
+
+# ---- micro-batches
+
+
+@given(rows=st.integers(0, 13), size=st.none() | st.integers(1, 15), indexed=st.booleans())
+def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, indexed: bool) -> None:
+    table = tf.Variable(tf.reshape(tf.range(12.0), (4, 3)))
+    unused = tf.Variable(1.0)
+    ids = np.arange(rows) * 7 % 4
+
+    def objective(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        looked_up = tf.gather(table, ids) if indexed else tf.one_hot(ids, 4) @ table
+        return tf.reduce_sum(tf.square(looked_up)), tf.size(ids)
+
+    one = functools.partial(micro_batch_sum, objective, [table, unused])
+    run = tf.function(lambda ids: accumulate(one, (ids,), size, [table.shape, unused.shape], tf.float32)[0])
+    sums = run(tf.constant(ids))
+    counts = np.bincount(ids, minlength=4)[:, None]
+    np.testing.assert_array_equal(sums.gradients[0].numpy(), 2 * table.numpy() * counts)
+    assert float(sums.gradients[1]) == 0
+    assert float(sums.loss) == float((np.square(table.numpy()) * counts).sum())
+    assert float(sums.weight) == rows
+
+
+def test_it_tells_which_variables_the_loss_depends_on() -> None:
+    used, unused = tf.Variable(2.0), tf.Variable(3.0)
+    one = functools.partial(micro_batch_sum, lambda x: (tf.reduce_sum(used * x), tf.size(x)), [used, unused])
+    _, depends = accumulate(one, (tf.ones(5),), 2, [used.shape, unused.shape], tf.float32)
+    assert depends == [True, False]
+
+
+def test_half_precision_gradients_are_added_in_float32() -> None:
+    total = tf.constant([2048.0])
+    assert add(total, tf.constant([1.0], tf.float16)).numpy().tolist() == [2049.0]  # float16 has no 2049
+    rows = tf.IndexedSlices(tf.constant([1.0, 1.0], tf.bfloat16), tf.constant([0, 0]))
+    assert add(total, rows).numpy().tolist() == [2050.0]
+
+
+def test_scaled_gradients_do_not_overflow_before_they_are_summed() -> None:
+    """64 examples of gradient 1 at scale 2^14 sum to 2^20, sixteen times what float16 holds."""
+    variable = tf.Variable(1.0)
+
+    def objective(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        half = tf.cast(variable, tf.float16) * x
+        return tf.reduce_sum(tf.cast(half, tf.float32)), tf.size(x)
+
+    sums = micro_batch_sum(objective, [variable], (tf.ones(64, tf.float16),), scale=2.0**14)
+    assert float(sums.gradients[0]) == 64 * 2.0**14
+
+
+# ---- the flat vector
+
+
+@given(
+    shapes=st.lists(arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), max_size=5),
+    dtypes=st.lists(st.sampled_from(["float16", "bfloat16", "float32", "float64"]), min_size=5, max_size=5),
+    absent=st.sets(st.integers(0, 4)),
+    workers=st.integers(1, 5),
+    weight=st.integers(0, 2**33),
+    rows=st.integers(0, 2**31 - 1),
+    loss=st.floats(-1e6, 1e6),
+)
+def test_the_vector_gives_back_what_went_in(
+    shapes: Any, dtypes: Any, absent: set[int], workers: int, weight: int, rows: int, loss: float
+) -> None:
+    variables = [tf.Variable(tf.zeros(shape, dtype)) for shape, dtype in zip(shapes, dtypes, strict=False)]
+    layout = Layout(variables, workers)
+    values = [tf.fill(variable.shape, tf.cast(i + 1, variable.dtype)) for i, variable in enumerate(variables)]
+    given_values = [None if i in absent else value for i, value in enumerate(values)]
+    lanes = Lanes(
+        tf.constant(loss, tf.float64),
+        tf.constant(weight, tf.int64),
+        tf.constant(rows, tf.int64),
+        tf.constant(1),
+        tf.one_hot(workers - 1, workers, dtype=tf.int64),
+    )
+    vector = layout.join(layout.flatten(given_values), lanes)
+    assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
+    entries, back = layout.part(vector * 3)  # as if three workers had sent the same
+    for i, value in enumerate(layout.unflatten(entries)):
+        np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
+    assert (int(back.weight), int(back.examples), int(back.more)) == (3 * weight, 3 * rows, 3)
+    assert back.nonfinite.numpy().tolist() == [0] * (workers - 1) + [3]
+    assert float(back.loss) == pytest.approx(3 * loss, rel=3e-7, abs=1e-9)  # the loss travels in float32
+
+
+def test_an_infinite_loss_travels_as_infinity() -> None:
+    layout = Layout([], 1)
+    nothing = tf.zeros((), tf.int64)
+    for loss in (np.inf, -np.inf, np.nan, 1e300):
+        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, tf.zeros(1, tf.int64))
+        _, back = layout.part(layout.join(layout.flatten([]), lanes))
+        np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
+def test_what_is_no_float_is_refused(dtype: str) -> None:
+    with pytest.raises(UnsupportedDtype, match=rf"odd:0 {dtype} \(2,\)"):
+        Layout([tf.Variable(tf.zeros(2)), tf.Variable(tf.cast(tf.zeros(2), dtype), name="odd")], 1)
+
+
+# ---- its statistics
+
+
+@given(
+    values=arrays.arrays(
+        np.float32,
+        st.integers(0, 40),
+        elements=st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=False),
+    )
+)
+def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
+    found = describe_gradient(tf.constant(values)).numpy()
+    assert found[3] == np.count_nonzero(~np.isfinite(values))
+    if found[3] == 0:
+        wide = values.astype("float64")
+        assert found[0] == pytest.approx(wide.sum(), abs=1e-5 * np.abs(wide).sum(), rel=1e-6) or np.isinf(found[0])
+        assert found[1] == pytest.approx(np.sqrt(np.square(wide).sum()), rel=1e-5)
+        assert found[2] == np.abs(wide).max(initial=0)
+
+
+def test_statistics_of_some_ranges() -> None:
+    flat = tf.range(10.0)
+    assert describe_ranges(flat, [(1, 3), (7, 8)]).numpy().tolist() == [10.0, pytest.approx(54**0.5), 7.0, 0.0]
+    assert describe_ranges(flat, []).numpy().tolist() == [0.0, 0.0, 0.0, 0.0]

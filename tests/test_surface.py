@@ -1,0 +1,117 @@
+"""The public face is small on purpose, stays as it is, and costs nothing to import."""
+
+import inspect
+import subprocess
+import sys
+
+import distgrad
+
+
+def test_exported_names() -> None:
+    assert distgrad.__all__ == [
+        "Communicator",
+        "DistgradError",
+        "DistributedStep",
+        "GradientSum",
+        "StepReport",
+        "connect",
+        "sum_gradients",
+    ]
+    for name in distgrad.__all__:
+        assert getattr(distgrad, name).__module__.startswith("distgrad.")
+        assert name in dir(distgrad)
+
+
+def signature(function: object) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [
+        ("*" if parameter.kind is parameter.KEYWORD_ONLY else "")
+        + parameter.name
+        + ("" if parameter.default is parameter.empty else f"={parameter.default!r}")
+        for parameter in parameters
+    ]
+
+
+def test_signatures() -> None:
+    assert signature(distgrad.connect) == ["backend='auto'", "*timeout=60.0"]
+    assert signature(distgrad.DistributedStep) == [
+        "model",
+        "loss",
+        "optimizer",
+        "*comm",
+        "*micro_batch_size=None",
+        "*reduction='mean'",
+        "*groups=None",
+        "*on_nonfinite='skip'",
+        "*log_every=1",
+        "*log_format='text'",
+        "*jit_compile=False",
+    ]
+    assert signature(distgrad.DistributedStep.__call__) == ["self", "x", "y=None", "sample_weight=None"]
+    assert signature(distgrad.sum_gradients) == [
+        "per_example_loss",
+        "variables",
+        "batch",
+        "*comm",
+        "*micro_batch_size=None",
+    ]
+
+
+def test_a_communicator_s_face() -> None:
+    public = {name for name in vars(distgrad.Communicator) if not name.startswith("_")}
+    assert public == {
+        "adopt",
+        "all_sum",
+        "backend",
+        "barrier",
+        "broadcast",
+        "close",
+        "exchange",
+        "is_root",
+        "leave",
+        "process_sum",
+        "scope",
+        "shard",
+        "span",
+        "sum_over_workers",
+        "worker",
+    }
+    comm = distgrad.connect("solo")
+    assert (comm.backend, comm.rank, comm.size, comm.local_rank, comm.local_size, comm.is_root) == (
+        "solo",
+        0,
+        1,
+        0,
+        1,
+        True,
+    )
+
+
+def test_a_report_s_fields() -> None:
+    fields = {name for name in dir(distgrad.StepReport) if not name.startswith("_")} | {"step", "workers", "seconds"}
+    contract = {"step", "loss", "examples", "weight", "nonfinite", "applied", "workers", "seconds", "groups"}
+    assert fields >= contract | {"gradient_sum", "gradient_norm", "gradient_max"}
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_distgrad_imports_nothing_heavy() -> None:
+    assert not imported_by("import distgrad, distgrad.world, distgrad.join") & {
+        "tensorflow",
+        "keras",
+        "mpi4py",
+        "horovod",
+    }
+
+
+def test_a_step_imports_no_foreign_engine() -> None:
+    modules = imported_by("import distgrad; distgrad.DistributedStep; distgrad.connect('solo')")
+    assert "tensorflow" in modules
+    assert not modules & {"mpi4py", "horovod"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(distgrad, "averaged_gradients")
