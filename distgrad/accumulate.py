@@ -61,6 +61,10 @@ def add(total: tf.Tensor, gradient: Gradient) -> tf.Tensor:
     Args:
         total: (...) the sum so far.
         gradient: (...) dense; IndexedSlices, of which only the touched rows are read and written; or None for zeros.
+
+    >>> rows = tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([2, 2]))
+    >>> add(tf.zeros((3, 1)), rows).numpy().tolist()
+    [[0.0], [0.0], [3.0]]
     """
     if gradient is None:
         return total

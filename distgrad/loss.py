@@ -50,6 +50,22 @@ def divides(loss: keras.losses.Loss) -> bool:
     return loss.reduction != "sum"
 
 
+def require_no_added_losses(model: keras.Model) -> None:
+    """Refuse what layers add during the call; the weights' own regularisers are counted elsewhere, once a step.
+
+    Raises:
+        UnsupportedLoss: `add_loss` or an activity regulariser was used. One gives a mean over the micro-batch and
+            another a sum, and the value does not tell which.
+    """
+    regularised = sum(variable.regularizer is not None for variable in model.trainable_weights)
+    if len(model.losses) > regularised:
+        raise UnsupportedLoss(
+            f"layers of model {model.name!r} add losses of their own during the call",
+            "return them as outputs and count them per example in the loss function",
+            everywhere=True,
+        )
+
+
 def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """The loss of one micro-batch as numerator and divisor.
 

@@ -79,7 +79,7 @@ class DistributedStep:
         self.model, self.comm = model, comm
         self._loss = losses.resolve(loss)
         with comm.scope():
-            self.optimizer = comm.adopt(keras.optimizers.get(optimizer))
+            self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
         self._micro_batch_size = micro_batch_size
         self._divides = reduction == "mean" and losses.divides(self._loss)
         self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
@@ -235,7 +235,9 @@ class DistributedStep:
         return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
 
     def _summed_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        return losses.summed(self._loss, y, self.model(x, training=True), sample_weight)
+        y_pred = self.model(x, training=True)
+        losses.require_no_added_losses(self.model)
+        return losses.summed(self._loss, y, y_pred, sample_weight)
 
     def _divide(self, summed: tf.Tensor, lanes: Lanes) -> tuple[tf.Tensor, tf.Tensor]:
         """The one division, and what is counted once: G and the loss of the global batch."""
@@ -297,6 +299,14 @@ def sum_gradients(
     Raises:
         ModelMismatch: the variables differ between workers; nothing was summed.
         UnsupportedLoss: the loss is not per example.
+
+    >>> from distgrad import connect
+    >>> slope = tf.Variable(3.0)
+    >>> loss = lambda x, y: tf.square(slope * x - y)
+    >>> batch = tf.constant([1.0, 2.0, 4.0]), tf.constant([0.0, 0.0, 1.0])
+    >>> sums = sum_gradients(loss, [slope], batch, comm=connect("solo"), micro_batch_size=2)
+    >>> float(sums.gradients[0]), float(sums.loss), float(sums.weight)  # Σ 2x(3x - y), Σ (3x - y)², 3
+    (118.0, 166.0, 3.0)
     """
     layout = Layout(variables, comm.size)
     agreement.require_same_variables_once(comm, variables)

@@ -59,6 +59,9 @@ class World:
 
         Raises:
             BadEnvironment: a variable is missing beside its partner, no integer, or out of range (status 78).
+
+        >>> World.from_environment({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "4"})
+        World(launcher='horovodrun', backend='horovod', rank=1, size=4, local_rank=1, local_size=4)
         """
         if "TF_CONFIG" in environment:
             return _from_tf_config(environment["TF_CONFIG"])

@@ -99,8 +99,8 @@ class Communicator:
         """Where a model is built; does nothing except under tf.distribute."""
         return contextlib.nullcontext()
 
-    def adopt(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-        """The optimizer to use in this job: the given one, wherever it could be created."""
+    def adopt(self, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
+        """The optimizer to use for this model in this job: the given one, wherever they could be created."""
         return optimizer
 
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -207,6 +207,9 @@ def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: 
 
     Returns:
         (b', ...) with b' = ⌊last·b/size⌋ - ⌊first·b/size⌋.
+
+    >>> [share(tf.range(7), worker, worker + 1, 3).numpy().tolist() for worker in range(3)]
+    [[0, 1], [2, 3], [4, 5, 6]]
     """
     if rows.shape.rank == 0:
         return rows

@@ -30,20 +30,22 @@ class Strategy(Communicator):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self._strategy.scope()
 
-    def adopt(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    def adopt(self, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
         """An optimizer belongs to the scope it was created in; one from elsewhere is created again in this one.
 
         Raises:
-            BadArgument: it was created elsewhere and has state already, which a new one would lack.
+            BadArgument: the model was built elsewhere, or the optimizer was and has state that a new one would lack.
         """
-        if isinstance(optimizer.iterations.value, tf.distribute.DistributedValues):
-            return optimizer
-        if optimizer.built:
+        elsewhere = [variable.path for variable in model.variables if not _is_distributed(variable)]
+        if elsewhere or (optimizer.built and not _is_distributed(optimizer.iterations)):
+            culprit = f"variable {elsewhere[0]}" if elsewhere else f"optimizer {optimizer.name}"
             raise BadArgument(
-                f"optimizer {optimizer.name} was built outside comm.scope()",
-                "create it, and the model that it was compiled with, inside `with comm.scope():`",
+                f"{culprit} was built outside comm.scope()",
+                "build the model, and compile it if you do, inside `with comm.scope():`",
                 everywhere=True,
             )
+        if _is_distributed(optimizer.iterations):
+            return optimizer
         with self.scope():
             return type(optimizer).from_config(optimizer.get_config())
 
@@ -59,6 +61,10 @@ class Strategy(Communicator):
     def worker(self) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
+
+
+def _is_distributed(variable: keras.Variable) -> bool:
+    return isinstance(variable.value, tf.distribute.DistributedValues)
 
 
 def connect(world: World, timeout: float) -> Strategy:

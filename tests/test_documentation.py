@@ -1,0 +1,57 @@
+"""Every example in the README and in a docstring runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import sys
+import textwrap
+
+import pytest
+from launching import ROOT, launch, run
+
+import distgrad
+
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+README = (ROOT / "README.md").read_text()
+PROGRAM = "\n".join(textwrap.dedent(body) for _, body in BLOCK.findall(README))
+
+
+def test_the_readme_s_examples_run_in_order() -> None:
+    assert PROGRAM.count("distgrad.") >= 4
+    job = run([sys.executable, "-W", "error::UserWarning", "-c", PROGRAM])
+    assert job.status == 0, job.err
+    assert "workers 1" in job.out
+    assert "max |entry|" in job.out
+
+
+def test_and_on_two_workers() -> None:
+    job = launch("mpi", 2, ["-c", PROGRAM])[0]
+    assert job.status == 0, job.err
+    assert "workers 2" in job.out
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
+def test_the_readme_links_to_what_is_there(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"\./launch/\S+?(?=[`\s])", README))))
+def test_the_readme_s_commands_are_there(command: str) -> None:
+    assert (ROOT / command).stat().st_mode & 0o111
+
+
+def modules() -> list[str]:
+    names = [module.name for module in pkgutil.walk_packages(distgrad.__path__, "distgrad.")]
+    return [name for name in names if not name.endswith("hvd")]  # importing it needs a Horovod
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_docstring_examples() -> None:
+    finder = doctest.DocTestFinder()
+    found = [test for name in modules() for test in finder.find(importlib.import_module(name)) if test.examples]
+    assert len(found) >= 3
