@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from distgrad.batch import row_count
 from distgrad.gradient import Gradient, GradientSum
 
 
@@ -72,9 +73,3 @@ def add(total: tf.Tensor, gradient: Gradient) -> tf.Tensor:
         updates = tf.cast(gradient.values, total.dtype)
         return tf.tensor_scatter_nd_add(total, gradient.indices[:, tf.newaxis], updates)
     return total + tf.cast(gradient, total.dtype)
-
-
-def row_count(batch: Any) -> tf.Tensor:
-    """() int32: rows of the batch, by its first tensor."""
-    first = tf.nest.flatten(batch)[0]
-    return first.nrows(tf.int32) if isinstance(first, tf.RaggedTensor) else tf.shape(first)[0]

@@ -74,8 +74,8 @@ def regularisation(variables: Sequence[Any]) -> GradientSum:
     penalised = [variable for variable in variables if getattr(variable, "regularizer", None) is not None]
 
     def penalty() -> tuple[tf.Tensor, tf.Tensor]:
-        losses = [tf.cast(tf.reduce_sum(variable.regularizer(variable)), tf.float32) for variable in penalised]
-        return tf.add_n([tf.zeros(()), *losses]), tf.ones(())
+        losses = [tf.cast(tf.reduce_sum(variable.regularizer(variable)), tf.float64) for variable in penalised]
+        return tf.add_n([tf.zeros((), tf.float64), *losses]), tf.ones((), tf.float64)
 
     return micro_batch_sum(penalty, variables, ())
 

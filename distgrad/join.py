@@ -40,7 +40,8 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     Args:
         backend: "solo", "mpi", "horovod", "tf", or "auto": `DISTGRAD_BACKEND` if that is set, else what the
             launcher's environment variables say, else "solo".
-        timeout: seconds that the engine may wait for the other workers at the start, where it takes such a limit.
+        timeout: seconds that a worker waits for the others in a sum. Only MultiWorkerMirroredStrategy takes such a
+            limit; under the other engines it waits until their launcher ends the job.
 
     Raises:
         UnknownBackend: no such backend (exit status 64).

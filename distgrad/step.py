@@ -23,7 +23,8 @@ import tensorflow as tf
 
 from distgrad import agreement
 from distgrad import loss as losses
-from distgrad.accumulate import accumulate, row_count
+from distgrad.accumulate import accumulate
+from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
 from distgrad.communicators import Communicator
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
@@ -109,16 +110,16 @@ class DistributedStep:
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
         given = (x, y, sample_weight)
-        return self._take(_tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
+        return self._take(tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
         """Take a step for every batch (x, y) or (x, y, sample_weight), until the worker with most batches is done.
 
         A worker that has run out goes on contributing nothing, so nobody waits for ever.
         """
-        batches = (_tensors(batch) for batch in dataset)
+        batches = (tensors(batch) for batch in dataset)
         batch = next(batches, None)
-        nothing = _no_rows_like(getattr(dataset, "element_spec", None) if batch is None else batch)
+        nothing = no_rows_like(getattr(dataset, "element_spec", None) if batch is None else batch)
         more = True
         while more:
             following = next(batches, None)
@@ -171,7 +172,7 @@ class DistributedStep:
         """Make sure that all workers mean the same thing, start from the root's weights, and trace the step."""
         with self.comm.scope():
             if not self.model.built:
-                self.model(_one_row_like(batch[0]))
+                self.model(one_row_like(batch[0]))
         self._variables = self.model.trainable_variables
         self._described = [(variable.path, tuple(variable.shape)) for variable in self._variables]
         self._layout = Layout(self._variables, self.comm.size)
@@ -184,7 +185,7 @@ class DistributedStep:
         self.comm.broadcast([*self.model.variables, *self.optimizer.variables])
         self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         # The first trace takes any number of rows, so that a short last batch needs no second one.
-        self.compiled.get_concrete_function(tf.nest.map_structure(_any_rows, batch), tf.TensorSpec((), tf.int32))
+        self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec((), tf.int32))
         self._joined = True
 
     def _settings(self) -> list[str]:
@@ -249,7 +250,7 @@ class DistributedStep:
         penalty = regularisation(self._variables)
         if any(part is not None for part in penalty.gradients):
             gradient += self._layout.flatten(penalty.gradients)
-        return gradient, lanes.loss / weight + tf.cast(penalty.loss, tf.float64)
+        return gradient, lanes.loss / weight + penalty.loss
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
@@ -310,7 +311,7 @@ def sum_gradients(
     """
     layout = Layout(variables, comm.size)
     agreement.require_same_variables_once(comm, variables)
-    arguments = _tensors(batch if isinstance(batch, tuple) else (batch,))
+    arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         name = getattr(per_example_loss, "__name__", "loss")
@@ -345,56 +346,3 @@ def _pattern(label: str, text: str) -> re.Pattern[str]:
         raise BadArgument(
             f"group {label!r} has the pattern {text!r}: {error}", "give a regular expression", everywhere=True
         ) from None
-
-
-def _tensors(batch: Any) -> tuple[Any, ...]:
-    """A batch as a tuple (x, [y, [sample_weight]]) of nests of tensors.
-
-    Raises:
-        BadArgument: its parts have different numbers of rows.
-    """
-    parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
-    while parts and parts[-1] is None:
-        parts.pop()
-    tensors = tf.nest.map_structure(_tensor, tuple(parts))
-    rows = [_rows(tensor) for tensor in tf.nest.flatten(tensors)]
-    if not rows or None in rows or len(set(rows)) > 1:
-        raise BadArgument(
-            f"the parts of a batch have {rows} rows", "give arrays whose first axis counts the same examples"
-        )
-    return tensors
-
-
-def _tensor(value: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
-
-
-def _rows(tensor: Any) -> Any:
-    """Number of rows, "?" where a graph does not know it yet, None for a scalar."""
-    if tensor.shape.rank == 0:
-        return None
-    return "?" if tensor.shape[0] is None else tensor.shape[0]
-
-
-def _any_rows(tensor: Any) -> tf.TypeSpec:
-    spec = tf.type_spec_from_value(tensor)
-    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
-
-
-def _one_row_like(x: Any) -> Any:
-    """Zeros for a model to be built on: one row, so that no layer meets an empty batch."""
-    return tf.nest.map_structure(lambda tensor: tf.zeros([1, *tensor.shape[1:]], tensor.dtype), x)
-
-
-def _no_rows_like(batch: Any) -> tuple[Any, ...]:
-    """What a worker without a batch contributes: the same structure with 0 rows."""
-    if batch is None:
-        raise BadArgument(
-            "this worker's iterable has no batch at all, which leaves its shapes unknown",
-            "give a tf.data.Dataset, whose element_spec tells them",
-        )
-
-    def empty(like: Any) -> tf.Tensor:
-        return tf.zeros([0, *(size or 1 for size in like.shape[1:])], like.dtype)
-
-    return tf.nest.map_structure(empty, batch if isinstance(batch, tuple) else (batch,))

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import agreement
+from distgrad.batch import share
 from distgrad.errors import BadArgument, UnsupportedDtype
 
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
@@ -197,24 +198,6 @@ class Communicator:
         # After an exception the others may be anywhere: leaving together would wait for them.
         if kind is None:
             self.close()
-
-
-def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: int) -> tf.Tensor:
-    """Cut the rows that belong to the workers first..last-1 of `size`; shares differ by at most one row.
-
-    Args:
-        rows: (b, ...) tensor or ragged tensor. A scalar has no rows and is given whole.
-
-    Returns:
-        (b', ...) with b' = ⌊last·b/size⌋ - ⌊first·b/size⌋.
-
-    >>> [share(tf.range(7), worker, worker + 1, 3).numpy().tolist() for worker in range(3)]
-    [[0, 1], [2, 3], [4, 5, 6]]
-    """
-    if rows.shape.rank == 0:
-        return rows
-    count = rows.nrows(tf.int32) if isinstance(rows, tf.RaggedTensor) else tf.shape(rows)[0]
-    return rows[first * count // size : last * count // size]
 
 
 def checked(flat: tf.Tensor) -> tf.Tensor:

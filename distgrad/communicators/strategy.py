@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distgrad.communicators import Communicator, checked, share
+from distgrad.batch import share
+from distgrad.communicators import Communicator, checked
 from distgrad.errors import BadArgument, EngineMissing
 from distgrad.world import ALONE, World
 
@@ -76,8 +77,9 @@ def connect(world: World, timeout: float) -> Strategy:
     if world.launcher != "TF_CONFIG":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), ALONE)
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
     try:
-        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(), world)
+        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), world)
     except RuntimeError as error:
         raise EngineMissing(
             f"MultiWorkerMirroredStrategy does not start ({' '.join(str(error).split())})",
