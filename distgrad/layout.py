@@ -19,6 +19,7 @@ from distgrad.agreement import describe
 from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
+LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -56,28 +57,31 @@ class Layout:
         self.entries = sum(self.sizes)
         self.workers = workers
 
-    def join(self, gradients: tf.Tensor, lanes: Lanes) -> tf.Tensor:
-        """Put the lanes behind flat gradients.
-
-        Args:
-            gradients: (entries,) as `flatten` gives them.
-
-        Returns:
-            (s,) the vector that travels.
-        """
-        return tf.concat([gradients, self._flat_lanes(lanes)], 0)
-
-    def flatten(self, gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
+    def flatten(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros.
 
         Returns:
-            (entries,) in the layout's dtype.
+            1-D pieces in the layout's dtype, (entries,) in all: each large gradient as it stands, and the small ones
+            between them joined, so that nothing large is copied and an engine need not take up many small pieces.
         """
-        parts = [
-            tf.zeros(size, self.dtype) if gradient is None else tf.reshape(tf.cast(gradient, self.dtype), [size])
-            for gradient, size in zip(gradients, self.sizes, strict=True)
-        ]
-        return tf.concat(parts, 0) if parts else tf.zeros(0, self.dtype)
+        pieces, small = [], [tf.zeros(0, self.dtype)]
+        for gradient, size in zip(gradients, self.sizes, strict=True):
+            flat = tf.zeros(size, self.dtype) if gradient is None else tf.reshape(tf.cast(gradient, self.dtype), [size])
+            if size < LARGE:
+                small.append(flat)
+            else:
+                pieces += [tf.concat(small, 0), flat] if len(small) > 1 else [flat]
+                small = [tf.zeros(0, self.dtype)]
+        return [*pieces, tf.concat(small, 0)]
+
+    def join(self, pieces: Sequence[tf.Tensor], lanes: Lanes) -> list[tf.Tensor]:
+        """Put the lanes behind the gradients' pieces.
+
+        Returns:
+            The pieces of the vector that travels, (s,) in all.
+        """
+        *large, last = pieces
+        return [*large, tf.concat([last, self._flat_lanes(lanes)], 0)]
 
     def part(self, flat: tf.Tensor) -> tuple[tf.Tensor, Lanes]:
         """Take the vector apart.

@@ -137,7 +137,10 @@ class DistributedStep:
         if self._last is not None:
             self._last.expire()
         began = time.perf_counter()
-        values, gradient = self.compiled(batch, tf.constant(int(more)))
+        try:
+            values, gradient = self.compiled(batch, tf.constant(int(more)))
+        except tf.errors.OpError as error:
+            raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
         self._steps += 1
         report = StepReport(self._steps, self.comm.size, seconds, values, list(self._groups), gradient, self._described)
@@ -222,15 +225,15 @@ class DistributedStep:
         groups = [describe_ranges(gradient, ranges) for ranges in self._group_ranges]
         return tf.concat([head, statistics, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient
 
-    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> tf.Tensor:
-        """Compute this worker's part of the one sum: (s,) the gradients of its share, and the lanes."""
+    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> list[tf.Tensor]:
+        """Compute this worker's part of the one sum: (s,) in pieces, the gradients of its share and the lanes."""
         one = self._micro_batch_sum
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
         sums, self._depends = accumulate(one, batch, self._micro_batch_size, self._layout.shapes, self._layout.dtype)
-        entries = self._layout.flatten(sums.gradients)
-        votes = _vote(entries, self.comm.worker(), self.comm.size)
-        return self._layout.join(entries, Lanes(sums.loss, sums.weight, row_count(batch), more, votes))
+        pieces = self._layout.flatten(sums.gradients)
+        votes = _vote(pieces, self.comm.worker(), self.comm.size)
+        return self._layout.join(pieces, Lanes(sums.loss, sums.weight, row_count(batch), more, votes))
 
     def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
         return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
@@ -249,7 +252,7 @@ class DistributedStep:
         gradient = summed / tf.cast(divisor, summed.dtype)
         penalty = regularisation(self._variables)
         if any(part is not None for part in penalty.gradients):
-            gradient += self._layout.flatten(penalty.gradients)
+            gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, lanes.loss / weight + penalty.loss
 
     def _apply(self, gradient: tf.Tensor) -> None:
@@ -317,20 +320,21 @@ def sum_gradients(
         name = getattr(per_example_loss, "__name__", "loss")
         return losses.summed_values(per_example_loss(*micro_batch), name)
 
-    def local_sums(*share: Any) -> tf.Tensor:
+    def local_sums(*share: Any) -> list[tf.Tensor]:
         one = functools.partial(micro_batch_sum, objective, variables)
         sums, _ = accumulate(one, share, micro_batch_size, layout.shapes, layout.dtype)
-        entries = layout.flatten(sums.gradients)
-        votes = _vote(entries, comm.worker(), comm.size)
-        return layout.join(entries, Lanes(sums.loss, sums.weight, row_count(share), tf.constant(0), votes))
+        pieces = layout.flatten(sums.gradients)
+        votes = _vote(pieces, comm.worker(), comm.size)
+        return layout.join(pieces, Lanes(sums.loss, sums.weight, row_count(share), tf.constant(0), votes))
 
     entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
     return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
 
 
-def _vote(entries: tf.Tensor, worker: tf.Tensor, workers: int) -> tf.Tensor:
-    """(workers,) int64: 1 in this worker's slot if any of its entries is NaN or infinite."""
-    nonfinite = tf.cast(~tf.reduce_all(tf.math.is_finite(entries)), tf.int64)
+def _vote(pieces: Sequence[tf.Tensor], worker: tf.Tensor, workers: int) -> tf.Tensor:
+    """(workers,) int64: 1 in this worker's slot if any entry of its sums is NaN or infinite."""
+    finite = tf.stack([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
+    nonfinite = tf.cast(~tf.reduce_all(finite), tf.int64)
     return tf.one_hot(worker, workers, dtype=tf.int64) * nonfinite
 
 

@@ -160,7 +160,7 @@ def test_the_vector_gives_back_what_went_in(
         tf.constant(1),
         tf.one_hot(workers - 1, workers, dtype=tf.int64),
     )
-    vector = layout.join(layout.flatten(given_values), lanes)
+    vector = tf.concat(layout.join(layout.flatten(given_values), lanes), 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
     entries, back = layout.part(vector * 3)  # as if three workers had sent the same
     for i, value in enumerate(layout.unflatten(entries)):
@@ -175,7 +175,7 @@ def test_an_infinite_loss_travels_as_infinity() -> None:
     nothing = tf.zeros((), tf.int64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
         lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, tf.zeros(1, tf.int64))
-        _, back = layout.part(layout.join(layout.flatten([]), lanes))
+        _, back = layout.part(tf.concat(layout.join(layout.flatten([]), lanes), 0))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 
 

@@ -17,7 +17,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import keras
 import numpy as np
@@ -25,9 +25,12 @@ import tensorflow as tf
 
 from distgrad import agreement
 from distgrad.batch import share
-from distgrad.errors import BadArgument, UnsupportedDtype
+from distgrad.errors import BadArgument, DistgradError, UnsupportedDtype
 
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
+
+
+Vector: TypeAlias = Any  # a 1-D tensor, or a list of them that stands for their concatenation
 
 
 class Communicator:
@@ -46,15 +49,18 @@ class Communicator:
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.failure: DistgradError | None = None  # raised inside a graph, which would hide its class
         self.agreed: set[str] = set()  # lists of variables that all workers are known to share
 
     # ---- what an engine supplies
 
-    def all_sum(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
         """Sum a vector over all workers.
 
         Args:
-            flat: (s,) this worker's part; the same s and dtype (one of SUMMABLE) on every worker.
+            pieces: this worker's vector as 1-D tensors, to be read one after the other, so that an engine with a
+                buffer of its own need not have them joined first. The same on every worker: the total size s, and
+                the dtype, one of SUMMABLE.
 
         Returns:
             (s,) the sum, the same bits on every worker.
@@ -72,18 +78,18 @@ class Communicator:
 
     # ---- the idea
 
-    def sum_over_workers(self, fn: Callable[..., tf.Tensor], args: Sequence[Any]) -> tf.Tensor:
+    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any]) -> tf.Tensor:
         """Run `fn` on each worker's share and return the sum of its results on every worker.
 
         Args:
-            fn: takes `args`, returns one vector (s,) with the same s on every worker.
+            fn: takes `args`, returns a vector (s,) with the same s on every worker, whole or as a list of 1-D pieces.
             args: this process's tensors, or nests of them. A strategy that runs several workers in this process
                 cuts those of rank 1 and more into contiguous row ranges, one a worker.
 
         Returns:
             (s,) Σ over all workers of `fn(*share)`.
         """
-        return self.all_sum(checked(fn(*args)))
+        return self.all_sum(pieces_of(fn(*args)))
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""
@@ -200,15 +206,22 @@ class Communicator:
             self.close()
 
 
-def checked(flat: tf.Tensor) -> tf.Tensor:
-    """Return `flat` if every engine can sum it.
+def pieces_of(vector: Vector) -> list[tf.Tensor]:
+    """A vector's pieces, if every engine can sum them.
 
     Raises:
-        UnsupportedDtype: it is neither float32, float64, int32 nor int64.
+        UnsupportedDtype: one is neither float32, float64, int32 nor int64.
     """
-    if flat.dtype not in SUMMABLE:
-        raise UnsupportedDtype(
-            f"a vector of dtype {flat.dtype.name} cannot be summed over workers",
-            f"cast it to one of {', '.join(dtype.name for dtype in SUMMABLE)}",
-        )
-    return flat
+    pieces = list(vector) if isinstance(vector, (list, tuple)) else [vector]
+    for piece in pieces:
+        if piece.dtype not in SUMMABLE:
+            raise UnsupportedDtype(
+                f"a vector of dtype {piece.dtype.name} cannot be summed over workers",
+                f"cast it to one of {', '.join(dtype.name for dtype in SUMMABLE)}",
+            )
+    return pieces
+
+
+def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The pieces as one vector (s,); a single piece is not copied."""
+    return pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0)

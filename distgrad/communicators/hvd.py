@@ -1,8 +1,10 @@
 """Horovod, under horovodrun (Gloo or MPI) or mpirun: one worker a process."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from distgrad.communicators import Communicator
+from distgrad.communicators import Communicator, joined
 from distgrad.errors import EngineMissing
 from distgrad.world import World
 
@@ -22,9 +24,9 @@ class Horovod(Communicator):
 
     backend = "horovod"
 
-    def all_sum(self, flat: tf.Tensor) -> tf.Tensor:
+    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
         # Its default would average.
-        return hvd.allreduce(flat, op=hvd.Sum, name="distgrad_all_sum")
+        return hvd.allreduce(joined(pieces), op=hvd.Sum, name="distgrad_all_sum")
 
     def close(self) -> None:
         hvd.shutdown()

@@ -6,13 +6,14 @@ finds the other's half of it when it finalises, and crashes.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from distgrad.communicators import Communicator
-from distgrad.errors import EngineMissing
+from distgrad.errors import DistgradError, EngineMissing, warn
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
@@ -28,6 +29,8 @@ except (ImportError, RuntimeError) as failure:
         everywhere=True,
     ) from None
 
+from distgrad.communicators.window import NoSharedMemory, Window
+
 
 class Mpi(Communicator):
     """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own."""
@@ -39,18 +42,42 @@ class Mpi(Communicator):
         super().__init__(world.rank, world.size, host.rank, host.size)
         host.Free()
         self._comm = world.Dup()
+        self._window: Window | None = None
+        try:
+            self._window = Window(self._comm)
+        except NoSharedMemory as error:
+            self._warn(error)
 
-    def all_sum(self, flat: tf.Tensor) -> tf.Tensor:
-        total = tf.numpy_function(self._all_reduce, [flat], flat.dtype, name="distgrad_mpi_all_sum")
-        return tf.ensure_shape(total, flat.shape)
+    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+        total = tf.numpy_function(self._sum, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
+        sizes = [piece.shape[0] for piece in pieces]
+        return tf.ensure_shape(total, [None if None in sizes else sum(sizes)])
 
-    def _all_reduce(self, flat: np.ndarray) -> np.ndarray:
+    def _sum(self, *pieces: np.ndarray) -> np.ndarray:
+        try:
+            if self._window is not None:
+                return self._window.all_sum(pieces)
+        except DistgradError as error:
+            self.failure = error
+            raise
+        except NoSharedMemory as error:
+            self._warn(error)
+            self._window = None
+        return self._sum_by_messages(np.concatenate(pieces))
+
+    def _sum_by_messages(self, flat: np.ndarray) -> np.ndarray:
         total = np.empty_like(flat)
         self._comm.Allreduce(flat, total, op=MPI.SUM)
         return total
 
+    def _warn(self, error: NoSharedMemory) -> None:
+        if self.is_root:
+            warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
+
     def close(self) -> None:
         if self._comm:
+            if self._window is not None:
+                self._window.close()
             self._comm.Free()
 
     def leave(self, status: int, together: bool) -> None:

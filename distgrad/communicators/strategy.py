@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from distgrad.batch import share
-from distgrad.communicators import Communicator, checked
+from distgrad.communicators import Communicator, Vector, joined, pieces_of
 from distgrad.errors import BadArgument, EngineMissing
 from distgrad.world import ALONE, World
 
@@ -50,11 +50,11 @@ class Strategy(Communicator):
         with self.scope():
             return type(optimizer).from_config(optimizer.get_config())
 
-    def sum_over_workers(self, fn: Callable[..., tf.Tensor], args: Sequence[Any]) -> tf.Tensor:
+    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any]) -> tf.Tensor:
         def on_replica(*whole: Any) -> tf.Tensor:
             own = self.worker() - self.rank
             part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)
-            return checked(fn(*part))
+            return joined(pieces_of(fn(*part)))
 
         parts = self._strategy.run(on_replica, args=tuple(args))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)

@@ -44,6 +44,26 @@ def test_sums_a_large_vector_in_a_graph_again_and_again(comm: Communicator) -> N
         np.testing.assert_array_equal(result.numpy(), total(100_003, comm.size) + offset * comm.size)
 
 
+def test_takes_a_vector_in_pieces(comm: Communicator) -> None:
+    sizes = (0, 5, 100_000, 1, 0)
+
+    def pieces() -> list[tf.Tensor]:
+        return tf.split(part(comm.worker(), sum(sizes), tf.float64), sizes)
+
+    result = tf.function(lambda: comm.sum_over_workers(pieces, ()))()
+    np.testing.assert_array_equal(result.numpy(), total(sum(sizes), comm.size))
+
+
+def test_a_sum_never_shows_a_later_one(comm: Communicator) -> None:
+    """However many of them are kept, and although an engine may hand out its own buffer."""
+    add = tf.function(
+        lambda offset: comm.sum_over_workers(lambda x: part(comm.worker(), 5000, tf.int64) + x, (offset,))
+    )
+    kept = [add(tf.constant(offset, tf.int64)) for offset in range(9)]
+    for offset, result in enumerate(kept):
+        np.testing.assert_array_equal(result.numpy(), total(5000, comm.size) + offset * comm.size)
+
+
 def test_gives_rows_to_exactly_one_worker(comm: Communicator) -> None:
     rows = tf.range(5) + 10 * comm.rank
     result = comm.sum_over_workers(lambda own: tf.stack([tf.reduce_sum(own), tf.size(own)]), (rows,))
@@ -62,11 +82,11 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
     variables = [tf.Variable(tf.zeros(shape, dtype)) for dtype in dtypes for shape in ((), (3,), (2, 0), (2, 5))]
     layout = Layout(variables, comm.size)
 
-    def fn() -> tf.Tensor:
+    def fn() -> list[tf.Tensor]:
         worker = comm.worker()
         own = [tf.fill(variable.shape, tf.cast(worker + 1, variable.dtype)) for variable in variables]
         odd = layout.flatten([None if index % 2 else value for index, value in enumerate(own)])
-        entries = tf.where(worker % 2 == 1, odd, layout.flatten(own))
+        pieces = [tf.where(worker % 2 == 1, *pair) for pair in zip(odd, layout.flatten(own), strict=True)]
         lanes = Lanes(
             tf.constant(0.1, tf.float64),
             tf.constant(2**24 + 1, tf.int64),
@@ -74,7 +94,7 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
             worker % 2,
             tf.one_hot(worker, comm.size, dtype=tf.int64),
         )
-        return layout.join(entries, lanes)
+        return layout.join(pieces, lanes)
 
     entries, lanes = layout.part(comm.sum_over_workers(fn, ()))
     everyone, even = sum(range(1, comm.size + 1)), sum(range(1, comm.size + 1, 2))

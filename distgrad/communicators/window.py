@@ -1,0 +1,200 @@
+"""The ranks of one host sum through memory that they share.
+
+    parts     one slot a rank       each rank copies its vector into its own
+    results   a few slots a host    each rank sums its shard, over all parts in rank order, into one of them
+
+A sum is: copy in, meet, add one's own shard, meet, read the whole result where it stands. Per host that moves
+2nS + (n+1)S bytes for n ranks and S bytes of vector, where messages would copy each part several times. The order of
+the additions is fixed, so the same inputs give the same bits on every run and on every rank.
+
+Between hosts, the ranks that own the same shard all-reduce it, in place.
+
+The memory is a memfd, which the local root creates and the others open through /proc. Unlike an MPI shared window it
+has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS.
+"""
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from distgrad.errors import ModelMismatch
+
+ALIGNMENT = 64  # bytes; TensorFlow reads an array in place only from such an address
+CHUNK = 1 << 15  # entries added at once, so that a partial sum over many ranks stays in the cache
+LENT = 2  # result slots that tensors may alias; the last slot is never lent, only copied from
+SLOTS = LENT + 1
+
+
+class NoSharedMemory(Exception):
+    """Some host's ranks cannot share memory; the caller sums by messages instead."""
+
+
+class Window:
+    """Shared memory for the vectors of a host's ranks; it grows to the largest vector seen.
+
+    Args:
+        world: all ranks. Hosts may run different numbers of them.
+
+    Raises:
+        NoSharedMemory: on every rank.
+    """
+
+    def __init__(self, world: MPI.Intracomm) -> None:
+        self._world = world
+        self._host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
+        self._owners = world.allreduce(self._host.size, op=MPI.MIN)
+        owner = self._host.rank < self._owners
+        self._across = world.Split(self._host.rank if owner else MPI.UNDEFINED, world.rank)
+        # What each rank brings to a sum: entries, dtype number, and a bit for each result slot it still reads from.
+        self._notes = self._share(8 * 3 * self._host.size).view(np.int64).reshape(self._host.size, 3)
+        self._grow(mmap.PAGESIZE)
+
+    def close(self) -> None:
+        """Free the communicators. The memory goes when the last tensor that aliases it does."""
+        for comm in (self._host, self._across):
+            if comm != MPI.COMM_NULL:
+                comm.Free()
+
+    def all_sum(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+        """Sum a vector, given in pieces, over all ranks.
+
+        Args:
+            pieces: 1-D arrays of one dtype; their sizes add up to the same s on every rank.
+
+        Returns:
+            (s,) the sum, in shared memory. It is not written again while the array, or a tensor made of it, lives.
+
+        Raises:
+            ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.
+            NoSharedMemory: on every rank; there is too little for vectors of this size.
+        """
+        size, dtype = sum(piece.size for piece in pieces), pieces[0].dtype
+        fits = size * dtype.itemsize <= self._capacity
+        if fits:
+            self._copy_in(pieces, dtype)
+        notes = self._meet(size, dtype)
+        if not fits:
+            self._grow(size * dtype.itemsize)
+            self._copy_in(pieces, dtype)
+            self._host.Barrier()
+        slot = _first_free(notes)
+        result = self._slot(self._host.size + slot, size, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the step finds and reports what is not finite
+            self._add_own_shard(result)
+        self._host.Barrier()
+        if slot == LENT:
+            return result.copy()
+        self._lent[slot] = weakref.ref(result)
+        return result
+
+    def _meet(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """Wait for the other ranks and return everyone's notes, (ranks, 3)."""
+        busy = sum(1 << slot for slot, lent in enumerate(self._lent) if lent is not None and lent() is not None)
+        self._notes[self._host.rank] = size, dtype.num, busy
+        self._host.Barrier()
+        notes = self._notes.copy()
+        for rank, (their_size, their_dtype, _) in enumerate(notes):
+            if (their_size, their_dtype) != (notes[0][0], notes[0][1]):
+                raise ModelMismatch(
+                    f"local rank {rank} brought a vector of {their_size} entries, local rank 0 one of {notes[0][0]}",
+                    "sum the same variables, in the same order, on every worker",
+                    rank=rank,
+                    everywhere=True,
+                )
+        return notes
+
+    def _grow(self, needed: int) -> None:
+        """Replace the memory by a larger one. Tensors that alias the old one keep it alive."""
+        self._capacity = -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = self._share(self._capacity * (self._host.size + SLOTS))
+        self._lent: list[weakref.ref[Any] | None] = [None] * LENT
+        # Touched now, and by the rank that will use it, rather than within a step.
+        self._slot(self._host.rank, self._capacity, np.dtype(np.uint8)).fill(0)
+
+    def _slot(self, number: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+        return np.frombuffer(self._memory, dtype, size, number * self._capacity)
+
+    def _copy_in(self, pieces: Sequence[np.ndarray], dtype: np.dtype[Any]) -> None:
+        part = self._slot(self._host.rank, sum(piece.size for piece in pieces), dtype)
+        start = 0
+        for piece in pieces:
+            part[start : start + piece.size] = piece
+            start += piece.size
+
+    def _add_own_shard(self, result: np.ndarray) -> None:
+        """Add all parts in rank order within this rank's shard; where there are several hosts, over them too."""
+        if self._host.rank >= self._owners:
+            return
+        first, last = (_boundary(result.size, self._host.rank + end, self._owners) for end in (0, 1))
+        parts = [self._slot(rank, result.size, result.dtype) for rank in range(self._host.size)]
+        for start in range(first, last, CHUNK):
+            chunk = slice(start, min(start + CHUNK, last))
+            out = result[chunk]
+            if len(parts) == 1:
+                out[:] = parts[0][chunk]
+            else:
+                np.add(parts[0][chunk], parts[1][chunk], out=out)
+            for part in parts[2:]:
+                np.add(out, part[chunk], out=out)
+        if self._across.size > 1:
+            self._across.Allreduce(MPI.IN_PLACE, result[first:last], op=MPI.SUM)
+
+    def _share(self, size: int) -> np.ndarray:
+        """(size,) bytes, zero, that all ranks of the host see.
+
+        Raises:
+            NoSharedMemory: on every rank of every host, if any of them could not get at it.
+        """
+        fd, problem = _attempt(lambda: _memfd(size)) if self._host.rank == 0 else (-1, "")
+        pid, root_fd = self._host.bcast((os.getpid(), fd))
+        if self._host.rank > 0 and root_fd >= 0:
+            fd, problem = _attempt(lambda: os.open(f"/proc/{pid}/fd/{root_fd}", os.O_RDWR))
+        problems = [text for text in self._world.allgather(problem) if text]
+        try:
+            if problems:
+                raise NoSharedMemory(problems[0])
+            return np.frombuffer(mmap.mmap(fd, size), np.uint8)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
+    """A file descriptor and "", or -1 and what went wrong."""
+    try:
+        return open_memory(), ""
+    except OSError as error:
+        return -1, str(error)
+
+
+def _boundary(size: int, shard: int, shards: int) -> int:
+    """Where a shard begins: whole cache lines, so that no two ranks write into one."""
+    return size if shard == shards else size * shard // shards // ALIGNMENT * ALIGNMENT
+
+
+def _first_free(notes: np.ndarray) -> int:
+    """The result slot that no rank still reads from; the same on every rank, since all have read the same notes."""
+    busy = int(np.bitwise_or.reduce(notes[:, 2]))
+    return next((slot for slot in range(LENT) if not busy >> slot & 1), LENT)
+
+
+def _memfd(size: int) -> int:
+    """A new piece of memory without a name.
+
+    Raises:
+        OSError: the host has not that much memory left; better said now than when its pages are touched.
+    """
+    table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = 1024 * int(table["MemAvailable"].split()[0])
+    if size > available:
+        raise OSError(f"{size} bytes of shared memory are needed and {available} are free")
+    fd = os.memfd_create("distgrad")
+    os.ftruncate(fd, size)
+    return fd

@@ -1,0 +1,130 @@
+"""Summing through shared memory: under stress, beside another job, without it, and leaving nothing behind."""
+
+import os
+import signal
+import textwrap
+import time
+from pathlib import Path
+
+from launching import Job, finish, launch, run, start
+
+STRESS = """
+    import sys
+    import numpy as np, tensorflow as tf
+    import distgrad
+
+    comm = distgrad.connect()
+    seed, steps = int(sys.argv[1]), int(sys.argv[2])
+    rng = np.random.default_rng(seed)  # the same on every rank
+    kept = []
+    for step in range(steps):
+        size = int(rng.choice([0, 1, 7, 4096, 20_000, 150_000]))
+        dtype = str(rng.choice(["float32", "float64", "int64"]))
+        base = np.arange(size) % 1000 + step % 7
+        cuts = np.sort(rng.integers(0, size + 1, 2))
+        pieces = [tf.constant(piece.astype(dtype)) for piece in np.split(base * (comm.rank + seed), cuts)]
+        result = comm.sum_over_workers(lambda: pieces, ())
+        expected = base * sum(rank + seed for rank in range(comm.size))
+        kept = [*kept[-3:], (result, expected)] if step % 50 == comm.rank else kept[-3:]  # held by some ranks only
+        for result, expected in [*kept, (result, expected)]:
+            np.testing.assert_array_equal(result.numpy(), expected)
+    print("sums right", flush=True)
+    comm.close()
+"""
+
+
+def stress(seed: int, steps: int) -> list[str]:
+    return ["-c", textwrap.dedent(STRESS), str(seed), str(steps)]
+
+
+def check(job: Job, ranks: int) -> None:
+    assert job.status == 0, job.err[-3000:]
+    assert job.out.count("sums right") == ranks  # their lines may run into each other
+
+
+def test_2000_sums_of_changing_sizes_on_more_ranks_than_cores() -> None:
+    check(launch("mpi", 4, stress(1, 2000), timeout=280)[0], 4)
+
+
+def test_two_jobs_on_one_host_do_not_meet() -> None:
+    command = ["mpirun", "--oversubscribe", "-np", "2", "python"]
+    jobs = [start([*command, *stress(seed, 300)], {}) for seed in (1, 1000)]
+    for job in jobs:
+        check(finish(job, 120), 2)
+
+
+def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
+    code = """
+        import tensorflow as tf, distgrad
+        comm = distgrad.connect()
+        add = lambda: comm.sum_over_workers(lambda: tf.zeros(5 + comm.rank), ())
+        for attempt in (add, tf.function(add)):  # a graph hides the error's class
+            try:
+                attempt()
+            except (distgrad.DistgradError, tf.errors.OpError):
+                print("refused", comm.failure.code, comm.failure.rank)
+    """
+    job = launch("mpi", 2, ["-c", textwrap.dedent(code)])[0]
+    assert job.out.count("refused DG020 1") == 4
+
+
+def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -> None:
+    """A limit on the size of files, which shared memory counts as."""
+    code = """
+        import numpy as np, tensorflow as tf, distgrad
+        comm = distgrad.connect()
+        for size in (10, 4_000_000, 10, 4_000_000):
+            total = comm.sum_over_workers(lambda: tf.fill([size], float(comm.rank + 1)), ())
+            assert np.all(total.numpy() == 3), total
+        print("sums right")
+    """
+    script = f"ulimit -f 40000 && exec mpirun -np 2 python -c '{textwrap.dedent(code)}'"
+    job = run(["bash", "-c", script])
+    check(job, 2)
+    assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
+
+
+def traces() -> set[str]:
+    """Whatever a job might leave behind: files in shared memory and sessions, and processes that still run."""
+    files = {str(path) for path in Path("/dev/shm").iterdir()}
+    marked = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sums right" in (process / "cmdline").read_bytes():
+                marked.add(process.name)
+        except OSError:
+            continue
+    return files | marked
+
+
+def wait_until(condition: object, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)  # polling what another process does
+    return bool(condition())
+
+
+def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
+    before = traces()
+    check(launch("mpi", 2, stress(1, 20))[0], 2)
+    assert wait_until(lambda: traces() == before, 10)
+
+    assert launch("mpi", 2, ["-c", "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"])[0].status == 70
+    assert wait_until(lambda: traces() == before, 10)
+
+    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
+    ranks = wait_for_ranks(job.pid, 2)
+    os.kill(ranks[0], signal.SIGKILL)
+    assert finish(job, 30).status != 0
+    assert wait_until(lambda: traces() == before, 10), traces() - before
+
+
+def wait_for_ranks(parent: int, count: int) -> list[int]:
+    """The launcher's Python children, once they hold shared memory."""
+
+    def ranks() -> list[int]:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [int(child) for child in children if "memfd:distgrad" in Path(f"/proc/{child}/maps").read_text()]
+
+    assert wait_until(lambda: len(ranks()) == count, 60)
+    return ranks()
