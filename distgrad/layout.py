@@ -1,6 +1,9 @@
 """Gradients and lanes <-> the one flat vector that travels.
 
-    [ gradient of variable 0 | gradient of variable 1 | ... | lanes ]      (s,) float32, or float64 if a variable is
+    [ piece 0 | piece 1 | ... | lanes ]      (s,) float32, or float64 if a variable is
+
+A piece is one large variable's gradient as it stands, or those of several small ones in a row. Each begins at an
+address that TensorFlow can slice without copying; the entries that fill it up to the next are zero.
 
 Lanes are everything else that must be summed over the workers: loss, weight, rows, votes. Because they ride in the
 same vector, a step needs one reduction and no second one.
@@ -9,6 +12,7 @@ A lane must not round. Counts travel as two entries, high·4096 + low: each stay
 that float32 holds exactly, for up to 4,096 workers and counts up to 2^36 divided by the number of workers.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +24,7 @@ from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
+ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -41,6 +46,14 @@ class Lanes(NamedTuple):
     nonfinite: tf.Tensor
 
 
+class Piece(NamedTuple):
+    """Neighbouring variables that travel as one tensor: their numbers, and the entries they take up together."""
+
+    members: list[int]
+    start: int
+    size: int
+
+
 class Layout:
     """Where each gradient and each lane stands in the vector."""
 
@@ -54,25 +67,27 @@ class Layout:
         dtypes = [_float_dtype(variable) for variable in variables]
         self.dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         self.sizes = [int(np.prod(shape.as_list())) for shape in self.shapes]
-        self.entries = sum(self.sizes)
+        self._pieces = _pieces(self.sizes)
+        self.entries = sum(piece.size for piece in self._pieces)
         self.workers = workers
 
     def flatten(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros.
 
         Returns:
-            1-D pieces in the layout's dtype, (entries,) in all: each large gradient as it stands, and the small ones
-            between them joined, so that nothing large is copied and an engine need not take up many small pieces.
+            The pieces, 1-D in the layout's dtype, (entries,) in all. Nothing large is copied.
         """
-        pieces, small = [], [tf.zeros(0, self.dtype)]
-        for gradient, size in zip(gradients, self.sizes, strict=True):
-            flat = tf.zeros(size, self.dtype) if gradient is None else tf.reshape(tf.cast(gradient, self.dtype), [size])
-            if size < LARGE:
-                small.append(flat)
-            else:
-                pieces += [tf.concat(small, 0), flat] if len(small) > 1 else [flat]
-                small = [tf.zeros(0, self.dtype)]
-        return [*pieces, tf.concat(small, 0)]
+        return [self._piece(piece, [gradients[index] for index in piece.members]) for piece in self._pieces]
+
+    def _piece(self, piece: Piece, gradients: Sequence[tf.Tensor | None]) -> tf.Tensor:
+        sizes = [self.sizes[index] for index in piece.members]
+        parts = [
+            tf.zeros(size, self.dtype) if gradient is None else tf.reshape(tf.cast(gradient, self.dtype), [size])
+            for gradient, size in zip(gradients, sizes, strict=True)
+        ]
+        if sum(sizes) < piece.size:
+            parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
+        return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
     def join(self, pieces: Sequence[tf.Tensor], lanes: Lanes) -> list[tf.Tensor]:
         """Put the lanes behind the gradients' pieces.
@@ -80,8 +95,7 @@ class Layout:
         Returns:
             The pieces of the vector that travels, (s,) in all.
         """
-        *large, last = pieces
-        return [*large, tf.concat([last, self._flat_lanes(lanes)], 0)]
+        return [*pieces, self._flat_lanes(lanes)]
 
     def part(self, flat: tf.Tensor) -> tuple[tf.Tensor, Lanes]:
         """Take the vector apart.
@@ -96,13 +110,20 @@ class Layout:
 
     def unflatten(self, gradients: tf.Tensor) -> list[tf.Tensor]:
         """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype."""
-        parts = tf.split(gradients, self.sizes) if self.sizes else []
+        parts: list[tf.Tensor] = []
+        for piece in self._pieces:
+            block = gradients[piece.start : piece.start + piece.size]
+            sizes = [self.sizes[index] for index in piece.members]
+            parts += [block] if sizes == [piece.size] else tf.split(block, [*sizes, piece.size - sum(sizes)])[:-1]
         return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def ranges(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
-        """Where the chosen variables' gradients stand in the flat gradients: [first, last) each."""
-        ends = np.cumsum([0, *self.sizes])
-        return [(int(ends[index]), int(ends[index + 1])) for index in chosen]
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where each variable's gradient stands in the flat gradients: [first, last)."""
+        ranges = []
+        for piece in self._pieces:
+            ends = piece.start + np.cumsum([0, *(self.sizes[index] for index in piece.members)])
+            ranges += [(int(first), int(last)) for first, last in itertools.pairwise(ends)]
+        return ranges
 
     def _flat_lanes(self, lanes: Lanes) -> tf.Tensor:
         loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
@@ -121,6 +142,19 @@ class Layout:
             more=tf.cast(flat[6], tf.int64),
             nonfinite=tf.cast(flat[7:], tf.int64),
         )
+
+
+def _pieces(sizes: Sequence[int]) -> list[Piece]:
+    """Each large variable alone, and the small ones between two large ones together."""
+    runs: list[list[int]] = []
+    for index, size in enumerate(sizes):
+        if runs and size < LARGE and sizes[runs[-1][-1]] < LARGE:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    filled = [-(-sum(sizes[index] for index in run) // ALIGNED) * ALIGNED for run in runs]
+    starts = itertools.accumulate(filled, initial=0)
+    return [Piece(*piece) for piece in zip(runs, starts, filled, strict=False)]
 
 
 def _digits(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

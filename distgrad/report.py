@@ -73,7 +73,7 @@ class StepReport:
     _values: Any = field(repr=False)
     _group_names: Sequence[str] = field(repr=False)
     _gradient: Any = field(repr=False)
-    _variables: Sequence[tuple[str, tuple[int, ...]]] = field(repr=False)
+    _variables: Sequence[tuple[str, tuple[int, ...], int, int]] = field(repr=False)
 
     @cached_property
     def _fetched(self) -> np.ndarray:
@@ -152,12 +152,10 @@ class StepReport:
             raise ReportExpired(
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
-        flat, start, rows = np.asarray(self._gradient), 0, []
-        for path, shape in self._variables:
-            size = math.prod(shape)
-            rows.append(VariableRow(path, shape, *_statistics(flat[start : start + size])))
-            start += size
-        return VariableTable(rows)
+        flat = np.asarray(self._gradient)
+        return VariableTable(
+            VariableRow(path, shape, *_statistics(flat[first:last])) for path, shape, first, last in self._variables
+        )
 
     def expire(self) -> None:
         """Let go of the gradient."""

@@ -14,8 +14,9 @@ def describe_gradient(flat: tf.Tensor) -> tf.Tensor:
     Returns:
         (4,) float64: Σ entries, sqrt(Σ entries²), max |entry| (0 for s = 0), number of NaN or infinite entries.
     """
-    largest = tf.reduce_max(tf.abs(flat)) if flat.shape[0] else tf.zeros((), flat.dtype)
-    squares = tf.reduce_sum(tf.square(flat))
+    # Each of these reads the gradient once and writes nothing: no |entries| or entries² are stored on the way.
+    largest = tf.maximum(tf.reduce_max(flat), -tf.reduce_min(flat)) if flat.shape[0] else tf.zeros((), flat.dtype)
+    squares = 2 * tf.nn.l2_loss(flat)
     usual = tf.math.is_finite(squares) & ((squares > _TINY) | (largest == 0))
     norm, nonfinite = tf.cond(usual, lambda: (_norm(squares), tf.zeros((), tf.int64)), lambda: _careful(flat))
     return tf.stack([*(tf.cast(x, tf.float64) for x in (tf.reduce_sum(flat), norm, largest, nonfinite))])
@@ -25,6 +26,12 @@ def describe_ranges(flat: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Te
     """(4,) the same for the entries in these [first, last) ranges taken together."""
     chosen = [flat[first:last] for first, last in ranges]
     return describe_gradient(tf.concat([*chosen, tf.zeros(0, flat.dtype)], 0))
+
+
+def all_finite(flat: tf.Tensor) -> tf.Tensor:
+    """() bool: no entry is NaN or infinite. Only where their sum is not finite are they looked at one by one."""
+    usual = tf.math.is_finite(tf.reduce_sum(flat))
+    return tf.cond(usual, lambda: True, lambda: tf.reduce_all(tf.math.is_finite(flat)))
 
 
 # Below this sum of squares, float32 may have lost squares to underflow.

@@ -30,7 +30,7 @@ from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
 from distgrad.layout import Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
-from distgrad.statistics import describe_gradient, describe_ranges
+from distgrad.statistics import all_finite, describe_gradient, describe_ranges
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
@@ -152,7 +152,7 @@ class DistributedStep:
 
     def _raise_if_bad(self, report: StepReport, batch: tuple[Any, ...]) -> None:
         # Where no worker has rows, each one sees it in its own share: no value is fetched otherwise.
-        if int(row_count(batch)) == 0 and report.examples == 0:
+        if tf.nest.flatten(batch)[0].shape[0] == 0 and report.examples == 0:
             raise NoSamples(
                 "no samples on any worker",
                 "check the dataset's filters and that its batches have rows",
@@ -177,9 +177,10 @@ class DistributedStep:
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
         self._variables = self.model.trainable_variables
-        self._described = [(variable.path, tuple(variable.shape)) for variable in self._variables]
         self._layout = Layout(self._variables, self.comm.size)
-        self._group_ranges = [self._layout.ranges(self._members(label)) for label in self._groups]
+        ranges = self._layout.ranges()
+        self._described = [(v.path, tuple(v.shape), *range_) for v, range_ in zip(self._variables, ranges, strict=True)]
+        self._group_ranges = [[ranges[index] for index in self._members(label)] for label in self._groups]
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
         with self.comm.scope():
@@ -199,9 +200,9 @@ class DistributedStep:
     def _members(self, label: str) -> list[int]:
         """The variables of a group, by number."""
         pattern = self._groups[label]
-        members = [index for index, (path, _) in enumerate(self._described) if pattern.search(path)]
+        members = [index for index, (path, *_) in enumerate(self._described) if pattern.search(path)]
         if not members and self.comm.is_root:
-            known = ", ".join(path for path, _ in self._described)
+            known = ", ".join(path for path, *_ in self._described)
             warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {known}")
         return members
 
@@ -333,8 +334,8 @@ def sum_gradients(
 
 def _vote(pieces: Sequence[tf.Tensor], worker: tf.Tensor, workers: int) -> tf.Tensor:
     """(workers,) int64: 1 in this worker's slot if any entry of its sums is NaN or infinite."""
-    finite = tf.stack([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
-    nonfinite = tf.cast(~tf.reduce_all(finite), tf.int64)
+    finite = tf.reduce_all(tf.stack([all_finite(piece) for piece in pieces]))
+    nonfinite = tf.cast(~finite, tf.int64)
     return tf.one_hot(worker, workers, dtype=tf.int64) * nonfinite
 
 

@@ -48,7 +48,7 @@ def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> 
     ]
     gradient = tf.constant([1.0, -2.0, 2.0, np.nan, 3.0])
     return StepReport(
-        12, 2, 0.0123, Watched(values), ["head"], gradient, [("a/kernel", (3, 1)), ("b", (2,)), ("c", ())][:2]
+        12, 2, 0.0123, Watched(values), ["head"], gradient, [("a/kernel", (3, 1), 0, 3), ("b", (2,), 3, 5)]
     )
 
 

@@ -16,7 +16,7 @@ from distgrad import loss as losses
 from distgrad.accumulate import accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradient import micro_batch_sum
-from distgrad.layout import Lanes, Layout
+from distgrad.layout import LARGE, Lanes, Layout
 from distgrad.statistics import describe_gradient, describe_ranges
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
@@ -168,6 +168,23 @@ def test_the_vector_gives_back_what_went_in(
     assert (int(back.weight), int(back.examples), int(back.more)) == (3 * weight, 3 * rows, 3)
     assert back.nonfinite.numpy().tolist() == [0] * (workers - 1) + [3]
     assert float(back.loss) == pytest.approx(3 * loss, rel=3e-7, abs=1e-9)  # the loss travels in float32
+
+
+def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
+    sizes = [3, 5, LARGE, 7, LARGE + 1, 2]
+    layout = Layout([tf.Variable(tf.zeros(size)) for size in sizes], 1)
+    assert layout.ranges() == [
+        (0, 3),
+        (3, 8),
+        (16, 16 + LARGE),
+        (16 + LARGE, 23 + LARGE),
+        (32 + LARGE, 33 + 2 * LARGE),
+        (48 + 2 * LARGE, 50 + 2 * LARGE),
+    ]
+    pieces = layout.flatten([tf.fill([size], float(index + 1)) for index, size in enumerate(sizes)])
+    assert [piece.shape[0] for piece in pieces] == [16, LARGE, 16, LARGE + 16, 16]
+    back = layout.unflatten(tf.concat(pieces, 0))
+    assert [float(tf.reduce_sum(part)) for part in back] == [size * (i + 1) for i, size in enumerate(sizes)]
 
 
 def test_an_infinite_loss_travels_as_infinity() -> None:
