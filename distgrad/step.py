@@ -138,7 +138,7 @@ class DistributedStep:
             self._last.expire()
         began = time.perf_counter()
         try:
-            values, gradient = self.compiled(batch, tf.constant(int(more)))
+            values, gradient, _ = self.compiled(batch, tf.constant(int(more)))
         except tf.errors.OpError as error:
             raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
@@ -208,13 +208,13 @@ class DistributedStep:
 
     # ---- one step, inside the graph
 
-    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The whole step as one graph.
 
         Returns:
-            ((v,) float64 what a StepReport reads, (entries,) G).
+            ((v,) float64 what a StepReport reads, (entries,) G, (s,) the sum, which was borrowed).
         """
-        flat = self.comm.sum_over_workers(self._local_sums, (batch, more))  # (s,) the only communication
+        flat = self.comm.sum_over_workers(self._local_sums, (batch, more), borrow=True)  # (s,) the only communication
         summed, lanes = self._layout.part(flat)  # (entries,) and what rode along
         gradient, loss = self._divide(summed, lanes)  # (entries,) G, () its loss
         statistics = describe_gradient(gradient)  # (4,) sum, norm, max, non-finite
@@ -224,7 +224,7 @@ class DistributedStep:
         adjust_loss_scale(self.optimizer, finite)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         groups = [describe_ranges(gradient, ranges) for ranges in self._group_ranges]
-        return tf.concat([head, statistics, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient
+        return tf.concat([head, statistics, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient, flat
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> list[tf.Tensor]:
         """Compute this worker's part of the one sum: (s,) in pieces, the gradients of its share and the lanes."""
@@ -334,7 +334,7 @@ def sum_gradients(
 
 def _vote(pieces: Sequence[tf.Tensor], worker: tf.Tensor, workers: int) -> tf.Tensor:
     """(workers,) int64: 1 in this worker's slot if any entry of its sums is NaN or infinite."""
-    finite = tf.reduce_all(tf.stack([all_finite(piece) for piece in pieces]))
+    finite = tf.reduce_all(tf.stack([True, *(all_finite(piece) for piece in pieces)]))
     nonfinite = tf.cast(~finite, tf.int64)
     return tf.one_hot(worker, workers, dtype=tf.int64) * nonfinite
 

@@ -54,13 +54,14 @@ class Communicator:
 
     # ---- what an engine supplies
 
-    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         """Sum a vector over all workers.
 
         Args:
             pieces: this worker's vector as 1-D tensors, to be read one after the other, so that an engine with a
                 buffer of its own need not have them joined first. The same on every worker: the total size s, and
                 the dtype, one of SUMMABLE.
+            borrow: see `sum_over_workers`.
 
         Returns:
             (s,) the sum, the same bits on every worker.
@@ -78,18 +79,21 @@ class Communicator:
 
     # ---- the idea
 
-    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any]) -> tf.Tensor:
+    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         """Run `fn` on each worker's share and return the sum of its results on every worker.
 
         Args:
             fn: takes `args`, returns a vector (s,) with the same s on every worker, whole or as a list of 1-D pieces.
             args: this process's tensors, or nests of them. A strategy that runs several workers in this process
                 cuts those of rank 1 and more into contiguous row ranges, one a worker.
+            borrow: take the engine's own buffer instead of a copy, if it has one. The `tf.function` that asks for it
+                must have the sum among its outputs: TensorFlow computes in place where it sees the last use of a
+                tensor, and would otherwise write into what the other workers are still reading.
 
         Returns:
             (s,) Σ over all workers of `fn(*share)`.
         """
-        return self.all_sum(pieces_of(fn(*args)))
+        return self.all_sum(pieces_of(fn(*args)), borrow)
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""

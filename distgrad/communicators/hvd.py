@@ -24,7 +24,7 @@ class Horovod(Communicator):
 
     backend = "horovod"
 
-    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         # Its default would average.
         return hvd.allreduce(joined(pieces), op=hvd.Sum, name="distgrad_all_sum")
 

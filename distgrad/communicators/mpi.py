@@ -48,12 +48,16 @@ class Mpi(Communicator):
         except NoSharedMemory as error:
             self._warn(error)
 
-    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
-        total = tf.numpy_function(self._sum, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
+    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
+        add = self._lend_sum if borrow else self._copy_sum
+        total = tf.numpy_function(add, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
         sizes = [piece.shape[0] for piece in pieces]
         return tf.ensure_shape(total, [None if None in sizes else sum(sizes)])
 
-    def _sum(self, *pieces: np.ndarray) -> np.ndarray:
+    def _copy_sum(self, *pieces: np.ndarray) -> np.ndarray:
+        return self._lend_sum(*pieces).copy()
+
+    def _lend_sum(self, *pieces: np.ndarray) -> np.ndarray:
         try:
             if self._window is not None:
                 return self._window.all_sum(pieces)

@@ -12,7 +12,7 @@ from distgrad.world import World
 class Solo(Communicator):
     """A world of one."""
 
-    def all_sum(self, pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return tf.identity(joined(pieces))
 
     def leave(self, status: int, together: bool) -> None:

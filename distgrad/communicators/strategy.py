@@ -50,7 +50,7 @@ class Strategy(Communicator):
         with self.scope():
             return type(optimizer).from_config(optimizer.get_config())
 
-    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any]) -> tf.Tensor:
+    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         def on_replica(*whole: Any) -> tf.Tensor:
             own = self.worker() - self.rank
             part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)

@@ -69,7 +69,8 @@ class Window:
             pieces: 1-D arrays of one dtype; their sizes add up to the same s on every rank.
 
         Returns:
-            (s,) the sum, in shared memory. It is not written again while the array, or a tensor made of it, lives.
+            (s,) the sum, in shared memory: to be read only. It is not written again while the array, or a tensor made
+            of it, lives.
 
         Raises:
             ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.

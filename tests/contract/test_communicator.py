@@ -64,6 +64,26 @@ def test_a_sum_never_shows_a_later_one(comm: Communicator) -> None:
         np.testing.assert_array_equal(result.numpy(), total(5000, comm.size) + offset * comm.size)
 
 
+def test_a_sum_may_be_computed_with_in_place(comm: Communicator) -> None:
+    """TensorFlow reuses memory at a tensor's last use; what the other workers read must not change."""
+
+    @tf.function
+    def quarter(x: tf.Tensor) -> tf.Tensor:
+        return comm.sum_over_workers(lambda x: part(comm.worker(), 1 << 16, tf.float32) + x, (x,)) / 2 / 2
+
+    @tf.function
+    def borrowed_quarter(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        vector = comm.sum_over_workers(lambda x: part(comm.worker(), 1 << 16, tf.float32) + x, (x,), borrow=True)
+        return vector[: 1 << 15] / 2 / 2, vector
+
+    for offset in range(20):
+        expected = (total(1 << 16, comm.size) + offset * comm.size) / 4
+        np.testing.assert_array_equal(quarter(tf.constant(float(offset))).numpy(), expected)
+        found, vector = borrowed_quarter(tf.constant(float(offset)))
+        np.testing.assert_array_equal(found.numpy(), expected[: 1 << 15])
+        np.testing.assert_array_equal(vector.numpy(), 4 * expected)
+
+
 def test_gives_rows_to_exactly_one_worker(comm: Communicator) -> None:
     rows = tf.range(5) + 10 * comm.rank
     result = comm.sum_over_workers(lambda own: tf.stack([tf.reduce_sum(own), tf.size(own)]), (rows,))
