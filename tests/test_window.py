@@ -6,6 +6,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import pytest
 from launching import Job, finish, launch, run, start
 
 STRESS = """
@@ -51,6 +52,25 @@ def test_two_jobs_on_one_host_do_not_meet() -> None:
     jobs = [start([*command, *stress(seed, 300)], {}) for seed in (1, 1000)]
     for job in jobs:
         check(finish(job, 120), 2)
+
+
+@pytest.mark.parametrize("hosts", ["0011", "0001"])
+def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> None:
+    """Ranks of this host, told apart as if they were on several: with as many ranks each, and with more on one."""
+    code = f"""
+        import tensorflow  # before MPI, see mpi.py
+        import numpy as np
+        from mpi4py import MPI
+        from distgrad.communicators.window import Window
+        world = MPI.COMM_WORLD
+        window = Window(world, world.Split(int("{hosts}"[world.rank]), world.rank))
+        for size in (1, 63, 64, 100_000, 5):
+            for step in range(3):
+                total = window.all_sum([np.arange(size) * (world.rank + 1.0) + step])
+                np.testing.assert_array_equal(total, np.arange(size) * 10.0 + 4 * step)
+        print("sums right", flush=True)
+    """
+    check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)
 
 
 def test_vectors_of_different_size_are_refused_on_every_rank() -> None:

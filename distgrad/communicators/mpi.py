@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -38,13 +39,12 @@ class Mpi(Communicator):
     backend = "mpi"
 
     def __init__(self, world: MPI.Intracomm) -> None:
-        host = world.Split_type(MPI.COMM_TYPE_SHARED)
+        host = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED))
         super().__init__(world.rank, world.size, host.rank, host.size)
-        host.Free()
-        self._comm = world.Dup()
+        self._comm, self._host = world.Dup(), host
         self._window: Window | None = None
         try:
-            self._window = Window(self._comm)
+            self._window = Window(self._comm, host)
         except NoSharedMemory as error:
             self._warn(error)
 
@@ -82,6 +82,7 @@ class Mpi(Communicator):
         if self._comm:
             if self._window is not None:
                 self._window.close()
+            self._host.Free()
             self._comm.Free()
 
     def leave(self, status: int, together: bool) -> None:

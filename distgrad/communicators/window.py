@@ -40,27 +40,26 @@ class Window:
 
     Args:
         world: all ranks. Hosts may run different numbers of them.
+        host: those of them that can share memory with this one.
 
     Raises:
         NoSharedMemory: on every rank.
     """
 
-    def __init__(self, world: MPI.Intracomm) -> None:
-        self._world = world
-        self._host = world.Split_type(MPI.COMM_TYPE_SHARED)
+    def __init__(self, world: MPI.Intracomm, host: MPI.Intracomm) -> None:
+        self._world, self._host = world, host
         # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
-        self._owners = world.allreduce(self._host.size, op=MPI.MIN)
-        owner = self._host.rank < self._owners
+        self._owners = world.allreduce(host.size, op=MPI.MIN)
+        owner = host.rank < self._owners
         self._across = world.Split(self._host.rank if owner else MPI.UNDEFINED, world.rank)
         # What each rank brings to a sum: entries, dtype number, and a bit for each result slot it still reads from.
-        self._notes = self._share(8 * 3 * self._host.size).view(np.int64).reshape(self._host.size, 3)
+        self._notes = self._share(8 * 3 * host.size).view(np.int64).reshape(host.size, 3)
         self._grow(mmap.PAGESIZE)
 
     def close(self) -> None:
-        """Free the communicators. The memory goes when the last tensor that aliases it does."""
-        for comm in (self._host, self._across):
-            if comm != MPI.COMM_NULL:
-                comm.Free()
+        """Free what it made. The memory goes when the last tensor that aliases it does."""
+        if self._across != MPI.COMM_NULL:
+            self._across.Free()
 
     def all_sum(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
         """Sum a vector, given in pieces, over all ranks.
