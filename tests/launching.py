@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings.
@@ -47,6 +49,9 @@ class Job(NamedTuple):
 
 def horovod_installed() -> bool:
     return shutil.which("horovodrun", path=CLEAN["PATH"]) is not None
+
+
+needs_horovod = pytest.mark.skipif(not horovod_installed(), reason="Horovod is not installed")
 
 
 def run(

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from launching import Job, horovod_installed, launch, run
+from launching import Job, launch, needs_horovod, run
 
 from distgrad.errors import BadArgument
 
@@ -120,7 +120,6 @@ def work(engine: str, **fields: object) -> Job:
     return launch(engine, 2, ["-c", code])[0]
 
 
-needs_horovod = pytest.mark.skipif(not horovod_installed(), reason="Horovod is not installed")
 ENGINES = ["mpi", pytest.param("horovod-gloo", marks=needs_horovod)]
 
 
@@ -133,7 +132,7 @@ def expect_of_workers(job: Job, engine: str, status: int, code: str, *says: str)
         assert text in lines[0]
     assert job.err.count("Traceback") == job.err.count('bin/horovodrun", line')  # its own, on any failure
     assert job.lines("step 1") == []
-    assert set(job.lines("weights unchanged")) == {"weights unchanged True"}
+    assert job.out.count("weights unchanged True") == 2  # the workers' lines may run into each other
 
 
 @pytest.mark.parametrize("engine", ENGINES)

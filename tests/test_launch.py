@@ -1,15 +1,16 @@
 """The main job as a newcomer runs it: the digits, by every launcher, with the same script."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
-from launching import ROOT, Job, horovod_installed, launch, run
+from launching import ROOT, Job, launch, needs_horovod, run
 from memory import peak
 from test_report import LINE
 
 SCRIPT = ROOT / "launch" / "train_digits.py"
 STEPS = 12 * 23  # 1,437 rows in batches of 64, the last of 29
-needs_horovod = pytest.mark.skipif(not horovod_installed(), reason="Horovod is not installed")
 
 
 def check(job: Job, workers: int) -> list[float]:
@@ -55,6 +56,16 @@ def test_quickstart() -> None:
     assert sum(bool(LINE.fullmatch(line)) for line in job.out.splitlines()) == STEPS
     assert "workers 2" in job.out
     assert float(job.out.strip().rsplit(" ", 1)[-1]) >= 0.95
+
+
+@pytest.mark.parametrize(("missing", "fix"), [("g++", "apt-get install g++"), ("make", "apt-get install make")])
+def test_horovod_s_build_names_what_it_lacks(tmp_path: Path, missing: str, fix: str) -> None:
+    """Under a PATH of links to what is there; cmake and mpicxx come with the environment."""
+    for program in {"bash", "dirname", "env", "g++", "make"} - {missing}:
+        (tmp_path / program).symlink_to(shutil.which(program) or "/bin/true")
+    job = run(["bash", ROOT / "launch" / "install-horovod"], env={"PATH": str(tmp_path)})
+    assert (job.status, job.out) == (69, "")
+    assert job.err == f"launch/install-horovod: {missing} is missing; on Debian: {fix}\n"
 
 
 def test_json_lines() -> None:
