@@ -111,7 +111,7 @@ WORKER = """
     try:
         step(np.ones(({rows}, 3), "float32"), np.ones(({rows}, 2), "float32"))
     finally:
-        print("weights unchanged", bool(np.all(model.get_weights()[1] == 0)), flush=True)
+        print("weights unchanged " + str(bool(np.all(model.get_weights()[1] == 0))), flush=True)
 """
 
 

@@ -82,7 +82,7 @@ def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
             try:
                 attempt()
             except (distgrad.DistgradError, tf.errors.OpError):
-                print("refused", comm.failure.code, comm.failure.rank)
+                print(f"refused {comm.failure.code} {comm.failure.rank}", flush=True)
     """
     job = launch("mpi", 2, ["-c", textwrap.dedent(code)])[0]
     assert job.out.count("refused DG020 1") == 4

@@ -89,7 +89,8 @@ class Mpi(Communicator):
         if not together:
             # The others may be waiting in a sum that this rank will never reach.
             MPI.COMM_WORLD.Abort(status)
-        MPI.Finalize()  # waits for the others, who are on their way here
+        self._comm.Barrier()  # mpirun kills the others when the first one ends, perhaps before it has spoken
+        MPI.Finalize()
         os._exit(status)
 
 
