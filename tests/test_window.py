@@ -127,16 +127,16 @@ def wait_until(condition: object, seconds: float) -> bool:
 def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
     before = traces()
     check(launch("mpi", 2, stress(1, 20))[0], 2)
-    assert wait_until(lambda: traces() == before, 10)
+    assert wait_until(lambda: traces() <= before, 20)
 
     assert launch("mpi", 2, ["-c", "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"])[0].status == 70
-    assert wait_until(lambda: traces() == before, 10)
+    assert wait_until(lambda: traces() <= before, 20)
 
     job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
     ranks = wait_for_ranks(job.pid, 2)
     os.kill(ranks[0], signal.SIGKILL)
     assert finish(job, 30).status != 0
-    assert wait_until(lambda: traces() == before, 10), traces() - before
+    assert wait_until(lambda: traces() <= before, 20), traces() - before
 
 
 def wait_for_ranks(parent: int, count: int) -> list[int]:
