@@ -232,9 +232,7 @@ class DistributedStep:
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
         sums, self._depends = accumulate(one, batch, self._micro_batch_size, self._layout.shapes, self._layout.dtype)
-        pieces = self._layout.flatten(sums.gradients)
-        votes = _vote(pieces, self.comm.worker(), self.comm.size)
-        return self._layout.join(pieces, Lanes(sums.loss, sums.weight, row_count(batch), more, votes))
+        return _vector(self.comm, self._layout, sums, row_count(batch), more)
 
     def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
         return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
@@ -324,19 +322,18 @@ def sum_gradients(
     def local_sums(*share: Any) -> list[tf.Tensor]:
         one = functools.partial(micro_batch_sum, objective, variables)
         sums, _ = accumulate(one, share, micro_batch_size, layout.shapes, layout.dtype)
-        pieces = layout.flatten(sums.gradients)
-        votes = _vote(pieces, comm.worker(), comm.size)
-        return layout.join(pieces, Lanes(sums.loss, sums.weight, row_count(share), tf.constant(0), votes))
+        return _vector(comm, layout, sums, row_count(share), more=tf.constant(0))
 
     entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
     return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
 
 
-def _vote(pieces: Sequence[tf.Tensor], worker: tf.Tensor, workers: int) -> tf.Tensor:
-    """(workers,) int64: 1 in this worker's slot if any entry of its sums is NaN or infinite."""
+def _vector(comm: Communicator, layout: Layout, sums: GradientSum, rows: tf.Tensor, more: tf.Tensor) -> list[tf.Tensor]:
+    """What this worker sends: (s,) in pieces, its sums, and its vote if any entry of them is NaN or infinite."""
+    pieces = layout.flatten(sums.gradients)
     finite = tf.reduce_all(tf.stack([True, *(all_finite(piece) for piece in pieces)]))
-    nonfinite = tf.cast(~finite, tf.int64)
-    return tf.one_hot(worker, workers, dtype=tf.int64) * nonfinite
+    votes = tf.one_hot(comm.worker(), comm.size, dtype=tf.int64) * tf.cast(~finite, tf.int64)
+    return layout.join(pieces, Lanes(sums.loss, sums.weight, rows, more, votes))
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
