@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import TextIO
 
 INTERNAL_STATUS = 70
 
@@ -119,7 +120,16 @@ class ReportExpired(DistgradError):
 
 def warn(message: str) -> None:
     """Print one warning line on stderr; the caller decides which worker speaks."""
-    print(f"distgrad: warning: {message}", file=sys.stderr, flush=True)
+    print_line(f"distgrad: warning: {message}", sys.stderr)
+
+
+def print_line(line: str, stream: TextIO) -> None:
+    """Print a line in one write.
+
+    An unbuffered stream, such as horovodrun sets up, writes `print`'s newline by itself, and the launcher puts another
+    rank's line, or its own prefix, between the two.
+    """
+    print(f"{line}\n", end="", file=stream, flush=True)
 
 
 def end_process_on_uncaught(speaks: bool, leave: Callable[[int, bool], None]) -> None:
@@ -142,7 +152,8 @@ def end_process_on_uncaught(speaks: bool, leave: Callable[[int, bool], None]) ->
         known = isinstance(error, DistgradError)
         everywhere = isinstance(error, DistgradError) and error.everywhere
         if speaks or not everywhere:
-            print(error if known else "".join(traceback.format_exception(kind, error, trace)), file=sys.stderr)
+            text = str(error) if known else "".join(traceback.format_exception(kind, error, trace))
+            print_line(text.rstrip(), sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         leave(error.status if isinstance(error, DistgradError) else INTERNAL_STATUS, everywhere)

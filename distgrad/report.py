@@ -6,6 +6,7 @@ Pure formatting apart from `print_report`. Values live on the device until one o
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from distgrad.errors import ReportExpired, warn
+from distgrad.errors import ReportExpired, print_line, warn
 
 # What the compiled step puts into one float64 vector, in this order, before groups (4 each) and workers (1 each).
 HEAD = ("loss", "examples", "weight", "more", "applied")
@@ -190,7 +191,7 @@ class StepReport:
 
 def print_report(report: StepReport, log_format: str) -> None:
     """Print a step's line on stdout, and a warning on stderr if the step was skipped."""
-    print(report.as_json() if log_format == "json" else report.as_text(), flush=True)
+    print_line(report.as_json() if log_format == "json" else report.as_text(), sys.stdout)
     if not report.applied:
         warn(f"step {report.step} skipped: {blame(report)}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -42,9 +43,9 @@ class Job(NamedTuple):
     seconds: float
 
     def lines(self, start: str) -> list[str]:
-        """The output lines that start so, without horovodrun's rank prefix."""
-        plain = (line.split("<stdout>:", 1)[-1] for line in self.out.splitlines())
-        return [line for line in plain if line.startswith(start)]
+        """The output lines that start so, without horovodrun's rank prefix, which it puts before every write."""
+        plain = re.sub(r"\[[\d,]+\]<stdout>:", "", self.out)
+        return [line for line in plain.splitlines() if line.startswith(start)]
 
 
 def horovod_installed() -> bool:
