@@ -217,7 +217,7 @@ class DistributedStep:
         flat = self.comm.sum_over_workers(self._local_sums, (batch, more), borrow=True)  # (s,) the only communication
         summed, lanes = self._layout.part(flat)  # (entries,) and what rode along
         gradient, loss = self._divide(summed, lanes)  # (entries,) G, () its loss
-        statistics = describe_gradient(gradient)  # (4,) sum, norm, max, non-finite
+        statistics = self._describe(gradient)  # (4,) sum, norm, max, non-finite
         finite = tf.equal(statistics[3], 0)
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
         tf.cond(applied, lambda: self._apply(gradient), lambda: None)
@@ -253,6 +253,9 @@ class DistributedStep:
         if any(part is not None for part in penalty.gradients):
             gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, lanes.loss / weight + penalty.loss
+
+    def _describe(self, gradient: tf.Tensor) -> tf.Tensor:
+        return describe_gradient(gradient)
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)

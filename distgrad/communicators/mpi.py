@@ -34,7 +34,11 @@ from distgrad.communicators.window import NoSharedMemory, Window
 
 
 class Mpi(Communicator):
-    """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own."""
+    """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own.
+
+    Attributes:
+        window: what this host's ranks share; None where they cannot.
+    """
 
     backend = "mpi"
 
@@ -42,9 +46,9 @@ class Mpi(Communicator):
         host = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED))
         super().__init__(world.rank, world.size, host.rank, host.size)
         self._comm, self._host = world.Dup(), host
-        self._window: Window | None = None
+        self.window: Window | None = None
         try:
-            self._window = Window(self._comm, host)
+            self.window = Window(self._comm, host)
         except NoSharedMemory as error:
             self._warn(error)
 
@@ -59,14 +63,14 @@ class Mpi(Communicator):
 
     def _lend_sum(self, *pieces: np.ndarray) -> np.ndarray:
         try:
-            if self._window is not None:
-                return self._window.all_sum(pieces)
+            if self.window is not None:
+                return self.window.all_sum(pieces)
         except DistgradError as error:
             self.failure = error
             raise
         except NoSharedMemory as error:
             self._warn(error)
-            self._window = None
+            self.window = None
         return self._sum_by_messages(np.concatenate(pieces))
 
     def _sum_by_messages(self, flat: np.ndarray) -> np.ndarray:
@@ -80,8 +84,8 @@ class Mpi(Communicator):
 
     def close(self) -> None:
         if self._comm:
-            if self._window is not None:
-                self._window.close()
+            if self.window is not None:
+                self.window.close()
             self._host.Free()
             self._comm.Free()
 

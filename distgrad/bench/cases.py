@@ -1,0 +1,189 @@
+"""Who meets whom on what: the tables, their cases, the contestants, and the jobs they run in."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+OWN, LIMIT = "distgrad", "limit"
+HOROVODS = ("horovod-mpi", "horovod-gloo")
+PEERS = ("mpi", *HOROVODS, "mwms", "ddp", "memcpy")
+
+
+class Job(NamedTuple):
+    """Ranks that live through the whole run: which module of `engines` they run, by which launcher, set up how.
+
+    `can_pause` is False where the ranks take each other for dead after some seconds of silence.
+    """
+
+    engine: str
+    launcher: str
+    environment: Mapping[str, str] = {}
+    can_pause: bool = True
+
+
+class Contestant(NamedTuple):
+    """One way to do the work: whom its time counts for, the job whose ranks do it, and which of the engine's turns."""
+
+    name: str
+    job: str
+    turn: str
+
+    @property
+    def peer(self) -> str:
+        """Whom one leaves out by leaving out this contestant: one of PEERS, or OWN, or LIMIT."""
+        return self.name if self.name in (*PEERS, LIMIT) else self.job.split()[0]
+
+    @property
+    def label(self) -> str:
+        """All of it, to tell one peer's configurations apart."""
+        return f"{self.name}: {self.turn} ({self.job})"
+
+
+class Case(NamedTuple):
+    """One line of a table; `quick` runs keep only some."""
+
+    name: str
+    quick: bool = True
+
+
+class Difference(NamedTuple):
+    """A contestant whose time is the difference of two others' in the same round, over `times`."""
+
+    name: str
+    longer: str
+    shorter: str
+    times: int
+
+
+class Table(NamedTuple):
+    """What is measured: on which cases, by whom, and which of them are compared with all the others."""
+
+    cases: tuple[Case, ...]
+    contestants: tuple[Contestant, ...]
+    subjects: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
+
+
+def _algorithm(number: int) -> dict[str, str]:
+    return {"OMPI_MCA_coll_tuned_use_dynamic_rules": "1", "OMPI_MCA_coll_tuned_allreduce_algorithm": str(number)}
+
+
+JOBS = {
+    OWN: Job("keras_mpi", "mpirun"),
+    "mpi default": Job("plain_mpi", "mpirun"),
+    "mpi recursive doubling": Job("plain_mpi", "mpirun", _algorithm(3)),
+    "mpi ring": Job("plain_mpi", "mpirun", _algorithm(4)),
+    "mpi Rabenseifner": Job("plain_mpi", "mpirun", _algorithm(6)),
+    "mpi copies through shared memory": Job(
+        "plain_mpi", "mpirun", {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"}
+    ),
+    "horovod-mpi 1 ms": Job("keras_horovod", "horovodrun --mpi", {"HOROVOD_CYCLE_TIME": "1"}),
+    "horovod-mpi 0.1 ms": Job("keras_horovod", "horovodrun --mpi", {"HOROVOD_CYCLE_TIME": "0.1"}),
+    "horovod-gloo 1 ms": Job("keras_horovod", "horovodrun --gloo", {"HOROVOD_CYCLE_TIME": "1"}),
+    "horovod-gloo 0.1 ms": Job("keras_horovod", "horovodrun --gloo", {"HOROVOD_CYCLE_TIME": "0.1"}),
+    "mwms": Job("keras_mwms", "TF_CONFIG", can_pause=False),
+    "ddp": Job("torch_ddp", "torch"),
+}
+
+HOROVOD_JOBS = tuple(job for job in JOBS if job.startswith(HOROVODS))
+MPI_JOBS = tuple(job for job in JOBS if JOBS[job].engine == "plain_mpi")
+
+
+def _horovod(*turns: str) -> tuple[Contestant, ...]:
+    return tuple(Contestant(job.split()[0], job, turn) for job in HOROVOD_JOBS for turn in turns)
+
+
+MEGABYTE = 1_000_000
+SUM_BYTES = {"4 KB": 4096, "64 KB": 65536} | {f"{n} MB": n * MEGABYTE for n in (1, 16, 64, 100, 256)}
+MANY = 50  # tensors
+FEW, MORE = 4, 12  # micro-batches
+MODELS = ("small", "deep", "wide", "cnn", "transformer")
+MLPS = ("small", "deep", "wide")
+
+TABLES = {
+    "sum": Table(
+        (
+            *(Case(name, quick=name in ("4 KB", "1 MB", "100 MB")) for name in SUM_BYTES),
+            Case(f"100 MB in {MANY} tensors"),
+        ),
+        (
+            Contestant(OWN, OWN, "graph"),
+            Contestant(f"{OWN} again", OWN, "graph again"),
+            Contestant(f"{OWN} core", OWN, "core"),
+            *(Contestant("mpi", job, turn) for job in MPI_JOBS for turn in ("Allreduce", "Allreduce in place")),
+            *_horovod("flat", "per tensor", "grouped"),
+            *(Contestant(f"{OWN} on {job.split()[0]}", job, "graph") for job in HOROVOD_JOBS),
+            Contestant("mwms", "mwms", "flat"),
+            Contestant("mwms", "mwms", "packed"),
+            Contestant("memcpy", "mpi default", "memcpy"),
+            Contestant(LIMIT, "mpi default", "limit"),
+            Contestant(f"{OWN} one tensor", OWN, "one tensor"),
+        ),
+        (OWN, f"{OWN} core"),
+    ),
+    "step": Table(
+        tuple(Case(model) for model in MODELS),
+        (
+            Contestant(OWN, OWN, "step"),
+            Contestant(f"{OWN} again", OWN, "step again"),
+            Contestant("no-communication", OWN, "step alone"),
+            Contestant("by-hand-no-communication", OWN, "by hand"),
+            *_horovod("flat", "per tensor", "grouped"),
+            *(Contestant(f"{OWN} on {job.split()[0]}", job, "step") for job in HOROVOD_JOBS),
+            Contestant("mwms", "mwms", "flat"),
+            Contestant("mwms", "mwms", "packed"),
+            Contestant(f"{OWN} on mwms", "mwms", "step"),
+            Contestant("ddp", "ddp", "step"),
+        ),
+        (OWN,),
+    ),
+    "accumulate": Table(
+        tuple(Case(model) for model in MODELS),
+        (
+            *(
+                Contestant(f"{count} {what}", OWN, f"{count} {what}")
+                for what in ("micro-batches", "micro-batches again", "bare micro-batches")
+                for count in (FEW, MORE)
+            ),
+        ),
+        (OWN,),
+        tuple(
+            Difference(name, f"{MORE} {what}", f"{FEW} {what}", MORE - FEW)
+            for name, what in (
+                (OWN, "micro-batches"),
+                (f"{OWN} again", "micro-batches again"),
+                ("bare", "bare micro-batches"),
+            )
+        ),
+    ),
+    "stats": Table(
+        tuple(Case(model) for model in MODELS),
+        (
+            Contestant(OWN, OWN, "step"),
+            Contestant(f"{OWN} again", OWN, "step again"),
+            Contestant("no-statistics", OWN, "step without statistics"),
+        ),
+        (OWN,),
+    ),
+}
+
+
+def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bool:
+    """Whether this contestant has anything to do in this case, and is among those of a quick run."""
+    if contestant.name == "ddp" and case not in MLPS:
+        return False  # there is no torch twin of the other models
+    if table == "sum":
+        many = "tensors" in case
+        if contestant.turn in ("per tensor", "grouped", "packed", "one tensor") and not many:
+            return False  # with one tensor they do what "flat" does
+        if many and contestant.turn in ("core", "Allreduce", "Allreduce in place", "memcpy", "limit"):
+            return False
+        if contestant.name == LIMIT and SUM_BYTES[case] < 16 * MEGABYTE:
+            return False  # a small sum waits for the other ranks, not for memory
+    return not (quick and _only_in_full(contestant))
+
+
+def _only_in_full(contestant: Contestant) -> bool:
+    """What has never been the best of its kind here, and needs a job or much tracing of its own."""
+    full_jobs = ("mpi recursive doubling", "mpi ring", "mpi copies through shared memory", "horovod-gloo 0.1 ms")
+    full_turns = ("packed", "per tensor")
+    return contestant.job in full_jobs or contestant.turn in full_turns or contestant.name.startswith(f"{OWN} on ")

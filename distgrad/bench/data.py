@@ -1,0 +1,61 @@
+"""What goes in and what must come out: vectors to sum, rows to train on, first weights. NumPy only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distgrad.bench.cases import MANY, SUM_BYTES
+
+PERIOD = 1000  # entries
+MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
+LEARNING_RATE = 0.01
+HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}  # of the MLPs
+VOCABULARY, LENGTH = 128, 32  # the transformer's
+
+
+def own_part(case: str, rank: int) -> np.ndarray:
+    """This rank's vector, (s,) float32: integers that depend on rank and place, so that any mistake shows."""
+    size = SUM_BYTES[case.split(" in ", maxsplit=1)[0]] // 4
+    return (np.arange(size) % PERIOD * (rank + 1)).astype(np.float32)
+
+
+def cut(case: str, part: np.ndarray) -> list[np.ndarray]:
+    """The vector as the tensors that this case hands over."""
+    return np.array_split(part, MANY) if "tensors" in case else [part]
+
+
+def check(total: np.ndarray, size: int) -> None:
+    """Compare with the sum over `size` ranks, exactly.
+
+    Raises:
+        ValueError: an entry differs.
+    """
+    expected = np.arange(total.size) % PERIOD * (size * (size + 1) / 2)  # float64
+    wrong = np.flatnonzero(total != expected)
+    if wrong.size:
+        raise ValueError(f"entry {wrong[0]} is {total[wrong[0]]}, not {expected[wrong[0]]}")
+
+
+def rows(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Some of this rank's own data: (count, ...) inputs and (count,) or (count, LENGTH) classes."""
+    rng = np.random.default_rng(rank + 1)
+    if case == "transformer":
+        tokens = rng.integers(0, VOCABULARY, (count, LENGTH + 1)).astype("int32")
+        return tokens[:, :-1], tokens[:, 1:]
+    shape = (28, 28, 1) if case == "cnn" else (784,)
+    return rng.random((count, *shape), "float32"), rng.integers(0, 10, count).astype("int32")
+
+
+def weights(shapes: Sequence[tuple[int, ...]], initial: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Matrices at random, scaled to their inputs; vectors as they are (zeros, or ones where something is scaled)."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype("float32") if len(shape) > 1 else vector
+        for shape, vector in zip(shapes, initial, strict=True)
+    ]
+
+
+def project(changes: Sequence[np.ndarray]) -> list[float]:
+    """Two numbers an array: its sum, and its sum with weights that tell its entries apart."""
+    flat = [change.astype(np.float64).ravel() for change in changes]
+    return [float(f @ weight) for f in flat for weight in (np.ones(f.size), np.cos(np.arange(f.size)))]

@@ -1,0 +1,12 @@
+"""What is timed, one module for each kind of job. Each has `join()`, which gives a `worker.Engine`.
+
+plain_mpi.py      the limit, memcpy, and MPI's own Allreduce, without TensorFlow
+keras_mpi.py      distgrad over MPI, and the same steps without communication
+keras_horovod.py  Horovod's operations in a hand-written step, and distgrad over Horovod
+keras_mwms.py     MultiWorkerMirroredStrategy in a hand-written step, and distgrad over it
+torch_ddp.py      PyTorch's DistributedDataParallel over Gloo
+
+own.py            distgrad's turns over any communicator
+by_hand.py        the step as a careful user writes it, with a hole for the peer's reduction
+data.py           what is summed, and what must come out
+"""

@@ -1,0 +1,124 @@
+"""The step as a careful user writes it without distgrad, with a hole for the peer's reduction.
+
+One compiled graph, micro-batches in a loop, one reduction of the sums, one division, Keras's own optimizer. It has
+neither statistics nor checks, which is in its favour.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distgrad.bench import models
+from distgrad.bench.data import LEARNING_RATE, MICRO_BATCH, MICRO_BATCHES, project, rows
+from distgrad.bench.worker import Prepared
+
+Reduce = Callable[[list[tf.Tensor]], list[tf.Tensor]]  # this rank's sums -> all ranks' sums
+
+
+def batch(case: str, rank: int, micro_batches: int = MICRO_BATCHES) -> tuple[tf.Tensor, tf.Tensor]:
+    """This rank's share of every global batch."""
+    x, y = rows(case, rank, MICRO_BATCH * micro_batches)
+    return tf.constant(x), tf.constant(y)
+
+
+def sgd(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer that all steps use."""
+    optimizer = keras.optimizers.SGD(LEARNING_RATE)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def local_sums(model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, add: bool = True) -> list[tf.Tensor]:
+    """Gradient of the summed loss over all micro-batches of a share.
+
+    Args:
+        add: False keeps only the last micro-batch's gradient: the cost of its forward and backward pass alone.
+    """
+    loss = models.loss(reduction="none")  # under a strategy Keras would divide a mean by the replicas, too
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def one(start: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        part = slice(start, start + MICRO_BATCH)
+        with tf.GradientTape() as tape:
+            total = tf.reduce_mean(loss(y[part], model(x[part], training=True))) * float(MICRO_BATCH)
+        gradients = tape.gradient(total, variables)
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        kept = [a + b for a, b in zip(sums, dense, strict=True)] if add else dense
+        return (start + MICRO_BATCH, *kept)
+
+    zeros = [tf.zeros(variable.shape) for variable in variables]
+    end = tf.shape(x)[0]
+    _, *sums = tf.while_loop(lambda start, *_: start < end, one, (0, *zeros), parallel_iterations=1)
+    return sums
+
+
+def prepare(case: str, rank: int, size: int, reduce: Reduce) -> Prepared:
+    """A step over `size` ranks whose sums `reduce` adds up; size 1 and the identity make the one without peers."""
+    model = models.build(case)
+    optimizer = sgd(model)
+    x, y = batch(case, rank)
+    examples = float(size * MICRO_BATCH * MICRO_BATCHES)
+
+    def step() -> None:
+        sums = reduce(local_sums(model, x, y))
+        optimizer.apply([total / examples for total in sums], model.trainable_variables)
+
+    compiled = tf.function(step, autograph=False)
+    return Prepared(compiled, evidence(model, compiled))
+
+
+def bare(case: str, rank: int, micro_batches: int) -> Prepared:
+    """So many forward and backward passes and nothing else."""
+    model = models.build(case)
+    x, y = batch(case, rank, micro_batches)
+
+    def passes() -> list[tf.Tensor]:
+        return local_sums(model, x, y, add=False)
+
+    return Prepared(tf.function(passes, autograph=False))
+
+
+def oracle(case: str, size: int) -> Prepared:
+    """What a step must do to the weights: one process, the whole global batch at once, float64."""
+    with _float64():
+        model = models.build(case)
+    shares = [batch(case, rank) for rank in range(size)]
+    x, y = (tf.concat(parts, 0) for parts in zip(*shares, strict=True))
+    with tf.GradientTape() as tape:
+        loss = models.loss()(y, model(x, training=True))
+    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    return Prepared(lambda: None, project([-LEARNING_RATE * tf.convert_to_tensor(g).numpy() for g in gradients]))
+
+
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(usual)
+
+
+def evidence(model: keras.Model, step: Callable[[], Any]) -> list[float]:
+    """What one step did to the weights: two projections of each variable's change, in float64."""
+    before = [variable.numpy().astype(np.float64) for variable in model.trainable_variables]
+    step()
+    changes = [new.numpy() - old for new, old in zip(model.trainable_variables, before, strict=True)]
+    return project(changes)
+
+
+def flattened(reduce: Callable[[tf.Tensor], tf.Tensor]) -> Reduce:
+    """Make the reduction of one vector into one of a list: joined before, cut after."""
+
+    def of_list(sums: list[tf.Tensor]) -> list[tf.Tensor]:
+        sizes = [int(np.prod(total.shape)) for total in sums]
+        flat = reduce(tf.concat([tf.reshape(total, [-1]) for total in sums], 0))
+        parts = tf.split(flat, sizes)
+        return [tf.reshape(part, total.shape) for part, total in zip(parts, sums, strict=True)]
+
+    return of_list

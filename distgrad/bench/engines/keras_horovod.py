@@ -1,0 +1,52 @@
+"""Horovod's operations, and distgrad over Horovod."""
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+import distgrad
+from distgrad.bench.data import check, cut, own_part
+from distgrad.bench.engines import by_hand, own
+from distgrad.bench.engines.by_hand import Reduce
+from distgrad.bench.worker import Prepared
+
+
+class KerasHorovod:
+    """The workers of one Horovod job, over MPI or over Gloo."""
+
+    def __init__(self) -> None:
+        self._comm = distgrad.connect("horovod")
+        self.rank, self.size = self._comm.rank, self._comm.size
+
+    def barrier(self) -> None:
+        self._comm.barrier()
+
+    def clear(self) -> None:
+        tf.keras.backend.clear_session()
+
+    def prepare(self, table: str, turn: str, case: str) -> Prepared:
+        if turn in ("graph", "step"):
+            return own.graph_sum(self._comm, case) if turn == "graph" else own.step(self._comm, case, self.rank)
+        prefix = f"{table}_{case}_{turn}".replace(" ", "_")
+        reduce: Reduce = {
+            "flat": by_hand.flattened(lambda flat: _allreduce(flat, prefix)),
+            "per tensor": lambda tensors: [_allreduce(t, f"{prefix}_{i}") for i, t in enumerate(tensors)],
+            "grouped": lambda tensors: hvd.grouped_allreduce(tensors, op=hvd.Sum, name=prefix),
+        }[turn]
+        return self._sum(case, reduce) if table == "sum" else by_hand.prepare(case, self.rank, self.size, reduce)
+
+    def _sum(self, case: str, reduce: Reduce) -> Prepared:
+        pieces = [tf.constant(piece) for piece in cut(case, own_part(case, self.rank))]
+
+        def turn() -> list[tf.Tensor]:
+            return reduce(pieces) if len(pieces) > 1 else [_allreduce(pieces[0], f"sum_{case}".replace(" ", "_"))]
+
+        compiled = tf.function(turn, autograph=False)
+        check(tf.concat(compiled(), 0).numpy(), self.size)
+        return Prepared(compiled)
+
+
+def _allreduce(tensor: tf.Tensor, name: str) -> tf.Tensor:
+    return hvd.allreduce(tensor, op=hvd.Sum, name=name)
+
+
+join = KerasHorovod

@@ -1,0 +1,78 @@
+"""distgrad over MPI, and the same steps without communication."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import distgrad
+from distgrad.bench.data import check, own_part
+from distgrad.bench.engines import by_hand, own
+from distgrad.bench.worker import Prepared
+from distgrad.communicators.mpi import Mpi
+from distgrad.step import DistributedStep
+
+
+class WithoutStatistics(DistributedStep):
+    """A step that describes nothing, to tell what describing costs. It takes every gradient for finite."""
+
+    def _describe(self, *_: Any) -> tf.Tensor:
+        return tf.zeros(4, tf.float64)
+
+
+class KerasMpi:
+    """The workers of one MPI job."""
+
+    def __init__(self) -> None:
+        self._comm = distgrad.connect("mpi")
+        self._alone = distgrad.connect("solo")
+        self.rank, self.size = self._comm.rank, self._comm.size
+
+    def barrier(self) -> None:
+        self._comm.barrier()
+
+    def clear(self) -> None:
+        tf.keras.backend.clear_session()
+
+    def prepare(self, table: str, turn: str, case: str) -> Prepared:
+        turn = turn.removesuffix(" again")
+        if table == "sum":
+            return self._core_sum(case) if turn == "core" else self._sum(case, turn)
+        return {"step": self._step, "stats": self._step, "accumulate": self._accumulate}[table](turn, case)
+
+    def _sum(self, case: str, turn: str) -> Prepared:
+        return own.graph_sum(self._comm, case.split(" in ", maxsplit=1)[0] if turn == "one tensor" else case)
+
+    def _core_sum(self, case: str) -> Prepared:
+        """Buffer in, buffer out: the vector is in this rank's part of the window already."""
+        assert isinstance(self._comm, Mpi)
+        part = own_part(case, self.rank)
+        window = self._comm.window
+        assert window is not None
+        place = window.part(part.size, part.dtype)
+        place[:] = part
+
+        def turn() -> np.ndarray:
+            return window.all_sum([place])
+
+        check(turn(), self.size)
+        return Prepared(turn)
+
+    def _step(self, turn: str, case: str) -> Prepared:
+        if turn == "step alone":
+            return own.step(self._alone, case, self.rank)._replace(evidence=None)
+        if turn == "by hand":
+            return by_hand.prepare(case, self.rank, 1, lambda sums: sums)._replace(evidence=None)
+        if turn == "oracle":
+            return by_hand.oracle(case, self.size)
+        kind = WithoutStatistics if turn == "step without statistics" else DistributedStep
+        return own.step(self._comm, case, self.rank, kind=kind)
+
+    def _accumulate(self, turn: str, case: str) -> Prepared:
+        count, what = turn.split(" ", 1)
+        if what == "micro-batches":
+            return own.step(self._alone, case, self.rank, int(count))._replace(evidence=None)
+        return by_hand.bare(case, self.rank, int(count))
+
+
+join = KerasMpi

@@ -1,0 +1,71 @@
+"""MultiWorkerMirroredStrategy, and distgrad over it. The ring, with as much packed together as helps."""
+
+import tensorflow as tf
+
+import distgrad
+from distgrad.bench import models
+from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
+from distgrad.bench.engines import by_hand, own
+from distgrad.bench.worker import Prepared
+
+OPTIONS = tf.distribute.experimental.CommunicationOptions(
+    bytes_per_pack=32 * 1024 * 1024, implementation=tf.distribute.experimental.CommunicationImplementation.RING
+)
+
+
+class KerasMwms:
+    """The workers that TF_CONFIG names."""
+
+    def __init__(self) -> None:
+        self._comm = distgrad.connect("tf")
+        with self._comm.scope():
+            self._strategy = tf.distribute.get_strategy()
+        self.rank, self.size = self._comm.rank, self._comm.size
+
+    def barrier(self) -> None:
+        self._comm.barrier()
+
+    def clear(self) -> None:
+        """Nothing is kept; clearing Keras's session would forget the strategy's variables too."""
+
+    def prepare(self, table: str, turn: str, case: str) -> Prepared:
+        if turn == "step":
+            return own.step(self._comm, case, self.rank)
+        return self._sum(turn, case) if table == "sum" else self._step(turn, case)
+
+    def _sum(self, turn: str, case: str) -> Prepared:
+        pieces = [tf.constant(piece) for piece in cut(case, own_part(case, self.rank))]
+
+        def summed() -> list[tf.Tensor]:
+            return self._strategy.run(lambda: _reduce(turn, pieces))
+
+        compiled = tf.function(summed, autograph=False)
+        check(tf.concat(compiled(), 0).numpy(), self.size)
+        return Prepared(compiled)
+
+    def _step(self, turn: str, case: str) -> Prepared:
+        with self._strategy.scope():
+            model = models.build(case)
+            optimizer = by_hand.sgd(model)
+        x, y = by_hand.batch(case, self.rank)
+        examples = float(self.size * MICRO_BATCH * MICRO_BATCHES)
+
+        def step() -> None:
+            sums = self._strategy.run(lambda: _reduce(turn, by_hand.local_sums(model, x, y)))
+            optimizer.apply([total / examples for total in sums], model.trainable_variables)
+
+        compiled = tf.function(step, autograph=False)
+        return Prepared(compiled, by_hand.evidence(model, compiled))
+
+
+def _reduce(turn: str, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """One vector, or the list, which TensorFlow packs itself."""
+    context = tf.distribute.get_replica_context()
+
+    def reduce(value: tf.Tensor | list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value, options=OPTIONS)
+
+    return by_hand.flattened(reduce)(tensors) if turn == "flat" else reduce(tensors)
+
+
+join = KerasMwms

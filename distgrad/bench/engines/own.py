@@ -1,0 +1,44 @@
+"""distgrad's turns over any communicator."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from distgrad.bench import models
+from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
+from distgrad.bench.engines.by_hand import batch, evidence, sgd
+from distgrad.bench.worker import Prepared
+from distgrad.communicators import Communicator
+from distgrad.step import DistributedStep
+
+
+def step(
+    comm: Communicator,
+    case: str,
+    rank: int,
+    micro_batches: int = MICRO_BATCHES,
+    kind: type[DistributedStep] = DistributedStep,
+) -> Prepared:
+    """A whole step, as a user calls it, on tensors that are in memory."""
+    with comm.scope():
+        model = models.build(case)
+        optimizer = sgd(model)
+    take = kind(model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, log_every=0)
+    x, y = batch(case, rank, micro_batches)
+
+    def turn() -> Any:
+        return take(x, y)
+
+    return Prepared(turn, evidence(model, turn))
+
+
+def graph_sum(comm: Communicator, case: str) -> Prepared:
+    """A sum inside a TensorFlow graph, tensors in and a tensor out."""
+    pieces = [tf.constant(piece) for piece in cut(case, own_part(case, comm.rank))]
+
+    def turn() -> tf.Tensor:
+        return comm.sum_over_workers(lambda *tensors: list(tensors), pieces, borrow=True)
+
+    compiled = tf.function(turn, autograph=False)
+    check(compiled().numpy(), comm.size)
+    return Prepared(compiled)

@@ -1,0 +1,230 @@
+"""Jobs: every engine's own launcher, and the ranks it started, which wait stopped until their turn comes.
+
+The driver and each rank talk over a Unix socket, one JSON object a line.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from distgrad.bench.cases import Job
+
+START = 120.0  # seconds until all ranks of a job must have said hello
+ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
+
+
+class JobLost(Exception):
+    """A job did not start, or one of its ranks failed or fell silent; the others go on without it."""
+
+
+class Rank(NamedTuple):
+    """One process of a job, seen from the driver."""
+
+    pid: int
+    stream: Any
+
+
+def why_absent(job: Job) -> str | None:
+    """What this machine lacks for a job; None if nothing."""
+    needs = {"mpirun": "mpi4py", "horovodrun": "horovod", "TF_CONFIG": "tensorflow", "torch": "torch"}
+    program = job.launcher.split()[0]
+    if importlib.util.find_spec(needs[program]) is None:
+        return f"{needs[program]} is not installed"
+    if program in ("mpirun", "horovodrun") and shutil.which(program, path=_path()) is None:
+        return f"{program} is not on PATH"
+    return None
+
+
+class Jobs:
+    """All jobs of a run, by name. A context: at its end none of their processes is left."""
+
+    def __init__(self, jobs: Mapping[str, Job], size: int) -> None:
+        self.size = size
+        self.lost: dict[str, str] = {}  # by job: why it takes no part
+        self._jobs = {name: job for name, job in jobs.items() if not self._is_absent(name, job)}
+        self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
+        self._ranks: dict[str, list[Rank]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="distgrad-bench-")
+
+    def __enter__(self) -> "Jobs":
+        # One after the other: what a rank does while it starts can ask for all cores.
+        for name, job in self._jobs.items():
+            try:
+                self._start(name, job)
+            except JobLost as error:
+                self._lose(name, error)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in list(self._processes):
+            self._end(name)
+        self._folder.cleanup()
+
+    def ask(self, name: str, **order: Any) -> list[dict[str, Any]]:
+        """Wake a job, let its ranks do one thing at the same time, and stop it again. Gives their answers by rank.
+
+        Raises:
+            JobLost: a rank failed, now or before.
+        """
+        if name in self.lost:
+            raise JobLost(self.lost[name])
+        try:
+            self._signal(name, signal.SIGCONT)
+            for rank in self._ranks[name]:
+                rank.stream.write(json.dumps(order) + "\n")
+                rank.stream.flush()
+            answers = [json.loads(rank.stream.readline()) for rank in self._ranks[name]]
+            self._pause(name)
+        except (OSError, ValueError) as error:
+            raise self._lose(name, error) from None
+        for answer in answers:
+            if "error" in answer:
+                raise self._lose(name, answer["error"])
+        return answers
+
+    def _is_absent(self, name: str, job: Job) -> bool:
+        reason = why_absent(job)
+        if reason is not None:
+            self.lost[name] = reason
+        return reason is not None
+
+    def _lose(self, name: str, error: object) -> JobLost:
+        self._end(name)
+        words = self._log(name).read_text(errors="replace").split("\n")
+        self.lost[name] = f"{error}" + "".join(f"; its last words: {line}" for line in words[-2:] if line)
+        return JobLost(self.lost[name])
+
+    def _start(self, name: str, job: Job) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            address = str(Path(self._folder.name, f"{len(self._processes)}.socket"))
+            listener.bind(address)
+            listener.listen()
+            listener.settimeout(START)
+            worker = [sys.executable, "-m", "distgrad.bench.worker", job.engine, address]
+            with self._log(name).open("wb") as log:
+                self._processes[name] = [
+                    subprocess.Popen(
+                        command,
+                        env=_environment() | dict(job.environment) | environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                    for command, environment in LAUNCHERS[job.launcher](worker, self.size)
+                ]
+            self._ranks[name] = self._hear(listener)
+        self._pause(name)
+
+    def _hear(self, listener: socket.socket) -> list[Rank]:
+        """Wait until every rank has said who it is."""
+        ranks: dict[int, Rank] = {}
+        for _ in range(self.size):
+            try:
+                channel, _ = listener.accept()
+                channel.settimeout(ANSWER)
+                stream = channel.makefile("rw")
+                hello = json.loads(stream.readline())
+            except (OSError, ValueError) as error:
+                raise JobLost(f"a rank did not start ({error})") from None
+            ranks[hello["rank"]] = Rank(hello["pid"], stream)
+        return [ranks[rank] for rank in range(self.size)]
+
+    def _log(self, name: str) -> Path:
+        return Path(self._folder.name, f"{name}.log")
+
+    def _pause(self, name: str) -> None:
+        if self._jobs[name].can_pause:
+            self._signal(name, signal.SIGSTOP)
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        for rank in self._ranks.get(name, []):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.pid, number)
+
+    def _end(self, name: str) -> None:
+        """Hang up, which ends the ranks; whoever has not gone soon is killed."""
+        self._signal(name, signal.SIGCONT)
+        for rank in self._ranks.pop(name, []):
+            with contextlib.suppress(OSError):
+                rank.stream.write("null\n")
+                rank.stream.close()
+        for process in self._processes.pop(name, []):
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _path() -> str:
+    """Where launchers are looked for: first beside this Python, whose environment may not be activated."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def _environment() -> dict[str, str]:
+    """The same for all: one compute thread a rank, no chatter, and no launcher's variables from outside."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMPI_", "PMI", "HOROVOD_", "DISTGRAD_")) and name != "TF_CONFIG"
+    }
+    threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_plm": "isolated"}  # all ranks are on this host: no ssh is needed
+    return inherited | {"PATH": _path()} | threads | root | quiet
+
+
+Commands = list[tuple[list[str], dict[str, str]]]  # command lines to start, and what each adds to the environment
+
+
+def _mpirun(worker: list[str], size: int) -> Commands:
+    return [(["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(size), *worker], {})]
+
+
+def _horovodrun(controller: str) -> Callable[[list[str], int], Commands]:
+    return lambda worker, size: [(["horovodrun", controller, "-np", str(size), *worker], {})]
+
+
+def _tf_config(worker: list[str], size: int) -> Commands:
+    addresses = _free_addresses(size)
+    tasks = [{"type": "worker", "index": index} for index in range(size)]
+    configs = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
+    return [(worker, {"TF_CONFIG": config}) for config in configs]
+
+
+def _torch(worker: list[str], size: int) -> Commands:
+    host, port = _free_addresses(1)[0].split(":")
+    common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    return [(worker, common | {"RANK": str(rank)}) for rank in range(size)]
+
+
+def _free_addresses(count: int) -> list[str]:
+    """Ports of the loopback that nobody listens on; all are held at once so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+LAUNCHERS: dict[str, Callable[[list[str], int], Commands]] = {
+    "mpirun": _mpirun,
+    "horovodrun --mpi": _horovodrun("--mpi"),
+    "horovodrun --gloo": _horovodrun("--gloo"),
+    "TF_CONFIG": _tf_config,
+    "torch": _torch,
+}

@@ -1,0 +1,54 @@
+"""The models that steps are measured on."""
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from distgrad.bench.data import HIDDEN_UNITS, LENGTH, VOCABULARY, weights
+
+WIDTH, HEADS, BLOCKS = 64, 4, 2  # the transformer's
+
+
+def build(name: str) -> keras.Model:
+    """One of the models, with the same weights in every process. Its outputs are logits."""
+    model = _MAKERS.get(name, _mlp)(name)
+    model.set_weights(weights([tuple(weight.shape) for weight in model.weights], model.get_weights()))
+    return model
+
+
+def loss(reduction: str = "sum_over_batch_size") -> keras.losses.Loss:
+    """The loss of all of them: integer classes against logits."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+
+
+def _mlp(name: str) -> keras.Model:
+    hidden = [layers.Dense(units, activation="relu") for units in HIDDEN_UNITS[name]]
+    return keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)])
+
+
+def _cnn(name: str) -> keras.Model:
+    convolutions = [layers.Conv2D(filters, 3, strides=2, activation="relu") for filters in (16, 32)]
+    return keras.Sequential([keras.Input((28, 28, 1)), *convolutions, layers.Flatten(), layers.Dense(10)], name=name)
+
+
+class _Positions(layers.Layer):
+    """Adds a learned vector to each place of (b, LENGTH, WIDTH)."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.table = self.add_weight(shape=shape[1:], name="table")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x + self.table
+
+
+def _transformer(name: str) -> keras.Model:
+    tokens = keras.Input((LENGTH,), dtype="int32")
+    x = _Positions()(layers.Embedding(VOCABULARY, WIDTH)(tokens))
+    for _ in range(BLOCKS):
+        normal = layers.LayerNormalization()(x)
+        x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(normal, normal, use_causal_mask=True)
+        x = x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(layers.LayerNormalization()(x)))
+    return keras.Model(tokens, layers.Dense(VOCABULARY)(layers.LayerNormalization()(x)), name=name)
+
+
+_MAKERS = {"cnn": _cnn, "transformer": _transformer}
