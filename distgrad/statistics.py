@@ -1,48 +1,81 @@
-"""Sum, norm, largest entry and non-finite count of a flat gradient, inside the compiled step."""
+"""Sum, norm, largest entry and non-finite count of a flat gradient.
 
-from collections.abc import Sequence
+Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of NaN or infinite entries. The moments of a
+whole follow from those of its parts, so that workers which share out a vector share out its description, too.
+"""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
-
-
-def describe_gradient(flat: tf.Tensor) -> tf.Tensor:
-    """Reduce a gradient to the numbers that a report shows.
-
-    Args:
-        flat: (s,) gradient entries; s may be 0.
-
-    Returns:
-        (4,) float64: Σ entries, sqrt(Σ entries²), max |entry| (0 for s = 0), number of NaN or infinite entries.
-    """
-    # Each of these reads the gradient once and writes nothing: no |entries| or entries² are stored on the way.
-    largest = tf.maximum(tf.reduce_max(flat), -tf.reduce_min(flat)) if flat.shape[0] else tf.zeros((), flat.dtype)
-    squares = 2 * tf.nn.l2_loss(flat)
-    usual = tf.math.is_finite(squares) & ((squares > _TINY) | (largest == 0))
-    norm, nonfinite = tf.cond(usual, lambda: (_norm(squares), tf.zeros((), tf.int64)), lambda: _careful(flat))
-    return tf.stack([*(tf.cast(x, tf.float64) for x in (tf.reduce_sum(flat), norm, largest, nonfinite))])
-
-
-def describe_ranges(flat: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """(4,) the same for the entries in these [first, last) ranges taken together."""
-    chosen = [flat[first:last] for first, last in ranges]
-    return describe_gradient(tf.concat([*chosen, tf.zeros(0, flat.dtype)], 0))
-
-
-def all_finite(flat: tf.Tensor) -> tf.Tensor:
-    """() bool: no entry is NaN or infinite. Only where their sum is not finite are they looked at one by one."""
-    usual = tf.math.is_finite(tf.reduce_sum(flat))
-    return tf.cond(usual, lambda: True, lambda: tf.reduce_all(tf.math.is_finite(flat)))
-
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
 
 
-def _norm(squares: tf.Tensor) -> tf.Tensor:
-    return tf.sqrt(tf.cast(squares, tf.float64))
+def moments(flat: tf.Tensor) -> tf.Tensor:
+    """(4,) the moments of (s,) entries, inside a graph; s may be 0."""
+    # Each of these reads the entries once and writes nothing: no |entries| or entries² are stored on the way.
+    largest = tf.maximum(tf.reduce_max(flat), -tf.reduce_min(flat)) if flat.shape[0] else tf.zeros((), flat.dtype)
+    squares = 2 * tf.nn.l2_loss(flat)
+    usual = tf.math.is_finite(squares) & ((squares > _TINY) | (largest == 0))
+    found = tf.cond(usual, lambda: [tf.cast(squares, tf.float64), tf.zeros((), tf.int64)], lambda: _careful(flat))
+    return tf.stack([tf.cast(value, tf.float64) for value in (tf.reduce_sum(flat), found[0], largest, found[1])])
 
 
-def _careful(flat: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """What a report shows of a gradient.
+
+    Args:
+        found: (4,) the moments of the entries before they were divided.
+        divisor: () float64, above 0.
+
+    Returns:
+        (4,) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries.
+    """
+    total, squares, largest, nonfinite = tf.unstack(found)
+    return tf.stack([total / divisor, tf.sqrt(squares) / divisor, largest / divisor, nonfinite])
+
+
+def statistics_of_ranges(flat: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
+    """(4,) the statistics of the entries in these [first, last) ranges taken together."""
+    chosen = [flat[first:last] for first, last in ranges]
+    return statistics(moments(tf.concat([*chosen, tf.zeros(0, flat.dtype)], 0)))
+
+
+def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    """() bool: no entry is NaN or infinite. Only where their sum is not finite are they looked at one by one."""
+    if not pieces:
+        return tf.constant(True)
+    usual = tf.math.is_finite(tf.add_n([tf.reduce_sum(piece) for piece in pieces]))
+    return tf.cond(
+        usual, lambda: True, lambda: tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
+    )
+
+
+def moments_of_chunks(chunks: Iterable[np.ndarray]) -> np.ndarray:
+    """(4,) the moments of arrays that are small enough to stay in a core's cache; outside any graph."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return merge_moments([_chunk_moments(chunk) for chunk in chunks])
+
+
+def merge_moments(parts: Any) -> np.ndarray:
+    """(4,) the moments of a whole from those of its k parts (k, 4), always added in the same order."""
+    rows = np.reshape(parts, (-1, 4))
+    return np.array([*rows[:, :2].sum(0), rows[:, 2].max(initial=0.0), rows[:, 3].sum()])
+
+
+def _chunk_moments(chunk: np.ndarray) -> tuple[Any, Any, Any, Any]:
+    squares = np.dot(chunk, chunk)
+    largest = max(np.maximum.reduce(chunk), -np.minimum.reduce(chunk)) if chunk.size else 0.0
+    if _TINY < squares < np.inf or largest == 0:
+        return np.add.reduce(chunk), squares, largest, 0.0
+    wide = chunk.astype(np.float64)
+    return wide.sum(), np.square(wide).sum(), largest, np.count_nonzero(~np.isfinite(wide))
+
+
+def _careful(flat: tf.Tensor) -> list[tf.Tensor]:
     """Squares that overflowed, vanished or are NaN: again in float64, and a count of what is not finite."""
     nonfinite = tf.size(flat, tf.int64) - tf.math.count_nonzero(tf.math.is_finite(flat))
-    return _norm(tf.reduce_sum(tf.square(tf.cast(flat, tf.float64)))), nonfinite
+    return [tf.reduce_sum(tf.square(tf.cast(flat, tf.float64))), nonfinite]

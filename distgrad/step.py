@@ -30,7 +30,7 @@ from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
 from distgrad.layout import Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
-from distgrad.statistics import all_finite, describe_gradient, describe_ranges
+from distgrad.statistics import all_finite, moments, statistics, statistics_of_ranges
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
@@ -214,17 +214,21 @@ class DistributedStep:
         Returns:
             ((v,) float64 what a StepReport reads, (entries,) G, (s,) the sum, which was borrowed).
         """
-        flat = self.comm.sum_over_workers(self._local_sums, (batch, more), borrow=True)  # (s,) the only communication
+        flat, found = self._sum_over_workers(batch, more)  # (s,), (4,) its moments: the only communication
         summed, lanes = self._layout.part(flat)  # (entries,) and what rode along
-        gradient, loss = self._divide(summed, lanes)  # (entries,) G, () its loss
-        statistics = self._describe(gradient)  # (4,) sum, norm, max, non-finite
-        finite = tf.equal(statistics[3], 0)
+        divisor, weight = self._divisors(lanes)  # () for the gradient, () N
+        gradient, described = self._divide(summed, divisor, found)  # (entries,) G, (4,) sum, norm, max, non-finite
+        finite = tf.equal(described[3], 0)
+        loss = lanes.loss / weight + regularisation(self._variables).loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
         tf.cond(applied, lambda: self._apply(gradient), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
-        groups = [describe_ranges(gradient, ranges) for ranges in self._group_ranges]
-        return tf.concat([head, statistics, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient, flat
+        groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
+        return tf.concat([head, described, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient, flat
+
+    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return self.comm.sum_and_describe(self._local_sums, (batch, more), self._layout.entries, borrow=True)
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> list[tf.Tensor]:
         """Compute this worker's part of the one sum: (s,) in pieces, the gradients of its share and the lanes."""
@@ -242,20 +246,21 @@ class DistributedStep:
         losses.require_no_added_losses(self.model)
         return losses.summed(self._loss, y, y_pred, sample_weight)
 
-    def _divide(self, summed: tf.Tensor, lanes: Lanes) -> tuple[tf.Tensor, tf.Tensor]:
-        """The one division, and what is counted once: G and the loss of the global batch."""
+    def _divisors(self, lanes: Lanes) -> tuple[tf.Tensor, tf.Tensor]:
+        """() float64 what the gradient is divided by, and () float64 what the loss is: N."""
         weight = lanes.weight if self._divides else tf.ones((), tf.float64)
         weight = tf.where(tf.equal(weight, 0), tf.ones((), tf.float64), weight)  # all masked: Keras takes 0, not 0/0
         scale = loss_scale(self.optimizer)
-        divisor = weight if scale is None else weight * tf.cast(scale, tf.float64)
-        gradient = summed / tf.cast(divisor, summed.dtype)
-        penalty = regularisation(self._variables)
-        if any(part is not None for part in penalty.gradients):
-            gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        return gradient, lanes.loss / weight + penalty.loss
+        return weight if scale is None else weight * tf.cast(scale, tf.float64), weight
 
-    def _describe(self, gradient: tf.Tensor) -> tf.Tensor:
-        return describe_gradient(gradient)
+    def _divide(self, summed: tf.Tensor, divisor: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The one division, and what is counted once: G and its statistics."""
+        gradient = summed / tf.cast(divisor, summed.dtype)
+        penalty = regularisation(self._variables).gradients
+        if all(part is None for part in penalty):
+            return gradient, statistics(found, divisor)
+        gradient += tf.concat(self._layout.flatten(penalty), 0)
+        return gradient, statistics(moments(gradient))
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
@@ -334,8 +339,7 @@ def sum_gradients(
 def _vector(comm: Communicator, layout: Layout, sums: GradientSum, rows: tf.Tensor, more: tf.Tensor) -> list[tf.Tensor]:
     """What this worker sends: (s,) in pieces, its sums, and its vote if any entry of them is NaN or infinite."""
     pieces = layout.flatten(sums.gradients)
-    finite = tf.reduce_all(tf.stack([True, *(all_finite(piece) for piece in pieces)]))
-    votes = tf.one_hot(comm.worker(), comm.size, dtype=tf.int64) * tf.cast(~finite, tf.int64)
+    votes = tf.one_hot(comm.worker(), comm.size, dtype=tf.int64) * tf.cast(~all_finite(pieces), tf.int64)
     return layout.join(pieces, Lanes(sums.loss, sums.weight, rows, more, votes))
 
 

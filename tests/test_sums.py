@@ -17,7 +17,7 @@ from distgrad.accumulate import accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradient import micro_batch_sum
 from distgrad.layout import LARGE, Lanes, Layout
-from distgrad.statistics import describe_gradient, describe_ranges
+from distgrad.statistics import moments, moments_of_chunks, statistics, statistics_of_ranges
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
 settings.load_profile("tensorflow")
@@ -213,7 +213,12 @@ def test_what_is_no_float_is_refused(dtype: str) -> None:
     )
 )
 def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
-    found = describe_gradient(tf.constant(values)).numpy()
+    check_statistics(values, moments(tf.constant(values)).numpy())
+    check_statistics(values, moments_of_chunks(np.array_split(values, 3)))
+
+
+def check_statistics(values: np.ndarray, raw: np.ndarray) -> None:
+    found = statistics(tf.constant(raw)).numpy()
     assert found[3] == np.count_nonzero(~np.isfinite(values))
     if found[3] == 0:
         wide = values.astype("float64")
@@ -224,5 +229,5 @@ def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
 
 def test_statistics_of_some_ranges() -> None:
     flat = tf.range(10.0)
-    assert describe_ranges(flat, [(1, 3), (7, 8)]).numpy().tolist() == [10.0, pytest.approx(54**0.5), 7.0, 0.0]
-    assert describe_ranges(flat, []).numpy().tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert statistics_of_ranges(flat, [(1, 3), (7, 8)]).numpy().tolist() == [10.0, pytest.approx(54**0.5), 7.0, 0.0]
+    assert statistics_of_ranges(flat, []).numpy().tolist() == [0.0, 0.0, 0.0, 0.0]

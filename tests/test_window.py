@@ -66,7 +66,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
         window = Window(world, world.Split(int("{hosts}"[world.rank]), world.rank))
         for size in (1, 63, 64, 100_000, 5):
             for step in range(3):
-                total = window.all_sum([np.arange(size) * (world.rank + 1.0) + step])
+                total, _ = window.all_sum([np.arange(size) * (world.rank + 1.0) + step])
                 np.testing.assert_array_equal(total, np.arange(size) * 10.0 + 4 * step)
         print("sums right", flush=True)
     """

@@ -26,6 +26,7 @@ import tensorflow as tf
 from distgrad import agreement
 from distgrad.batch import share
 from distgrad.errors import BadArgument, DistgradError, UnsupportedDtype
+from distgrad.statistics import moments
 
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
 
@@ -94,6 +95,13 @@ class Communicator:
             (s,) Σ over all workers of `fn(*share)`.
         """
         return self.all_sum(pieces_of(fn(*args)), borrow)
+
+    def sum_and_describe(
+        self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same, with the moments (4,) of the sum's first `described` entries; see `statistics`."""
+        flat = self.sum_over_workers(fn, args, borrow)
+        return flat, moments(flat[:described])
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""

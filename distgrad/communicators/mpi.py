@@ -6,15 +6,16 @@ finds the other's half of it when it finalises, and crashes.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 
-from distgrad.communicators import Communicator
+from distgrad.communicators import Communicator, Vector, pieces_of
 from distgrad.errors import DistgradError, EngineMissing, warn
+from distgrad.statistics import moments_of_chunks
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
@@ -30,7 +31,7 @@ except (ImportError, RuntimeError) as failure:
         everywhere=True,
     ) from None
 
-from distgrad.communicators.window import NoSharedMemory, Window
+from distgrad.communicators.window import NoSharedMemory, Window, chunks
 
 
 class Mpi(Communicator):
@@ -55,23 +56,38 @@ class Mpi(Communicator):
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         add = self._lend_sum if borrow else self._copy_sum
         total = tf.numpy_function(add, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
-        sizes = [piece.shape[0] for piece in pieces]
-        return tf.ensure_shape(total, [None if None in sizes else sum(sizes)])
+        return tf.ensure_shape(total, [_size(pieces)])
+
+    def sum_and_describe(
+        self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        def add(*pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            total, found = self._sum(pieces, described)
+            return total if borrow else total.copy(), found
+
+        pieces = pieces_of(fn(*args))
+        total, found = tf.numpy_function(add, pieces, [pieces[0].dtype, tf.float64], name="distgrad_mpi_all_sum")
+        return tf.ensure_shape(total, [_size(pieces)]), tf.ensure_shape(found, [4])
 
     def _copy_sum(self, *pieces: np.ndarray) -> np.ndarray:
         return self._lend_sum(*pieces).copy()
 
     def _lend_sum(self, *pieces: np.ndarray) -> np.ndarray:
+        return self._sum(pieces, 0)[0]
+
+    def _sum(self, pieces: Sequence[np.ndarray], described: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sum, borrowed where there is shared memory, and the moments of its first `described` entries."""
         try:
             if self.window is not None:
-                return self.window.all_sum(pieces)
+                return self.window.all_sum(pieces, described)
         except DistgradError as error:
             self.failure = error
             raise
         except NoSharedMemory as error:
             self._warn(error)
             self.window = None
-        return self._sum_by_messages(np.concatenate(pieces))
+        total = self._sum_by_messages(np.concatenate(pieces))
+        return total, moments_of_chunks(chunks(total[:described]))
 
     def _sum_by_messages(self, flat: np.ndarray) -> np.ndarray:
         total = np.empty_like(flat)
@@ -96,6 +112,11 @@ class Mpi(Communicator):
         self._comm.Barrier()  # mpirun kills the others when the first one ends, perhaps before it has spoken
         MPI.Finalize()
         os._exit(status)
+
+
+def _size(pieces: Sequence[tf.Tensor]) -> int | None:
+    sizes = [piece.shape[0] for piece in pieces]
+    return None if None in sizes else sum(sizes)
 
 
 def connect(world: World, timeout: float) -> Mpi:

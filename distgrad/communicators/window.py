@@ -13,10 +13,11 @@ The memory is a memfd, which the local root creates and the others open through 
 has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS.
 """
 
+import collections
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from mpi4py import MPI
 
 from distgrad.errors import ModelMismatch
+from distgrad.statistics import merge_moments, moments_of_chunks
 
 ALIGNMENT = 64  # bytes; TensorFlow reads an array in place only from such an address
 CHUNK = 1 << 15  # entries added at once, so that a partial sum over many ranks stays in the cache
@@ -54,6 +56,8 @@ class Window:
         self._across = world.Split(self._host.rank if owner else MPI.UNDEFINED, world.rank)
         # What each rank brings to a sum: entries, dtype number, and a bit for each result slot it still reads from.
         self._notes = self._share(8 * 3 * host.size).view(np.int64).reshape(host.size, 3)
+        # What each rank found in its shard of the result.
+        self._moments = self._share(8 * 4 * host.size).view(np.float64).reshape(host.size, 4)
         self._grow(mmap.PAGESIZE)
 
     def close(self) -> None:
@@ -73,15 +77,16 @@ class Window:
             self._grow(size * dtype.itemsize)
         return self._slot(self._host.rank, size, dtype)
 
-    def all_sum(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    def all_sum(self, pieces: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Sum a vector, given in pieces, over all ranks.
 
         Args:
             pieces: 1-D arrays of one dtype; their sizes add up to the same s on every rank.
+            described: of how many entries, from the first, the moments are wanted.
 
         Returns:
             (s,) the sum, in shared memory: to be read only. It is not written again while the array, or a tensor made
-            of it, lives.
+            of it, lives. And (4,) float64 its moments, see `statistics`.
 
         Raises:
             ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.
@@ -99,12 +104,13 @@ class Window:
         slot = _first_free(notes)
         result = self._slot(self._host.size + slot, size, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the step finds and reports what is not finite
-            self._add_own_shard(result)
+            self._moments[self._host.rank] = self._add_own_shard(result, described)
         self._host.Barrier()
+        found = merge_moments(self._moments)
         if slot == LENT:
-            return result.copy()
+            return result.copy(), found
         self._lent[slot] = weakref.ref(result)
-        return result
+        return result, found
 
     def _meet(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
         """Wait for the other ranks and return everyone's notes, (ranks, 3)."""
@@ -142,23 +148,23 @@ class Window:
                 place[:] = piece
             start += piece.size
 
-    def _add_own_shard(self, result: np.ndarray) -> None:
-        """Add all parts in rank order within this rank's shard; where there are several hosts, over them too."""
+    def _add_own_shard(self, result: np.ndarray, described: int) -> np.ndarray:
+        """Add all parts in rank order within this rank's shard; where there are several hosts, over them too.
+
+        Returns:
+            (4,) the moments of those of the shard's entries that are to be described.
+        """
         if self._host.rank >= self._owners:
-            return
+            return merge_moments([])
         first, last = (_boundary(result.size, self._host.rank + end, self._owners) for end in (0, 1))
-        parts = [self._slot(rank, result.size, result.dtype) for rank in range(self._host.size)]
-        for start in range(first, last, CHUNK):
-            chunk = slice(start, min(start + CHUNK, last))
-            out = result[chunk]
-            if len(parts) == 1:
-                out[:] = parts[0][chunk]
-            else:
-                np.add(parts[0][chunk], parts[1][chunk], out=out)
-            for part in parts[2:]:
-                np.add(out, part[chunk], out=out)
+        parts = [self._slot(rank, result.size, result.dtype)[first:last] for rank in range(self._host.size)]
+        shard, wanted = result[first:last], max(0, min(described - first, last - first))
+        sums: Iterable[np.ndarray] = map(_add, chunks(shard), *map(chunks, parts))  # each described while in the cache
         if self._across.size > 1:
-            self._across.Allreduce(MPI.IN_PLACE, result[first:last], op=MPI.SUM)
+            collections.deque(sums, maxlen=0)
+            self._across.Allreduce(MPI.IN_PLACE, shard, op=MPI.SUM)
+            sums = chunks(shard)
+        return moments_of_chunks(_first(wanted, sums))
 
     def _share(self, size: int) -> np.ndarray:
         """(size,) bytes, zero, that all ranks of the host see.
@@ -178,6 +184,30 @@ class Window:
         finally:
             if fd >= 0:
                 os.close(fd)
+
+
+def chunks(flat: np.ndarray) -> list[np.ndarray]:
+    """The vector cut into pieces of which several fit into a core's cache."""
+    return [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
+
+
+def _first(wanted: int, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The first entries of a vector in pieces; the pieces behind them are gone through all the same."""
+    for piece in pieces:
+        if wanted > 0:
+            yield piece[:wanted]
+        wanted -= piece.size
+
+
+def _add(total: np.ndarray, first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Add vectors in this order into `total`."""
+    if others:
+        np.add(first, others[0], out=total)
+    else:
+        total[:] = first
+    for other in others[1:]:
+        np.add(total, other, out=total)
+    return total
 
 
 def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
