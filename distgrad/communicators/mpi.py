@@ -44,7 +44,7 @@ class Mpi(Communicator):
     backend = "mpi"
 
     def __init__(self, world: MPI.Intracomm) -> None:
-        host = cast(MPI.Intracomm, world.Split_type(MPI.COMM_TYPE_SHARED))
+        host = _host_of(world)
         super().__init__(world.rank, world.size, host.rank, host.size)
         self._comm, self._host = world.Dup(), host
         self.window: Window | None = None
@@ -117,6 +117,16 @@ class Mpi(Communicator):
 def _size(pieces: Sequence[tf.Tensor]) -> int | None:
     sizes = [piece.shape[0] for piece in pieces]
     return None if None in sizes else sum(sizes)
+
+
+def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
+    """The ranks that run on this rank's host: under one kernel since its boot, seeing the same processes and network.
+
+    MPI's own split goes by the host's name, and so puts containers into one host that cannot share memory.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    hosts = world.allgather((boot, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
+    return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
 
 
 def connect(world: World, timeout: float) -> Mpi:
