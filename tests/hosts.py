@@ -1,0 +1,104 @@
+"""Two hosts on one: network namespaces, joined by a cable of known speed that counts its bytes.
+
+To the programs in it a namespace is a host of its own: what they send to the other one goes through the kernel's TCP
+and over the cable, whose speed `tc` limits. It takes root, and iproute2.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from launching import Job, run
+
+CABLE = "cable0"  # the name of either end
+SUBNET = "10.77.0.0/30"  # addresses of namespaces meet no others, so that every pair can have the same
+# Runs within a worker: how much its host has sent so far.
+SENT = f'int(open("/sys/class/net/{CABLE}/statistics/tx_bytes").read())'
+# mpirun starts its daemon on the other host by this, as it would by ssh: agent ADDRESS WORD...
+AGENT = """#!/bin/sh
+name={name}-${{1##*.}}
+shift
+exec ip netns exec "$name" sh -c "$*"
+"""
+
+
+class CannotMake(Exception):
+    """This system makes no network namespaces for us."""
+
+
+class Hosts:
+    """Two namespaces, while they exist."""
+
+    def __init__(self, name: str, agent: Path) -> None:
+        self.names = [f"{name}-{number}" for number in (1, 2)]
+        self._settings = {
+            "OMPI_MCA_plm": "rsh",
+            "OMPI_MCA_plm_rsh_agent": str(agent),
+            "OMPI_MCA_btl": "tcp,self",  # the hosts have one name and one memory, which must not be used
+            "OMPI_MCA_btl_tcp_if_include": SUBNET,
+            "OMPI_MCA_oob_tcp_if_include": SUBNET,
+            "OMPI_MCA_hwloc_base_binding_policy": "none",  # either daemon would bind its first rank to the same core
+            "OMPI_MCA_mpi_yield_when_idle": "1",  # and knows only of its own ranks
+        }
+
+    def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
+        """Run a Python command line with so many ranks on each host."""
+        mpirun = ["mpirun", "-H", f"10.77.0.1:{ranks},10.77.0.2:{ranks}", "-np", str(2 * ranks), "python"]
+        env = {"DISTGRAD_BACKEND": backend} | self._settings | env
+        return run(["ip", "netns", "exec", self.names[0], *mpirun, *command], timeout=timeout, env=env)
+
+
+@contextlib.contextmanager
+def two_hosts(megabits: int | None = None) -> Iterator[Hosts]:
+    """Two hosts, and between them a cable that carries so many Mbit/s each way.
+
+    Raises:
+        CannotMake: no root, no `ip`, or no right to make namespaces.
+    """
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        raise CannotMake("network namespaces take root and the ip command")
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Path(folder, "agent")
+        name = f"distgrad-{os.getpid()}"
+        agent.write_text(AGENT.format(name=name))
+        agent.chmod(0o700)
+        hosts = Hosts(name, agent)
+        try:
+            _plug(hosts.names, megabits)
+            yield hosts
+        finally:
+            _unplug(hosts.names)
+
+
+def _plug(names: Sequence[str], megabits: int | None) -> None:
+    for name in names:
+        _ip("netns", "add", name)
+    _ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
+    for number, name in enumerate(names, 1):
+        _ip("-n", name, "address", "add", f"10.77.0.{number}/30", "dev", CABLE)
+        for device in ("lo", CABLE):
+            _ip("-n", name, "link", "set", device, "up")
+        if megabits is not None:
+            limit = f"tc qdisc add dev {CABLE} root tbf rate {megabits}mbit burst 256kb latency 50ms"
+            _ip("netns", "exec", name, *limit.split())
+
+
+def _unplug(names: Sequence[str]) -> None:
+    """Remove the namespaces, and with them the cable, as far as they were made; end what still runs in them."""
+    for name in names:
+        left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+        for process in left.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotMake(f"ip {' '.join(words)}: {done.stderr.strip()}")

@@ -1,0 +1,55 @@
+"""The sum between hosts: exact, and with no more bytes on the wire than it takes."""
+
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+from hosts import SENT, CannotMake, Hosts, two_hosts
+
+SIZES = (0, 7, 100_000, 4_000_000)
+TIMES = 5
+SUMS = f"""
+    import numpy as np, tensorflow as tf
+    import distgrad
+
+    comm = distgrad.connect()
+
+    def sent_by_sums(size):
+        base = np.arange(size) % 1000
+        own = tf.constant(base * (comm.rank + 1), tf.float32)
+        add = tf.function(lambda: comm.sum_over_workers(lambda: own, ()), autograph=False)
+        add()
+        comm.barrier()
+        before = {SENT}
+        for _ in range({TIMES}):
+            np.testing.assert_array_equal(add().numpy(), base * sum(range(comm.size + 1)))
+        comm.barrier()
+        return {SENT} - before
+
+    sent = [sent_by_sums(size) for size in {SIZES}]
+    print(' '.join(map(str, ['sent', comm.local_size, *sent])), flush=True)
+    comm.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    try:
+        with two_hosts() as made:
+            yield made
+    except CannotMake as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sums_are_exact_and_send_every_byte_once(hosts: Hosts, ranks: int) -> None:
+    job = hosts.run(ranks, ["-c", textwrap.dedent(SUMS)])
+    assert job.status == 0, job.err[-3000:]
+    workers = [[int(word) for word in line.split()[1:]] for line in job.lines("sent")]
+    assert len(workers) == 2 * ranks
+    for local_size, *sent in workers:
+        assert local_size == ranks
+        for size, count in zip(SIZES, sent, strict=True):
+            # Of n hosts each must send 2(n-1)/n of a vector: here, all of it. Barriers and headers outweigh small ones.
+            least = TIMES * 4 * size
+            assert size < 100_000 or least <= count <= 1.1 * least, (size, count / least)
