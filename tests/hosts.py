@@ -16,7 +16,8 @@ from pathlib import Path
 from launching import Job, run
 
 CABLE = "cable0"  # the name of either end
-SUBNET = "10.77.0.0/30"  # addresses of namespaces meet no others, so that every pair can have the same
+SUBNET = "10.77.0.0/30"  # it meets no other network, so that every pair of hosts can have the same
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
 # Runs within a worker: how much its host has sent so far.
 SENT = f'int(open("/sys/class/net/{CABLE}/statistics/tx_bytes").read())'
 # mpirun starts its daemon on the other host by this, as it would by ssh: agent ADDRESS WORD...
@@ -48,7 +49,8 @@ class Hosts:
 
     def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
         """Run a Python command line with so many ranks on each host."""
-        mpirun = ["mpirun", "-H", f"10.77.0.1:{ranks},10.77.0.2:{ranks}", "-np", str(2 * ranks), "python"]
+        slots = ",".join(f"{address}:{ranks}" for address in ADDRESSES)
+        mpirun = ["mpirun", "-H", slots, "-np", str(2 * ranks), "python"]
         env = {"DISTGRAD_BACKEND": backend} | self._settings | env
         return run(["ip", "netns", "exec", self.names[0], *mpirun, *command], timeout=timeout, env=env)
 
@@ -79,8 +81,8 @@ def _plug(names: Sequence[str], megabits: int | None) -> None:
     for name in names:
         _ip("netns", "add", name)
     _ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
-    for number, name in enumerate(names, 1):
-        _ip("-n", name, "address", "add", f"10.77.0.{number}/30", "dev", CABLE)
+    for name, address in zip(names, ADDRESSES, strict=True):
+        _ip("-n", name, "address", "add", f"{address}/30", "dev", CABLE)
         for device in ("lo", CABLE):
             _ip("-n", name, "link", "set", device, "up")
         if megabits is not None:
