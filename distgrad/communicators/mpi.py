@@ -31,7 +31,8 @@ except (ImportError, RuntimeError) as failure:
         everywhere=True,
     ) from None
 
-from distgrad.communicators.window import NoSharedMemory, Window, chunks
+from distgrad.communicators.pieces import chunks
+from distgrad.communicators.window import NoSharedMemory, Window
 
 
 class Mpi(Communicator):

@@ -7,7 +7,8 @@ A sum is: copy in, meet, add one's own shard, meet, read the whole result where 
 2nS + (n+1)S bytes for n ranks and S bytes of vector, where messages would copy each part several times. The order of
 the additions is fixed, so the same inputs give the same bits on every run and on every rank.
 
-Between hosts, the ranks that own the same shard all-reduce it, in place.
+Between hosts, the ranks that own the same shard sum it, each part of it as soon as it is added up. A rank alone on its
+host needs no part: its vector goes straight into the result.
 
 The memory is a memfd, which the local root creates and the others open through /proc. Unlike an MPI shared window it
 has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS.
@@ -17,18 +18,19 @@ import collections
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
 
+from distgrad.communicators import across
+from distgrad.communicators.pieces import Pieces, add, chunks, first_of
 from distgrad.errors import ModelMismatch
 from distgrad.statistics import merge_moments, moments_of_chunks
 
 ALIGNMENT = 64  # bytes; TensorFlow reads an array in place only from such an address
-CHUNK = 1 << 15  # entries added at once, so that a partial sum over many ranks stays in the cache
 LENT = 2  # result slots that tensors may alias; the last slot is never lent, only copied from
 SLOTS = LENT + 1
 
@@ -53,7 +55,8 @@ class Window:
         # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
         self._owners = world.allreduce(host.size, op=MPI.MIN)
         owner = host.rank < self._owners
-        self._across = world.Split(self._host.rank if owner else MPI.UNDEFINED, world.rank)
+        color = host.rank if owner else MPI.UNDEFINED
+        self._across = cast(MPI.Intracomm, world.Split(color, world.rank))
         # What each rank brings to a sum: entries, dtype number, and a bit for each result slot it still reads from.
         self._notes = self._share(8 * 3 * host.size).view(np.int64).reshape(host.size, 3)
         # What each rank found in its shard of the result.
@@ -77,11 +80,11 @@ class Window:
             self._grow(size * dtype.itemsize)
         return self._slot(self._host.rank, size, dtype)
 
-    def all_sum(self, pieces: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def all_sum(self, arrays: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Sum a vector, given in pieces, over all ranks.
 
         Args:
-            pieces: 1-D arrays of one dtype; their sizes add up to the same s on every rank.
+            arrays: the pieces, 1-D and of one dtype; their sizes add up to the same s on every rank.
             described: of how many entries, from the first, the moments are wanted.
 
         Returns:
@@ -92,19 +95,20 @@ class Window:
             ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.
             NoSharedMemory: on every rank; there is too little for vectors of this size.
         """
-        size, dtype = sum(piece.size for piece in pieces), pieces[0].dtype
+        pieces = Pieces(arrays)
+        size, dtype = pieces.size, pieces.dtype
         fits = size * dtype.itemsize <= self._capacity
         if fits:
-            self._copy_in(pieces, dtype)
+            self._copy_in(pieces)
         notes = self._meet(size, dtype)
         if not fits:
             self._grow(size * dtype.itemsize)
-            self._copy_in(pieces, dtype)
+            self._copy_in(pieces)
             self._host.Barrier()
         slot = _first_free(notes)
         result = self._slot(self._host.size + slot, size, dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # the step finds and reports what is not finite
-            self._moments[self._host.rank] = self._add_own_shard(result, described)
+            self._moments[self._host.rank] = self._add_own_shard(pieces, result, described)
         self._host.Barrier()
         found = merge_moments(self._moments)
         if slot == LENT:
@@ -139,17 +143,12 @@ class Window:
     def _slot(self, number: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
         return np.frombuffer(self._memory, dtype, size, number * self._capacity)
 
-    def _copy_in(self, pieces: Sequence[np.ndarray], dtype: np.dtype[Any]) -> None:
-        part = self._slot(self._host.rank, sum(piece.size for piece in pieces), dtype)
-        start = 0
-        for piece in pieces:
-            place = part[start : start + piece.size]
-            if piece.ctypes.data != place.ctypes.data:  # else it was made here
-                place[:] = piece
-            start += piece.size
+    def _copy_in(self, pieces: Pieces) -> None:
+        if self._host.size > 1:
+            pieces.copy(0, self._slot(self._host.rank, pieces.size, pieces.dtype))
 
-    def _add_own_shard(self, result: np.ndarray, described: int) -> np.ndarray:
-        """Add all parts in rank order within this rank's shard; where there are several hosts, over them too.
+    def _add_own_shard(self, pieces: Pieces, result: np.ndarray, described: int) -> np.ndarray:
+        """Add all parts within this rank's shard; where there are several hosts, over them too.
 
         Returns:
             (4,) the moments of those of the shard's entries that are to be described.
@@ -157,14 +156,23 @@ class Window:
         if self._host.rank >= self._owners:
             return merge_moments([])
         first, last = (_boundary(result.size, self._host.rank + end, self._owners) for end in (0, 1))
-        parts = [self._slot(rank, result.size, result.dtype)[first:last] for rank in range(self._host.size)]
-        shard, wanted = result[first:last], max(0, min(described - first, last - first))
-        sums: Iterable[np.ndarray] = map(_add, chunks(shard), *map(chunks, parts))  # each described while in the cache
+        sums = self._added(pieces, result, first, last)  # each described while it is in the cache
         if self._across.size > 1:
-            collections.deque(sums, maxlen=0)
-            self._across.Allreduce(MPI.IN_PLACE, shard, op=MPI.SUM)
-            sums = chunks(shard)
-        return moments_of_chunks(_first(wanted, sums))
+
+            def fill(start: int, stop: int) -> None:
+                collections.deque(self._added(pieces, result, first + start, first + stop), maxlen=0)
+
+            across.all_sum(self._across, result[first:last], fill)
+            sums = iter(chunks(result[first:last]))
+        return moments_of_chunks(first_of(described - first, sums))
+
+    def _added(self, pieces: Pieces, result: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
+        """Put the sum of the host's parts, in rank order, into entries first..last of the result, chunk by chunk."""
+        if self._host.size == 1:
+            pieces.copy(first, result[first:last])
+            return iter(chunks(result[first:last]))
+        parts = [self._slot(rank, result.size, result.dtype)[first:last] for rank in range(self._host.size)]
+        return map(add, chunks(result[first:last]), *map(chunks, parts))
 
     def _share(self, size: int) -> np.ndarray:
         """(size,) bytes, zero, that all ranks of the host see.
@@ -184,30 +192,6 @@ class Window:
         finally:
             if fd >= 0:
                 os.close(fd)
-
-
-def chunks(flat: np.ndarray) -> list[np.ndarray]:
-    """The vector cut into pieces of which several fit into a core's cache."""
-    return [flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK)]
-
-
-def _first(wanted: int, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The first entries of a vector in pieces; the pieces behind them are gone through all the same."""
-    for piece in pieces:
-        if wanted > 0:
-            yield piece[:wanted]
-        wanted -= piece.size
-
-
-def _add(total: np.ndarray, first: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """Add vectors in this order into `total`."""
-    if others:
-        np.add(first, others[0], out=total)
-    else:
-        total[:] = first
-    for other in others[1:]:
-        np.add(total, other, out=total)
-    return total
 
 
 def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
