@@ -5,6 +5,7 @@ finds the other's half of it when it finalises, and crashes.
 """
 
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,8 +126,9 @@ def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
 
     MPI's own split goes by the host's name, and so puts containers into one host that cannot share memory.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    hosts = world.allgather((boot, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    kernel = boot.read_text() if boot.exists() else platform.node()
+    hosts = world.allgather((kernel, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
     return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
 
 
