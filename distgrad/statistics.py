@@ -56,8 +56,13 @@ def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def moments_of_chunks(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """(4,) the moments of arrays that are small enough to stay in a core's cache; outside any graph."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return merge_moments([_chunk_moments(chunk) for chunk in chunks])
+    room = np.empty(0)
+    found = []
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for chunk in chunks:
+            room = room if room.size >= chunk.size else np.empty_like(chunk)
+            found.append(_chunk_moments(chunk, room))
+    return merge_moments(found)
 
 
 def merge_moments(parts: Any) -> np.ndarray:
@@ -66,12 +71,15 @@ def merge_moments(parts: Any) -> np.ndarray:
     return np.array([*rows[:, :2].sum(0), rows[:, 2].max(initial=0.0), rows[:, 3].sum()])
 
 
-def _chunk_moments(chunk: np.ndarray) -> tuple[Any, Any, Any, Any]:
-    squares = np.dot(chunk, chunk)
-    largest = max(np.maximum.reduce(chunk), -np.minimum.reduce(chunk)) if chunk.size else 0.0
-    if _TINY < squares < np.inf or largest == 0:
-        return np.add.reduce(chunk), squares, largest, 0.0
+def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> tuple[Any, Any, Any, Any]:
+    """The moments of one chunk; `room` takes its squares."""
+    # No dot product: BLAS would wake threads, which take the cores from the other ranks.
+    squares = np.multiply(chunk, chunk, out=room[: chunk.size])
+    total, largest = np.add.reduce(squares), np.maximum.reduce(squares, initial=0)
+    if _TINY < total < np.inf:
+        return np.add.reduce(chunk), total, np.sqrt(largest), 0.0  # the root of a rounded square is the number itself
     wide = chunk.astype(np.float64)
+    largest = np.abs(wide).max(initial=0)
     return wide.sum(), np.square(wide).sum(), largest, np.count_nonzero(~np.isfinite(wide))
 
 
