@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distgrad.batch import row_count
 from distgrad.gradient import Gradient, GradientSum
+from distgrad.layout import LARGE
 
 
 def accumulate(
@@ -41,7 +42,7 @@ def accumulate(
     def add_next(start: tf.Tensor, gradients: list[tf.Tensor], loss: tf.Tensor, weight: tf.Tensor) -> tuple[Any, ...]:
         part = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
         depends[:] = [gradient is not None for gradient in part.gradients]
-        gradients = [add(total, gradient) for total, gradient in zip(gradients, part.gradients, strict=True)]
+        gradients = _add_all(gradients, part.gradients, first=tf.equal(start, 0))
         loss += tf.cast(part.loss, tf.float64)
         weight += tf.cast(part.weight, tf.float64)
         return start + size, gradients, loss, weight
@@ -54,6 +55,23 @@ def accumulate(
         parallel_iterations=1,  # more would keep several micro-batches' activations alive
     )
     return GradientSum(gradients, loss, weight), depends
+
+
+def _add_all(totals: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
+    """Add a micro-batch's gradients; the first one's large ones become the totals as they are, unread and uncopied."""
+    large = [i for i, total in enumerate(totals) if _is_large(total, gradients[i])]
+    sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(totals)]
+    if large:
+        stored = [tf.cast(gradients[i], totals[i].dtype) for i in large]
+        added = tf.cond(first, lambda: stored, lambda: [add(totals[i], gradients[i]) for i in large])
+        for i, total in zip(large, tf.nest.flatten(added), strict=True):
+            sums[i] = tf.ensure_shape(total, totals[i].shape)
+    return sums
+
+
+def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:
+    """Whether adding it to zeros costs more than the branch that avoids it."""
+    return tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices) and total.shape.num_elements() >= LARGE
 
 
 def add(total: tf.Tensor, gradient: Gradient) -> tf.Tensor:
