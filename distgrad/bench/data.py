@@ -10,7 +10,7 @@ PERIOD = 1000  # entries
 MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
 LEARNING_RATE = 0.01
 HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}  # of the MLPs
-VOCABULARY, LENGTH = 128, 32  # the transformer's
+VOCABULARY, LENGTH = 128, 16  # the transformer's
 
 
 def own_part(case: str, rank: int) -> np.ndarray:
