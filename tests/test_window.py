@@ -141,6 +141,15 @@ def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
     assert wait_until(lambda: traces() <= before, 20), traces() - before
 
 
+def test_nothing_is_left_behind_when_mpirun_is_killed() -> None:
+    before = traces()
+    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
+    wait_for_ranks(job.pid, 2)
+    job.kill()
+    assert wait_until(lambda: traces() <= before, 60), traces() - before
+    finish(job, 30)
+
+
 def wait_for_ranks(parent: int, count: int) -> list[int]:
     """The launcher's Python children, once they hold shared memory."""
 

@@ -6,6 +6,7 @@ finds the other's half of it when it finalises, and crashes.
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class Mpi(Communicator):
     def __init__(self, world: MPI.Intracomm) -> None:
         host = _host_of(world)
         super().__init__(world.rank, world.size, host.rank, host.size)
+        _unname_segments(host)
         self._comm, self._host = world.Dup(), host
         self.window: Window | None = None
         try:
@@ -130,6 +132,19 @@ def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
     kernel = boot.read_text() if boot.exists() else platform.node()
     hosts = world.allgather((kernel, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
     return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
+
+
+def _unname_segments(host: MPI.Intracomm) -> None:
+    """Take away the names of Open MPI's own shared memory, which would stay behind if mpirun were killed.
+
+    That is safe once every rank of the host has opened what the others made, which each does at the first message.
+    """
+    host.alltoall([None] * host.size)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if re.match(r"/dev/shm/(vader|sm)_segment\.", path):
+            Path(path).unlink(missing_ok=True)
+    host.Barrier()
 
 
 def connect(world: World, timeout: float) -> Mpi:
