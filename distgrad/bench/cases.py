@@ -6,6 +6,7 @@ from typing import NamedTuple
 OWN, LIMIT = "distgrad", "limit"
 HOROVODS = ("horovod-mpi", "horovod-gloo")
 PEERS = ("mpi", *HOROVODS, "mwms", "ddp", "memcpy")
+LOCAL = ("no-communication", "by-hand-no-communication")  # their steps are not the global one, on purpose
 
 
 class Job(NamedTuple):
@@ -130,8 +131,8 @@ TABLES = {
         (
             Contestant(OWN, OWN, "step"),
             Contestant(f"{OWN} again", OWN, "step again"),
-            Contestant("no-communication", OWN, "step alone"),
-            Contestant("by-hand-no-communication", OWN, "by hand"),
+            Contestant(LOCAL[0], OWN, "step alone"),
+            Contestant(LOCAL[1], OWN, "by hand"),
             *_horovod("flat", "per tensor", "grouped"),
             *(Contestant(f"{OWN} on {job.split()[0]}", job, "step") for job in HOROVOD_JOBS),
             Contestant("mwms", "mwms", "flat"),

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -73,6 +74,9 @@ class Jobs:
             self._end(name)
         self._folder.cleanup()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._jobs and name not in self.lost
+
     def ask(self, name: str, **order: Any) -> list[dict[str, Any]]:
         """Wake a job, let its ranks do one thing at the same time, and stop it again. Gives their answers by rank.
 
@@ -112,7 +116,7 @@ class Jobs:
             address = str(Path(self._folder.name, f"{len(self._processes)}.socket"))
             listener.bind(address)
             listener.listen()
-            listener.settimeout(START)
+            listener.settimeout(1)
             worker = [sys.executable, "-m", "distgrad.bench.worker", job.engine, address]
             with self._log(name).open("wb") as log:
                 self._processes[name] = [
@@ -126,20 +130,24 @@ class Jobs:
                     )
                     for command, environment in LAUNCHERS[job.launcher](worker, self.size)
                 ]
-            self._ranks[name] = self._hear(listener)
+            self._ranks[name] = self._hear(listener, self._processes[name])
         self._pause(name)
 
-    def _hear(self, listener: socket.socket) -> list[Rank]:
+    def _hear(self, listener: socket.socket, processes: Sequence[subprocess.Popen[bytes]]) -> list[Rank]:
         """Wait until every rank has said who it is."""
         ranks: dict[int, Rank] = {}
-        for _ in range(self.size):
+        end = time.monotonic() + START
+        while len(ranks) < self.size:
             try:
                 channel, _ = listener.accept()
-                channel.settimeout(ANSWER)
-                stream = channel.makefile("rw")
-                hello = json.loads(stream.readline())
-            except (OSError, ValueError) as error:
-                raise JobLost(f"a rank did not start ({error})") from None
+            except TimeoutError:
+                if time.monotonic() > end or any(process.poll() is not None for process in processes):
+                    raise JobLost("it did not start") from None
+                continue
+            channel.settimeout(ANSWER)
+            stream = channel.makefile("rw")
+            channel.close()  # the stream keeps it open
+            hello = json.loads(stream.readline())
             ranks[hello["rank"]] = Rank(hello["pid"], stream)
         return [ranks[rank] for rank in range(self.size)]
 

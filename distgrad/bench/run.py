@@ -66,10 +66,15 @@ def _measure(
     jobs: Jobs, planned: _Planned, effort: Effort, tick: Callable[[str], None]
 ) -> tuple[list[Row], list[Series]]:
     """Measure one case and print it."""
-    present = [one for one in planned.contestants if one.job not in jobs.lost]
+    present = [one for one in planned.contestants if one.job in jobs]
     trial = Trial(jobs, planned.table, planned.case.name, present)
-    series = trial.measure(effort, tick)
-    found = rows(planned.table, series)
+    trial.prepare(effort, tick)
+    for _ in range(effort.tries):
+        series = trial.measure(effort, tick)
+        found = rows(planned.table, series)
+        if not is_void(found):
+            break
+    trial.clear()
     if planned.case == TABLES[planned.table].cases[0]:
         _say(f"\n## {planned.table}\n\n{output.HEADER}")
     _say(output.markdown(found, series))

@@ -60,9 +60,9 @@ class KerasMpi:
 
     def _step(self, turn: str, case: str) -> Prepared:
         if turn == "step alone":
-            return own.step(self._alone, case, self.rank)._replace(evidence=None)
+            return own.step(self._alone, case, self.rank)
         if turn == "by hand":
-            return by_hand.prepare(case, self.rank, 1, lambda sums: sums)._replace(evidence=None)
+            return by_hand.prepare(case, self.rank, 1, lambda sums: sums)
         if turn == "oracle":
             return by_hand.oracle(case, self.size)
         kind = WithoutStatistics if turn == "step without statistics" else DistributedStep
@@ -71,7 +71,7 @@ class KerasMpi:
     def _accumulate(self, turn: str, case: str) -> Prepared:
         count, what = turn.split(" ", 1)
         if what == "micro-batches":
-            return own.step(self._alone, case, self.rank, int(count))._replace(evidence=None)
+            return own.step(self._alone, case, self.rank, int(count))
         return by_hand.bare(case, self.rank, int(count))
 
 
