@@ -2,4 +2,5 @@
 
 from distgrad.cli import main
 
-main(prog_name="distgrad")
+if __name__ == "__main__":
+    main(prog_name="distgrad")

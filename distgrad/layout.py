@@ -5,7 +5,7 @@
 A piece is one large variable's gradient as it stands, or those of several small ones in a row. Each begins at an
 address that TensorFlow can slice without copying; the entries that fill it up to the next are zero.
 
-Lanes are everything else that must be summed over the workers: loss, weight, rows, votes. Because they ride in the
+Lanes are everything else that must be summed over the workers: loss, weight, rows, a flag. Because they ride in the
 same vector, a step needs one reduction and no second one.
 
 A lane must not round. Counts travel as two entries, high·4096 + low: each stays an integer below 2^24, the last one
@@ -36,14 +36,12 @@ class Lanes(NamedTuple):
         weight: () float64, N; exact where the weights are integers.
         examples: () int64, rows.
         more: () int64, how many workers have another batch after this one.
-        nonfinite: (workers,) int64, 1 in the slot of each worker whose own sum holds NaN or infinity.
     """
 
     loss: tf.Tensor
     weight: tf.Tensor
     examples: tf.Tensor
     more: tf.Tensor
-    nonfinite: tf.Tensor
 
 
 class Piece(NamedTuple):
@@ -57,8 +55,8 @@ class Piece(NamedTuple):
 class Layout:
     """Where each gradient and each lane stands in the vector."""
 
-    def __init__(self, variables: Sequence[Any], workers: int) -> None:
-        """Lay out the gradients of these variables for this many workers.
+    def __init__(self, variables: Sequence[Any]) -> None:
+        """Lay out the gradients of these variables.
 
         Raises:
             UnsupportedDtype: a variable is integer, complex or anything else that is no float.
@@ -69,7 +67,6 @@ class Layout:
         self.sizes = [int(np.prod(shape.as_list())) for shape in self.shapes]
         self._pieces = _pieces(self.sizes)
         self.entries = sum(piece.size for piece in self._pieces)
-        self.workers = workers
 
     def flatten(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros.
@@ -130,17 +127,15 @@ class Layout:
         loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
         pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
         pairs.append(tf.cast(lanes.more, tf.float64))
-        lanes_64 = tf.concat([tf.stack(pairs), tf.cast(lanes.nonfinite, tf.float64)], 0)
-        return tf.cast(lanes_64, self.dtype)
+        return tf.cast(tf.stack(pairs), self.dtype)
 
     def _lanes(self, flat: tf.Tensor) -> Lanes:
-        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [7 + self.workers])
+        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [7])
         return Lanes(
             loss=flat[0] + flat[1],
             weight=flat[2] * BASE + flat[3],
             examples=tf.cast(flat[4] * BASE + flat[5], tf.int64),
             more=tf.cast(flat[6], tf.int64),
-            nonfinite=tf.cast(flat[7:], tf.int64),
         )
 
 

@@ -4,6 +4,7 @@ Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of Na
 whole follow from those of its parts, so that workers which share out a vector share out its description, too.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
+# What is not finite is counted and reported, which says more than a warning.
+_QUIETLY = functools.partial(np.errstate, over="ignore", under="ignore", invalid="ignore")
 
 
 def moments(flat: tf.Tensor) -> tf.Tensor:
@@ -24,18 +27,21 @@ def moments(flat: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.cast(value, tf.float64) for value in (tf.reduce_sum(flat), found[0], largest, found[1])])
 
 
-def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0) -> tf.Tensor:
+def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DType = tf.float32) -> tf.Tensor:
     """What a report shows of a gradient.
 
     Args:
         found: (4,) the moments of the entries before they were divided.
         divisor: () float64, above 0.
+        dtype: of the divided entries.
 
     Returns:
-        (4,) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries.
+        (4,) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the division
+        by a small number makes entries overflow, that is 1, however many they are.
     """
     total, squares, largest, nonfinite = tf.unstack(found)
-    return tf.stack([total / divisor, tf.sqrt(squares) / divisor, largest / divisor, nonfinite])
+    overflow = tf.cast(largest / divisor > dtype.max, tf.float64)
+    return tf.stack([total / divisor, tf.sqrt(squares) / divisor, largest / divisor, tf.maximum(nonfinite, overflow)])
 
 
 def statistics_of_ranges(flat: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
@@ -50,7 +56,9 @@ def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
         return tf.constant(True)
     usual = tf.math.is_finite(tf.add_n([tf.reduce_sum(piece) for piece in pieces]))
     return tf.cond(
-        usual, lambda: True, lambda: tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
+        usual,
+        lambda: tf.constant(True),
+        lambda: tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces]),
     )
 
 
@@ -58,7 +66,7 @@ def moments_of_chunks(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """(4,) the moments of arrays that are small enough to stay in a core's cache; outside any graph."""
     room = np.empty(0)
     found = []
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    with _QUIETLY():
         for chunk in chunks:
             room = room if room.size >= chunk.size else np.empty_like(chunk)
             found.append(_chunk_moments(chunk, room))
@@ -68,7 +76,8 @@ def moments_of_chunks(chunks: Iterable[np.ndarray]) -> np.ndarray:
 def merge_moments(parts: Any) -> np.ndarray:
     """(4,) the moments of a whole from those of its k parts (k, 4), always added in the same order."""
     rows = np.reshape(parts, (-1, 4))
-    return np.array([*rows[:, :2].sum(0), rows[:, 2].max(initial=0.0), rows[:, 3].sum()])
+    with _QUIETLY():
+        return np.array([*rows[:, :2].sum(0), rows[:, 2].max(initial=0.0), rows[:, 3].sum()])
 
 
 def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> tuple[Any, Any, Any, Any]:

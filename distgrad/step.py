@@ -25,12 +25,12 @@ from distgrad import agreement
 from distgrad import loss as losses
 from distgrad.accumulate import accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
-from distgrad.communicators import Communicator
+from distgrad.communicators import Communicator, DescribedSum
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
 from distgrad.layout import Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
-from distgrad.statistics import all_finite, moments, statistics, statistics_of_ranges
+from distgrad.statistics import moments, statistics, statistics_of_ranges
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
@@ -177,7 +177,7 @@ class DistributedStep:
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
         self._variables = self.model.trainable_variables
-        self._layout = Layout(self._variables, self.comm.size)
+        self._layout = Layout(self._variables)
         ranges = self._layout.ranges()
         self._described = [(v.path, tuple(v.shape), *range_) for v, range_ in zip(self._variables, ranges, strict=True)]
         self._group_ranges = [[ranges[index] for index in self._members(label)] for label in self._groups]
@@ -214,10 +214,10 @@ class DistributedStep:
         Returns:
             ((v,) float64 what a StepReport reads, (entries,) G, (s,) the sum, which was borrowed).
         """
-        flat, found = self._sum_over_workers(batch, more)  # (s,), (4,) its moments: the only communication
-        summed, lanes = self._layout.part(flat)  # (entries,) and what rode along
+        total = self._sum_over_workers(batch, more)  # the only communication
+        summed, lanes = self._layout.part(total.flat)  # (entries,) and what rode along
         divisor, weight = self._divisors(lanes)  # () for the gradient, () N
-        gradient, described = self._divide(summed, divisor, found)  # (entries,) G, (4,) sum, norm, max, non-finite
+        gradient, described = self._divide(summed, divisor, total.moments)  # (entries,) G, (4,) its statistics
         finite = tf.equal(described[3], 0)
         loss = lanes.loss / weight + regularisation(self._variables).loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
@@ -225,9 +225,9 @@ class DistributedStep:
         adjust_loss_scale(self.optimizer, finite)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
-        return tf.concat([head, described, *groups, tf.cast(lanes.nonfinite, tf.float64)], 0), gradient, flat
+        return tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0), gradient, total.flat
 
-    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DescribedSum:
         return self.comm.sum_and_describe(self._local_sums, (batch, more), self._layout.entries, borrow=True)
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> list[tf.Tensor]:
@@ -236,7 +236,7 @@ class DistributedStep:
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
         sums, self._depends = accumulate(one, batch, self._micro_batch_size, self._layout.shapes, self._layout.dtype)
-        return _vector(self.comm, self._layout, sums, row_count(batch), more)
+        return _vector(self._layout, sums, row_count(batch), more)
 
     def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
         return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
@@ -258,7 +258,7 @@ class DistributedStep:
         gradient = summed / tf.cast(divisor, summed.dtype)
         penalty = regularisation(self._variables).gradients
         if all(part is None for part in penalty):
-            return gradient, statistics(found, divisor)
+            return gradient, statistics(found, divisor, gradient.dtype)
         gradient += tf.concat(self._layout.flatten(penalty), 0)
         return gradient, statistics(moments(gradient))
 
@@ -319,7 +319,7 @@ def sum_gradients(
     >>> float(sums.gradients[0]), float(sums.loss), float(sums.weight)  # Σ 2x(3x - y), Σ (3x - y)², 3
     (118.0, 166.0, 3.0)
     """
-    layout = Layout(variables, comm.size)
+    layout = Layout(variables)
     agreement.require_same_variables_once(comm, variables)
     arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
 
@@ -330,17 +330,15 @@ def sum_gradients(
     def local_sums(*share: Any) -> list[tf.Tensor]:
         one = functools.partial(micro_batch_sum, objective, variables)
         sums, _ = accumulate(one, share, micro_batch_size, layout.shapes, layout.dtype)
-        return _vector(comm, layout, sums, row_count(share), more=tf.constant(0))
+        return _vector(layout, sums, row_count(share), more=tf.constant(0))
 
     entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
     return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
 
 
-def _vector(comm: Communicator, layout: Layout, sums: GradientSum, rows: tf.Tensor, more: tf.Tensor) -> list[tf.Tensor]:
-    """What this worker sends: (s,) in pieces, its sums, and its vote if any entry of them is NaN or infinite."""
-    pieces = layout.flatten(sums.gradients)
-    votes = tf.one_hot(comm.worker(), comm.size, dtype=tf.int64) * tf.cast(~all_finite(pieces), tf.int64)
-    return layout.join(pieces, Lanes(sums.loss, sums.weight, rows, more, votes))
+def _vector(layout: Layout, sums: GradientSum, rows: tf.Tensor, more: tf.Tensor) -> list[tf.Tensor]:
+    """What this worker sends: (s,) in pieces, its sums and the lanes."""
+    return layout.join(layout.flatten(sums.gradients), Lanes(sums.loss, sums.weight, rows, more))
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

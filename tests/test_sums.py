@@ -141,16 +141,15 @@ def test_scaled_gradients_do_not_overflow_before_they_are_summed() -> None:
     shapes=st.lists(arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), max_size=5),
     dtypes=st.lists(st.sampled_from(["float16", "bfloat16", "float32", "float64"]), min_size=5, max_size=5),
     absent=st.sets(st.integers(0, 4)),
-    workers=st.integers(1, 5),
     weight=st.integers(0, 2**33),
     rows=st.integers(0, 2**31 - 1),
     loss=st.floats(-1e6, 1e6),
 )
 def test_the_vector_gives_back_what_went_in(
-    shapes: Any, dtypes: Any, absent: set[int], workers: int, weight: int, rows: int, loss: float
+    shapes: Any, dtypes: Any, absent: set[int], weight: int, rows: int, loss: float
 ) -> None:
     variables = [tf.Variable(tf.zeros(shape, dtype)) for shape, dtype in zip(shapes, dtypes, strict=False)]
-    layout = Layout(variables, workers)
+    layout = Layout(variables)
     values = [tf.fill(variable.shape, tf.cast(i + 1, variable.dtype)) for i, variable in enumerate(variables)]
     given_values = [None if i in absent else value for i, value in enumerate(values)]
     lanes = Lanes(
@@ -158,7 +157,6 @@ def test_the_vector_gives_back_what_went_in(
         tf.constant(weight, tf.int64),
         tf.constant(rows, tf.int64),
         tf.constant(1),
-        tf.one_hot(workers - 1, workers, dtype=tf.int64),
     )
     vector = tf.concat(layout.join(layout.flatten(given_values), lanes), 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
@@ -166,13 +164,12 @@ def test_the_vector_gives_back_what_went_in(
     for i, value in enumerate(layout.unflatten(entries)):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
     assert (int(back.weight), int(back.examples), int(back.more)) == (3 * weight, 3 * rows, 3)
-    assert back.nonfinite.numpy().tolist() == [0] * (workers - 1) + [3]
     assert float(back.loss) == pytest.approx(3 * loss, rel=3e-7, abs=1e-9)  # the loss travels in float32
 
 
 def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
     sizes = [3, 5, LARGE, 7, LARGE + 1, 2]
-    layout = Layout([tf.Variable(tf.zeros(size)) for size in sizes], 1)
+    layout = Layout([tf.Variable(tf.zeros(size)) for size in sizes])
     assert layout.ranges() == [
         (0, 3),
         (3, 8),
@@ -188,10 +185,10 @@ def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
 
 
 def test_an_infinite_loss_travels_as_infinity() -> None:
-    layout = Layout([], 1)
+    layout = Layout([])
     nothing = tf.zeros((), tf.int64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
-        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, tf.zeros(1, tf.int64))
+        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing)
         _, back = layout.part(tf.concat(layout.join(layout.flatten([]), lanes), 0))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 
@@ -199,7 +196,7 @@ def test_an_infinite_loss_travels_as_infinity() -> None:
 @pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
 def test_what_is_no_float_is_refused(dtype: str) -> None:
     with pytest.raises(UnsupportedDtype, match=rf"odd:0 {dtype} \(2,\)"):
-        Layout([tf.Variable(tf.zeros(2)), tf.Variable(tf.cast(tf.zeros(2), dtype), name="odd")], 1)
+        Layout([tf.Variable(tf.zeros(2)), tf.Variable(tf.cast(tf.zeros(2), dtype), name="odd")])
 
 
 # ---- its statistics

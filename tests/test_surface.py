@@ -73,6 +73,7 @@ def test_a_communicator_s_face() -> None:
         "scope",
         "shard",
         "span",
+        "sum_and_describe",
         "sum_over_workers",
         "worker",
     }

@@ -1,5 +1,6 @@
 """One run of the benchmark: start the jobs, measure every case, say what came out."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(
         size: ranks of every job.
         json_file, plot_file: where to put rows and raw rounds, and a picture.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the jobs on the way out
     schedule = [_Planned(table, case, peers, quick) for table in tables for case in TABLES[table].cases]
     schedule = [planned for planned in schedule if planned.case.quick or not quick]
     needed = {one.job for planned in schedule for one in planned.contestants}

@@ -17,7 +17,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import keras
 import numpy as np
@@ -26,12 +26,26 @@ import tensorflow as tf
 from distgrad import agreement
 from distgrad.batch import share
 from distgrad.errors import BadArgument, DistgradError, UnsupportedDtype
-from distgrad.statistics import moments
+from distgrad.statistics import all_finite, moments
 
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
 
 
 Vector: TypeAlias = Any  # a 1-D tensor, or a list of them that stands for their concatenation
+
+
+class DescribedSum(NamedTuple):
+    """A sum over workers and what it is like.
+
+    Attributes:
+        flat: (s,) the sum.
+        moments: (4,) float64, see `statistics`.
+        nonfinite: (size,) 1 for each worker whose own vector held NaN or infinity.
+    """
+
+    flat: tf.Tensor
+    moments: tf.Tensor
+    nonfinite: tf.Tensor
 
 
 class Communicator:
@@ -98,10 +112,21 @@ class Communicator:
 
     def sum_and_describe(
         self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same, with the moments (4,) of the sum's first `described` entries; see `statistics`."""
-        flat = self.sum_over_workers(fn, args, borrow)
-        return flat, moments(flat[:described])
+    ) -> DescribedSum:
+        """The same, and what it is like: in one reduction, by votes that ride along.
+
+        Args:
+            described: of how many entries, from the first, the moments are wanted.
+        """
+
+        def with_vote(*share: Any) -> list[tf.Tensor]:
+            pieces = pieces_of(fn(*share))
+            vote = tf.cast(~all_finite(pieces), pieces[0].dtype)
+            return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
+
+        voted = self.sum_over_workers(with_vote, args, borrow)
+        flat = voted[: -self.size]
+        return DescribedSum(flat, moments(flat[:described]), voted[-self.size :])
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""

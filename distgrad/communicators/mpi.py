@@ -4,6 +4,7 @@ TensorFlow must be loaded before MPI: both contain the hwloc library, and where 
 finds the other's half of it when it finalises, and crashes.
 """
 
+import atexit
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from distgrad.communicators import Communicator, Vector, pieces_of
+from distgrad.communicators import Communicator, DescribedSum, Vector, pieces_of
 from distgrad.errors import DistgradError, EngineMissing, warn
 from distgrad.statistics import moments_of_chunks
 from distgrad.world import World
@@ -49,7 +50,8 @@ class Mpi(Communicator):
     def __init__(self, world: MPI.Intracomm) -> None:
         host = _host_of(world)
         super().__init__(world.rank, world.size, host.rank, host.size)
-        _unname_segments(host)
+        self._before_end = _unname_segment(host)
+        atexit.register(self._before_end)
         self._comm, self._host = world.Dup(), host
         self.window: Window | None = None
         try:
@@ -64,14 +66,23 @@ class Mpi(Communicator):
 
     def sum_and_describe(
         self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        def add(*pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ) -> DescribedSum:
+        def add(*pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             total, found = self._sum(pieces, described)
-            return total if borrow else total.copy(), found
+            return total if borrow else total.copy(), found, self._who_is_not_finite(pieces, found)
 
         pieces = pieces_of(fn(*args))
-        total, found = tf.numpy_function(add, pieces, [pieces[0].dtype, tf.float64], name="distgrad_mpi_all_sum")
-        return tf.ensure_shape(total, [_size(pieces)]), tf.ensure_shape(found, [4])
+        types = [pieces[0].dtype, tf.float64, tf.float32]
+        flat, found, votes = tf.numpy_function(add, pieces, types, name="distgrad_mpi_all_sum")
+        shapes = (_size(pieces), 4, self.size)
+        return DescribedSum(*(tf.ensure_shape(x, [size]) for x, size in zip((flat, found, votes), shapes, strict=True)))
+
+    def _who_is_not_finite(self, pieces: Sequence[np.ndarray], found: np.ndarray) -> np.ndarray:
+        """(size,) 1 for whoever brought NaN or infinity. Asked only after a sum that all ranks know to be bad."""
+        if found[3] == 0:
+            return np.zeros(self.size, np.float32)
+        own = any(not np.isfinite(piece).all() for piece in pieces)
+        return np.array(self._comm.allgather(own), np.float32)
 
     def _copy_sum(self, *pieces: np.ndarray) -> np.ndarray:
         return self._lend_sum(*pieces).copy()
@@ -114,6 +125,7 @@ class Mpi(Communicator):
             # The others may be waiting in a sum that this rank will never reach.
             MPI.COMM_WORLD.Abort(status)
         self._comm.Barrier()  # mpirun kills the others when the first one ends, perhaps before it has spoken
+        self._before_end()
         MPI.Finalize()
         os._exit(status)
 
@@ -134,17 +146,25 @@ def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
     return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
 
 
-def _unname_segments(host: MPI.Intracomm) -> None:
-    """Take away the names of Open MPI's own shared memory, which would stay behind if mpirun were killed.
+def _unname_segment(host: MPI.Intracomm) -> Callable[[], None]:
+    """Take away the name of Open MPI's own shared memory, which would stay behind if mpirun were killed.
 
     That is safe once every rank of the host has opened what the others made, which each does at the first message.
+
+    Returns:
+        What to call before MPI ends: it removes the name itself then, and complains if there is none.
     """
     host.alltoall([None] * host.size)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        if re.match(r"/dev/shm/(vader|sm)_segment\.", path):
-            Path(path).unlink(missing_ok=True)
-    host.Barrier()
+    own = re.compile(rf"/dev/shm/vader_segment\.\S+\.{os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK')}$", re.MULTILINE)
+    names = [Path(name) for name in own.findall(Path("/proc/self/maps").read_text())]
+
+    def name_again() -> None:
+        for name in names:
+            name.touch()
+
+    for name in names:
+        name.unlink()
+    return name_again
 
 
 def connect(world: World, timeout: float) -> Mpi:

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
+from distgrad.communicators import DescribedSum
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
 from distgrad.layout import Lanes, Layout
 
@@ -97,10 +98,38 @@ def test_refuses_what_no_engine_sums_exactly(comm: Communicator) -> None:
             comm.sum_over_workers(lambda dtype=dtype: tf.zeros(3, dtype), ())
 
 
+@pytest.mark.parametrize("size", [0, 5, 100_000])
+def test_a_sum_and_what_it_is_like(comm: Communicator, size: int) -> None:
+    def fn() -> list[tf.Tensor]:
+        factor = tf.cast(comm.worker() + 1, tf.float32)
+        return [factor * tf.cast(tf.range(size) % 7 - 2, tf.float32), factor * tf.fill([3], 1000.0)]
+
+    def add() -> DescribedSum:
+        return comm.sum_and_describe(fn, (), size)
+
+    everyone = comm.size * (comm.size + 1) / 2
+    described = everyone * (np.arange(size) % 7 - 2.0)
+    for total in (add(), tf.function(add)()):
+        np.testing.assert_array_equal(total.flat.numpy(), [*described, *[1000 * everyone] * 3])
+        moments = [described.sum(), np.square(described).sum(), np.abs(described).max(initial=0), 0]
+        np.testing.assert_allclose(total.moments.numpy(), moments, rtol=1e-6)
+        assert total.nonfinite.numpy().tolist() == [0] * comm.size
+
+
+def test_a_bad_sum_names_who_made_it_so(comm: Communicator) -> None:
+    def fn() -> tf.Tensor:
+        last = tf.equal(comm.worker(), comm.size - 1)
+        return tf.stack([1.0, 2.0, tf.where(last, np.inf, 1.0), tf.where(last, np.nan, 1.0)])
+
+    total = comm.sum_and_describe(fn, (), 4)
+    assert total.moments.numpy()[3] == 2
+    assert total.nonfinite.numpy().tolist() == [0] * (comm.size - 1) + [1]
+
+
 def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Communicator) -> None:
     dtypes = ("float16", "bfloat16", "float32", "float64")
     variables = [tf.Variable(tf.zeros(shape, dtype)) for dtype in dtypes for shape in ((), (3,), (2, 0), (2, 5))]
-    layout = Layout(variables, comm.size)
+    layout = Layout(variables)
 
     def fn() -> list[tf.Tensor]:
         worker = comm.worker()
@@ -112,7 +141,6 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
             tf.constant(2**24 + 1, tf.int64),
             tf.constant(5),
             worker % 2,
-            tf.one_hot(worker, comm.size, dtype=tf.int64),
         )
         return layout.join(pieces, lanes)
 
@@ -123,7 +151,6 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
     assert int(lanes.weight) == comm.size * (2**24 + 1)
     assert int(lanes.examples) == 5 * comm.size
     assert int(lanes.more) == comm.size // 2
-    assert lanes.nonfinite.numpy().tolist() == [1] * comm.size
     assert float(lanes.loss) == pytest.approx(0.1 * comm.size, rel=1e-12)
 
 

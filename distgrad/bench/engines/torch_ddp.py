@@ -1,4 +1,4 @@
-"""PyTorch's DistributedDataParallel over Gloo: the three MLPs, and the sum of one vector."""
+"""PyTorch's DistributedDataParallel over Gloo, on the three MLPs."""
 
 import contextlib
 import itertools
