@@ -26,7 +26,7 @@ class Effort(NamedTuple):
     tries: int
 
 
-QUICK, FULL = Effort(30, 0.02, 1), Effort(40, 0.03, 2)
+QUICK, FULL = Effort(30, 0.02, 1), Effort(30, 0.03, 2)
 
 
 @dataclass
