@@ -10,18 +10,11 @@ from distgrad.bench.engines.by_hand import Reduce
 from distgrad.bench.worker import Prepared
 
 
-class KerasHorovod:
+class KerasHorovod(own.Worker):
     """The workers of one Horovod job, over MPI or over Gloo."""
 
     def __init__(self) -> None:
-        self._comm = distgrad.connect("horovod")
-        self.rank, self.size = self._comm.rank, self._comm.size
-
-    def barrier(self) -> None:
-        self._comm.barrier()
-
-    def clear(self) -> None:
-        tf.keras.backend.clear_session()
+        super().__init__(distgrad.connect("horovod"))
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         if turn in ("graph", "step"):

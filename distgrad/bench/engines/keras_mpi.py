@@ -22,19 +22,12 @@ class WithoutStatistics(DistributedStep):
         return DescribedSum(flat, tf.zeros(4, tf.float64), tf.zeros(self.comm.size))
 
 
-class KerasMpi:
+class KerasMpi(own.Worker):
     """The workers of one MPI job."""
 
     def __init__(self) -> None:
-        self._comm = distgrad.connect("mpi")
+        super().__init__(distgrad.connect("mpi"))
         self._alone = distgrad.connect("solo")
-        self.rank, self.size = self._comm.rank, self._comm.size
-
-    def barrier(self) -> None:
-        self._comm.barrier()
-
-    def clear(self) -> None:
-        tf.keras.backend.clear_session()
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         turn = turn.removesuffix(" again")

@@ -13,17 +13,13 @@ OPTIONS = tf.distribute.experimental.CommunicationOptions(
 )
 
 
-class KerasMwms:
+class KerasMwms(own.Worker):
     """The workers that TF_CONFIG names."""
 
     def __init__(self) -> None:
-        self._comm = distgrad.connect("tf")
+        super().__init__(distgrad.connect("tf"))
         with self._comm.scope():
             self._strategy = tf.distribute.get_strategy()
-        self.rank, self.size = self._comm.rank, self._comm.size
-
-    def barrier(self) -> None:
-        self._comm.barrier()
 
     def clear(self) -> None:
         """Nothing is kept; clearing Keras's session would forget the strategy's variables too."""

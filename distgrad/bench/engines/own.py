@@ -1,4 +1,4 @@
-"""distgrad's turns over any communicator."""
+"""A rank of a job that has a communicator, and distgrad's turns over it."""
 
 from typing import Any
 
@@ -10,6 +10,20 @@ from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
 from distgrad.communicators import Communicator
 from distgrad.step import DistributedStep
+
+
+class Worker:
+    """One rank, by its communicator."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self.rank, self.size = comm.rank, comm.size
+
+    def barrier(self) -> None:
+        self._comm.barrier()
+
+    def clear(self) -> None:
+        tf.keras.backend.clear_session()
 
 
 def step(
