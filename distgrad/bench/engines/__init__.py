@@ -6,7 +6,6 @@ keras_horovod.py  Horovod's operations in a hand-written step, and distgrad over
 keras_mwms.py     MultiWorkerMirroredStrategy in a hand-written step, and distgrad over it
 torch_ddp.py      PyTorch's DistributedDataParallel over Gloo
 
-own.py            distgrad's turns over any communicator
+own.py            a rank with a communicator, and distgrad's turns over it
 by_hand.py        the step as a careful user writes it, with a hole for the peer's reduction
-data.py           what is summed, and what must come out
 """
