@@ -4,17 +4,17 @@ Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of Na
 whole follow from those of its parts, so that workers which share out a vector share out its description, too.
 """
 
-import functools
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
-# What is not finite is counted and reported, which says more than a warning.
-_QUIETLY = functools.partial(np.errstate, over="ignore", under="ignore", invalid="ignore")
+
+Moments: TypeAlias = tuple[float, float, float, float]  # as above
 
 
 def moments(flat: tf.Tensor) -> tf.Tensor:
@@ -62,34 +62,41 @@ def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
     )
 
 
-def moments_of_chunks(chunks: Iterable[np.ndarray]) -> np.ndarray:
-    """(4,) the moments of arrays that are small enough to stay in a core's cache; outside any graph."""
+def moments_of_chunks(chunks: Iterable[np.ndarray]) -> Moments:
+    """The moments of arrays that are small enough to stay in a core's cache; outside any graph."""
     room = np.empty(0)
     found = []
-    with _QUIETLY():
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # what is not finite is counted instead
         for chunk in chunks:
             room = room if room.size >= chunk.size else np.empty_like(chunk)
             found.append(_chunk_moments(chunk, room))
     return merge_moments(found)
 
 
-def merge_moments(parts: Any) -> np.ndarray:
-    """(4,) the moments of a whole from those of its k parts (k, 4), always added in the same order."""
-    rows = np.reshape(parts, (-1, 4))
-    with _QUIETLY():
-        return np.array([*rows[:, :2].sum(0), rows[:, 2].max(initial=0.0), rows[:, 3].sum()])
+def merge_moments(parts: Iterable[Sequence[float]]) -> Moments:
+    """The moments of a whole from those of its parts, always added in the same order.
+
+    >>> merge_moments([(1.0, 5.0, 2.0, 0.0), (-3.0, 9.0, 3.0, 0.0)])
+    (-2.0, 14.0, 3.0, 0.0)
+    """
+    total = squares = largest = nonfinite = 0.0
+    for part in parts:  # plain numbers: arrays this small cost more than they save
+        total, squares, nonfinite = total + part[0], squares + part[1], nonfinite + part[3]
+        largest = part[2] if math.isnan(part[2]) else max(largest, part[2])  # NaN, once first, stays so
+    return total, squares, largest, nonfinite
 
 
-def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> tuple[Any, Any, Any, Any]:
+def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> Moments:
     """The moments of one chunk; `room` takes its squares."""
     # No dot product: BLAS would wake threads, which take the cores from the other ranks.
     squares = np.multiply(chunk, chunk, out=room[: chunk.size])
     total, largest = np.add.reduce(squares), np.maximum.reduce(squares, initial=0)
     if _TINY < total < np.inf:
-        return np.add.reduce(chunk), total, np.sqrt(largest), 0.0  # the root of a rounded square is the number itself
+        # The root of a rounded square is the number itself.
+        return float(np.add.reduce(chunk)), float(total), float(np.sqrt(largest)), 0.0
     wide = chunk.astype(np.float64)
     largest = np.abs(wide).max(initial=0)
-    return wide.sum(), np.square(wide).sum(), largest, np.count_nonzero(~np.isfinite(wide))
+    return float(wide.sum()), float(np.square(wide).sum()), float(largest), float((~np.isfinite(wide)).sum())
 
 
 def _careful(flat: tf.Tensor) -> list[tf.Tensor]:

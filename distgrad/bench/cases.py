@@ -91,6 +91,8 @@ JOBS = {
 }
 
 HOROVOD_JOBS = tuple(job for job in JOBS if job.startswith(HOROVODS))
+SHORT_CYCLE_JOBS = tuple(job for job in HOROVOD_JOBS if job.endswith(" 0.1 ms"))
+FULL_MPI_JOBS = ("mpi recursive doubling", "mpi Rabenseifner", "mpi copies through shared memory")
 MPI_JOBS = tuple(job for job in JOBS if JOBS[job].engine == "plain_mpi")
 
 
@@ -183,6 +185,8 @@ def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bo
             return False  # with one tensor they do what "flat" does
         if many and contestant.turn in ("core", "Allreduce", "Allreduce in place", "memcpy", "limit"):
             return False
+        if case == "256 MB" and contestant.job in (*FULL_MPI_JOBS, *SHORT_CYCLE_JOBS):
+            return False  # all jobs of a case are in memory at once
         if contestant.name == LIMIT and SUM_BYTES[case] < 16 * MEGABYTE:
             return False  # a small sum waits for the other ranks, not for memory
     return not (quick and _only_in_full(contestant))
@@ -190,6 +194,6 @@ def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bo
 
 def _only_in_full(contestant: Contestant) -> bool:
     """What has never been the best of its kind here, and needs a job or much tracing of its own."""
-    full_jobs = ("mpi recursive doubling", "mpi ring", "mpi copies through shared memory", "horovod-gloo 0.1 ms")
     full_turns = ("packed", "per tensor")
+    full_jobs = (*FULL_MPI_JOBS, "horovod-gloo 0.1 ms")
     return contestant.job in full_jobs or contestant.turn in full_turns or contestant.name.startswith(f"{OWN} on ")

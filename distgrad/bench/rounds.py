@@ -1,5 +1,6 @@
 """The protocol: interleaved rounds, and the rows that follow from them."""
 
+import contextlib
 import math
 import random
 import statistics
@@ -118,7 +119,8 @@ class Trial:
     def clear(self) -> None:
         """Free what was prepared."""
         for job in {contestant.job for contestant in self._entrants}:
-            self._jobs.ask(job, do="clear")
+            with contextlib.suppress(JobLost):  # its contestants have been named as failed
+                self._jobs.ask(job, do="clear")
 
     def _attempt(self, contestant: Contestant, act: Callable[[Contestant], None]) -> None:
         """Who fails is out, and so is everyone else whose job was lost."""

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from distgrad.communicators import Communicator, DescribedSum, Vector, pieces_of
 from distgrad.errors import DistgradError, EngineMissing, warn
-from distgrad.statistics import moments_of_chunks
+from distgrad.statistics import Moments, moments_of_chunks
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
@@ -69,7 +69,7 @@ class Mpi(Communicator):
     ) -> DescribedSum:
         def add(*pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             total, found = self._sum(pieces, described)
-            return total if borrow else total.copy(), found, self._who_is_not_finite(pieces, found)
+            return total if borrow else total.copy(), np.array(found), self._who_is_not_finite(pieces, found[3] > 0)
 
         pieces = pieces_of(fn(*args))
         types = [pieces[0].dtype, tf.float64, tf.float32]
@@ -77,9 +77,9 @@ class Mpi(Communicator):
         shapes = (_size(pieces), 4, self.size)
         return DescribedSum(*(tf.ensure_shape(x, [size]) for x, size in zip((flat, found, votes), shapes, strict=True)))
 
-    def _who_is_not_finite(self, pieces: Sequence[np.ndarray], found: np.ndarray) -> np.ndarray:
+    def _who_is_not_finite(self, pieces: Sequence[np.ndarray], bad: bool) -> np.ndarray:
         """(size,) 1 for whoever brought NaN or infinity. Asked only after a sum that all ranks know to be bad."""
-        if found[3] == 0:
+        if not bad:
             return np.zeros(self.size, np.float32)
         own = any(not np.isfinite(piece).all() for piece in pieces)
         return np.array(self._comm.allgather(own), np.float32)
@@ -90,7 +90,7 @@ class Mpi(Communicator):
     def _lend_sum(self, *pieces: np.ndarray) -> np.ndarray:
         return self._sum(pieces, 0)[0]
 
-    def _sum(self, pieces: Sequence[np.ndarray], described: int) -> tuple[np.ndarray, np.ndarray]:
+    def _sum(self, pieces: Sequence[np.ndarray], described: int) -> tuple[np.ndarray, Moments]:
         """The sum, borrowed where there is shared memory, and the moments of its first `described` entries."""
         try:
             if self.window is not None:

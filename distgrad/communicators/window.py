@@ -15,7 +15,9 @@ has no name that could be left behind when a process is killed, and no mount who
 """
 
 import collections
+import functools
 import mmap
+import operator
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from mpi4py import MPI
 from distgrad.communicators import across
 from distgrad.communicators.pieces import Pieces, add, chunks, first_of
 from distgrad.errors import ModelMismatch
-from distgrad.statistics import merge_moments, moments_of_chunks
+from distgrad.statistics import Moments, merge_moments, moments_of_chunks
 
 ALIGNMENT = 64  # bytes; TensorFlow reads an array in place only from such an address
 LENT = 2  # result slots that tensors may alias; the last slot is never lent, only copied from
@@ -80,7 +82,7 @@ class Window:
             self._grow(size * dtype.itemsize)
         return self._slot(self._host.rank, size, dtype)
 
-    def all_sum(self, arrays: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def all_sum(self, arrays: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, Moments]:
         """Sum a vector, given in pieces, over all ranks.
 
         Args:
@@ -89,7 +91,7 @@ class Window:
 
         Returns:
             (s,) the sum, in shared memory: to be read only. It is not written again while the array, or a tensor made
-            of it, lives. And (4,) float64 its moments, see `statistics`.
+            of it, lives. And its moments, see `statistics`; zeros if none of its entries are to be described.
 
         Raises:
             ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.
@@ -110,18 +112,18 @@ class Window:
         with np.errstate(over="ignore", invalid="ignore"):  # the step finds and reports what is not finite
             self._moments[self._host.rank] = self._add_own_shard(pieces, result, described)
         self._host.Barrier()
-        found = merge_moments(self._moments)
+        found = merge_moments(self._moments.tolist())
         if slot == LENT:
             return result.copy(), found
         self._lent[slot] = weakref.ref(result)
         return result, found
 
-    def _meet(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """Wait for the other ranks and return everyone's notes, (ranks, 3)."""
+    def _meet(self, size: int, dtype: np.dtype[Any]) -> list[list[int]]:
+        """Wait for the other ranks and return everyone's notes."""
         busy = sum(1 << slot for slot, lent in enumerate(self._lent) if lent is not None and lent() is not None)
         self._notes[self._host.rank] = size, dtype.num, busy
         self._host.Barrier()
-        notes = self._notes.copy()
+        notes: list[list[int]] = self._notes.tolist()
         for rank, (their_size, their_dtype, _) in enumerate(notes):
             if (their_size, their_dtype) != (notes[0][0], notes[0][1]):
                 raise ModelMismatch(
@@ -147,11 +149,11 @@ class Window:
         if self._host.size > 1:
             pieces.copy(0, self._slot(self._host.rank, pieces.size, pieces.dtype))
 
-    def _add_own_shard(self, pieces: Pieces, result: np.ndarray, described: int) -> np.ndarray:
+    def _add_own_shard(self, pieces: Pieces, result: np.ndarray, described: int) -> Moments:
         """Add all parts within this rank's shard; where there are several hosts, over them too.
 
         Returns:
-            (4,) the moments of those of the shard's entries that are to be described.
+            The moments of those of the shard's entries that are to be described.
         """
         if self._host.rank >= self._owners:
             return merge_moments([])
@@ -164,6 +166,9 @@ class Window:
 
             across.all_sum(self._across, result[first:last], fill)
             sums = iter(chunks(result[first:last]))
+        if described <= first:
+            collections.deque(sums, maxlen=0)
+            return merge_moments([])
         return moments_of_chunks(first_of(described - first, sums))
 
     def _added(self, pieces: Pieces, result: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
@@ -207,9 +212,9 @@ def _boundary(size: int, shard: int, shards: int) -> int:
     return size if shard == shards else size * shard // shards // ALIGNMENT * ALIGNMENT
 
 
-def _first_free(notes: np.ndarray) -> int:
+def _first_free(notes: list[list[int]]) -> int:
     """The result slot that no rank still reads from; the same on every rank, since all have read the same notes."""
-    busy = int(np.bitwise_or.reduce(notes[:, 2]))
+    busy = functools.reduce(operator.or_, (bits for _, _, bits in notes))
     return next((slot for slot in range(LENT) if not busy >> slot & 1), LENT)
 
 
