@@ -211,7 +211,7 @@ def test_what_is_no_float_is_refused(dtype: str) -> None:
 )
 def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
     check_statistics(values, moments(tf.constant(values)).numpy())
-    check_statistics(values, moments_of_chunks(np.array_split(values, 3)))
+    check_statistics(values, np.array(moments_of_chunks(np.array_split(values, 3))))
 
 
 def check_statistics(values: np.ndarray, raw: np.ndarray) -> None:

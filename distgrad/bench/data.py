@@ -16,7 +16,7 @@ VOCABULARY, LENGTH = 128, 16  # the transformer's
 def own_part(case: str, rank: int) -> np.ndarray:
     """This rank's vector, (s,) float32: integers that depend on rank and place, so that any mistake shows."""
     size = SUM_BYTES[case.split(" in ", maxsplit=1)[0]] // 4
-    return (np.arange(size) % PERIOD * (rank + 1)).astype(np.float32)
+    return np.resize((np.arange(PERIOD) * (rank + 1)).astype(np.float32), size)
 
 
 def cut(case: str, part: np.ndarray) -> list[np.ndarray]:
