@@ -114,7 +114,9 @@ class Trial:
                 self._attempt(contestant, self._take_turn)
             tick(f"round {number + 1}")
         measured = list(self._entrants.values())
-        return measured + [_difference(measured, one) for one in TABLES[self._table].differences]
+        names = {one.name for one in measured}
+        complete = [one for one in TABLES[self._table].differences if {one.longer, one.shorter} <= names]
+        return measured + [_difference(measured, one) for one in complete]
 
     def clear(self) -> None:
         """Free what was prepared."""
