@@ -27,13 +27,13 @@ def moments(flat: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.cast(value, tf.float64) for value in (tf.reduce_sum(flat), found[0], largest, found[1])])
 
 
-def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DType = tf.float32) -> tf.Tensor:
+def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DType = tf.float64) -> tf.Tensor:
     """What a report shows of a gradient.
 
     Args:
         found: (4,) the moments of the entries before they were divided.
         divisor: () float64, above 0.
-        dtype: of the divided entries.
+        dtype: of the divided entries; undivided ones cannot overflow, whatever theirs is.
 
     Returns:
         (4,) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the division
@@ -91,7 +91,7 @@ def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> Moments:
     # No dot product: BLAS would wake threads, which take the cores from the other ranks.
     squares = np.multiply(chunk, chunk, out=room[: chunk.size])
     total, largest = np.add.reduce(squares), np.maximum.reduce(squares, initial=0)
-    if _TINY < total < np.inf:
+    if _TINY < total < np.inf or not chunk.any():
         # The root of a rounded square is the number itself.
         return float(np.add.reduce(chunk)), float(total), float(np.sqrt(largest)), 0.0
     wide = chunk.astype(np.float64)

@@ -228,3 +228,14 @@ def test_statistics_of_some_ranges() -> None:
     flat = tf.range(10.0)
     assert statistics_of_ranges(flat, [(1, 3), (7, 8)]).numpy().tolist() == [10.0, pytest.approx(54**0.5), 7.0, 0.0]
     assert statistics_of_ranges(flat, []).numpy().tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_large_float64_entries_are_finite() -> None:
+    found = statistics(moments(tf.constant([1e100, -1e100], tf.float64))).numpy()
+    assert found.tolist() == [0.0, pytest.approx(2**0.5 * 1e100), 1e100, 0.0]
+
+
+def test_a_chunk_of_zeros_is_as_it_is() -> None:
+    assert moments_of_chunks([np.zeros(10, np.float32)]) == (0.0, 0.0, 0.0, 0.0)
+    tiny = np.full(4, 1e-30, np.float32)  # whose squares vanish in float32
+    assert moments_of_chunks([tiny])[1:3] == (pytest.approx(4e-60, rel=1e-6), float(tiny[0]))
