@@ -71,7 +71,7 @@ def _add_all(totals: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.T
 
 def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:
     """Whether adding it to zeros costs more than the branch that avoids it."""
-    return tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices) and total.shape.num_elements() >= LARGE
+    return isinstance(gradient, tf.Tensor) and total.shape.num_elements() >= LARGE
 
 
 def add(total: tf.Tensor, gradient: Gradient) -> tf.Tensor:

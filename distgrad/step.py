@@ -217,9 +217,10 @@ class DistributedStep:
         total = self._sum_over_workers(batch, more)  # the only communication
         summed, lanes = self._layout.part(total.flat)  # (entries,) and what rode along
         divisor, weight = self._divisors(lanes)  # () for the gradient, () N
-        gradient, described = self._divide(summed, divisor, total.moments)  # (entries,) G, (4,) its statistics
+        penalty = regularisation(self._variables)  # a function of the weights alone, counted once
+        gradient, described = self._divide(summed, divisor, penalty, total.moments)  # (entries,) G, (4,) its statistics
         finite = tf.equal(described[3], 0)
-        loss = lanes.loss / weight + regularisation(self._variables).loss
+        loss = lanes.loss / weight + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
         tf.cond(applied, lambda: self._apply(gradient), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
@@ -253,13 +254,14 @@ class DistributedStep:
         scale = loss_scale(self.optimizer)
         return weight if scale is None else weight * tf.cast(scale, tf.float64), weight
 
-    def _divide(self, summed: tf.Tensor, divisor: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _divide(
+        self, summed: tf.Tensor, divisor: tf.Tensor, penalty: GradientSum, found: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """The one division, and what is counted once: G and its statistics."""
         gradient = summed / tf.cast(divisor, summed.dtype)
-        penalty = regularisation(self._variables).gradients
-        if all(part is None for part in penalty):
+        if all(part is None for part in penalty.gradients):
             return gradient, statistics(found, divisor, gradient.dtype)
-        gradient += tf.concat(self._layout.flatten(penalty), 0)
+        gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, statistics(moments(gradient))
 
     def _apply(self, gradient: tf.Tensor) -> None:

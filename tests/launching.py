@@ -1,11 +1,9 @@
 """Start real workers: each engine's own launcher, under a clock, with nothing left running afterwards."""
 
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from distgrad.bench.jobs import tf_workers
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -118,21 +118,6 @@ def launch(
 
 
 def _launch_tensorflow_workers(size: int, python: list[str | Path], timeout: float, env: dict[str, str]) -> list[Job]:
-    workers = [f"127.0.0.1:{port}" for port in free_ports(size)]
-    processes = []
-    for index in range(size):
-        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(start(python, env | {"TF_CONFIG": json.dumps(config)}))
+    commands = tf_workers([str(word) for word in python], size)
+    processes = [start(command, env | config) for command, config in commands]
     return [finish(process, timeout) for process in processes]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; all are held at once so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -207,7 +207,8 @@ def _horovodrun(controller: str) -> Callable[[list[str], int], Commands]:
     return lambda worker, size: [(["horovodrun", controller, "-np", str(size), *worker], {})]
 
 
-def _tf_config(worker: list[str], size: int) -> Commands:
+def tf_workers(worker: list[str], size: int) -> Commands:
+    """A process for each task of MultiWorkerMirroredStrategy, on ports that are free now."""
     addresses = _free_addresses(size)
     tasks = [{"type": "worker", "index": index} for index in range(size)]
     configs = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
@@ -233,6 +234,6 @@ LAUNCHERS: dict[str, Callable[[list[str], int], Commands]] = {
     "mpirun": _mpirun,
     "horovodrun --mpi": _horovodrun("--mpi"),
     "horovodrun --gloo": _horovodrun("--gloo"),
-    "TF_CONFIG": _tf_config,
+    "TF_CONFIG": tf_workers,
     "torch": _torch,
 }

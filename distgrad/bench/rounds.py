@@ -16,6 +16,7 @@ from distgrad.bench.jobs import JobLost, Jobs
 QUIET = (0.97, 1.03)  # where the median ratio of A to A must lie
 AGREE = 1e-3  # of the oracle's largest number: what float32 may differ from float64 in a deep model
 CONFIDENCE = 0.95
+BEST_HOROVOD = "best-horovod"
 Numbers: TypeAlias = Sequence[float] | None
 
 
@@ -158,12 +159,16 @@ def rows(table: str, measured: Sequence[Series]) -> list[Row]:
     for name in TABLES[table].subjects:
         subject = best(measured, [name])
         names = dict.fromkeys(one.name for one in measured if one.name not in (name, *_parts(table)))
-        groups = {other: [other] for other in names} | {"best-horovod": list(HOROVODS)}
-        for against, members in groups.items():
-            other = best(measured, members)
+        for against in (*names, BEST_HOROVOD):
+            other = best(measured, members(against))
             if subject is not None and other is not None:
                 found.append(_row(subject, against, other))
     return found
+
+
+def members(against: str) -> Sequence[str]:
+    """The contestants whose best a row's `against` stands for."""
+    return HOROVODS if against == BEST_HOROVOD else (against,)
 
 
 def best(measured: Sequence[Series], names: Sequence[str]) -> Series | None:

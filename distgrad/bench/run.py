@@ -2,8 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -40,15 +41,16 @@ def run(
     effort = QUICK if quick else FULL
     found: list[Row] = []
     measured: list[Series] = []
+    machine = output.machine()
     with _progress() as progress, Jobs({name: job for name, job in JOBS.items() if name in needed}, size) as jobs:
         task = progress.add_task("", total=sum(len(planned.contestants) + effort.rounds for planned in schedule))
-        _say(_introduction(jobs, effort))
+        about = {"machine": machine, "ranks": size, "quick": quick, "absent": jobs.lost}
+        _say(_introduction(machine, jobs, effort))
         for planned in schedule:
             rows_of_case, series = _measure(jobs, planned, effort, _ticker(progress, task, planned))
             found += rows_of_case
             measured += series
             if json_file is not None:  # after every case, so that an interrupted run keeps what it has
-                about = {"machine": output.machine(), "ranks": size, "quick": quick, "absent": jobs.lost}
                 output.write_json(json_file, found, measured, about)
     _say("\n## What each took of the machine\n\n" + output.resources(measured))
     if plot_file is not None:
@@ -87,13 +89,11 @@ def _measure(
     return found, series
 
 
-def _introduction(jobs: Jobs, effort: Effort) -> str:
-    facts = output.machine()
-    cores = facts.pop("cores")
-    crowded = " (oversubscribed: correctness only, no speed)" if jobs.size > cores else ""
+def _introduction(machine: Mapping[str, Any], jobs: Jobs, effort: Effort) -> str:
+    crowded = " (oversubscribed: correctness only, no speed)" if jobs.size > machine["cores"] else ""
     lines = [
-        f"{jobs.size} ranks on {cores} cores{crowded}, {effort.rounds} interleaved rounds a case",
-        ", ".join(f"{name} {version}" for name, version in facts.items() if version),
+        f"{jobs.size} ranks on {machine['cores']} cores{crowded}, {effort.rounds} interleaved rounds a case",
+        ", ".join(f"{name} {version}" for name, version in machine.items() if version and name != "cores"),
         *(f"absent: {name}: {reason}" for name, reason in jobs.lost.items()),
     ]
     return "\n".join(lines)

@@ -51,7 +51,7 @@ def serve(engine: Engine, stream: Any) -> None:
     while order := json.loads(stream.readline() or "null"):
         try:
             _say(stream, **_obey(engine, turns, **order))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the driver must hear of it
             traceback.print_exc()
             _say(stream, error=f"{type(error).__name__}: {error}")
 

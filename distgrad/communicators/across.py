@@ -27,10 +27,9 @@ def all_sum(ranks: MPI.Intracomm, vector: np.ndarray, fill: Fill) -> None:
         vector: (s,) the same s and dtype on every rank.
         fill: writes this rank's own entries start..stop into `vector`; called for all of them, in order, when due.
     """
-    if ranks.size == 1 or vector.nbytes <= SMALL:
+    if vector.nbytes <= SMALL:
         fill(0, vector.size)
-        if ranks.size > 1:
-            ranks.Allreduce(MPI.IN_PLACE, vector, op=MPI.SUM)
+        ranks.Allreduce(MPI.IN_PLACE, vector, op=MPI.SUM)
         return
     step = ranks.size * BLOCK // vector.itemsize
     segments = [_travel(ranks, vector, start, start + step, fill) for start in range(0, vector.size, step)]

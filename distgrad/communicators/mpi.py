@@ -60,7 +60,10 @@ class Mpi(Communicator):
             self._warn(error)
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        add = self._lend_sum if borrow else self._copy_sum
+        def add(*arrays: np.ndarray) -> np.ndarray:
+            total, _ = self._sum(arrays, 0)
+            return total if borrow else total.copy()
+
         total = tf.numpy_function(add, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
         return tf.ensure_shape(total, [_size(pieces)])
 
@@ -83,12 +86,6 @@ class Mpi(Communicator):
             return np.zeros(self.size, np.float32)
         own = any(not np.isfinite(piece).all() for piece in pieces)
         return np.array(self._comm.allgather(own), np.float32)
-
-    def _copy_sum(self, *pieces: np.ndarray) -> np.ndarray:
-        return self._lend_sum(*pieces).copy()
-
-    def _lend_sum(self, *pieces: np.ndarray) -> np.ndarray:
-        return self._sum(pieces, 0)[0]
 
     def _sum(self, pieces: Sequence[np.ndarray], described: int) -> tuple[np.ndarray, Moments]:
         """The sum, borrowed where there is shared memory, and the moments of its first `described` entries."""

@@ -166,9 +166,6 @@ class Window:
 
             across.all_sum(self._across, result[first:last], fill)
             sums = iter(chunks(result[first:last]))
-        if described <= first:
-            collections.deque(sums, maxlen=0)
-            return merge_moments([])
         return moments_of_chunks(first_of(described - first, sums))
 
     def _added(self, pieces: Pieces, result: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
