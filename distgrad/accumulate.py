@@ -1,72 +1,113 @@
-"""Fold micro-batches into one GradientSum: pure addition, in place of one large batch.
+"""Fold micro-batches into sums: pure addition, in place of one large batch.
 
     Σ_micro-batches Σ_examples = Σ_examples,   whatever the sizes of the micro-batches
 
-The memory is one set of gradients and one micro-batch's activations, however many micro-batches there are.
+The memory is one set of gradients and one micro-batch's activations, however many micro-batches there are. Where that
+set lies is for the communicator to say: in tensors that the loop carries, or in memory that the workers share.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
 from distgrad.batch import row_count
 from distgrad.gradient import Gradient, GradientSum
-from distgrad.layout import LARGE
+from distgrad.layout import LARGE, Layout
+
+
+class Totals(Protocol):
+    """Where gradients are added up."""
+
+    def start(self) -> list[tf.Tensor]:
+        """What the loop over the micro-batches carries, before the first one."""
+
+    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
+        """Add a micro-batch's gradients, as the tape gives them; () bool `first`: they are the first ones.
+
+        Returns:
+            What the loop carries on.
+        """
+
+    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Any:
+        """The flat vector that this worker sends: the sums, and `rest` (r,) behind them.
+
+        Args:
+            filled: () bool, whether there was any micro-batch; else the sums are zeros.
+        """
+
+
+class Accumulated(NamedTuple):
+    """What came of a batch.
+
+    Attributes:
+        carried: the gradients' totals, for `Totals.vector`.
+        loss, weight: () float64 Σ w·loss and N.
+        depends: for each variable, whether the loss depends on it at all.
+    """
+
+    carried: list[tf.Tensor]
+    loss: tf.Tensor
+    weight: tf.Tensor
+    depends: list[bool]
 
 
 def accumulate(
-    one: Callable[[Any], GradientSum],
-    batch: Any,
-    micro_batch_size: int | None,
-    shapes: Sequence[tf.TensorShape],
-    dtype: tf.DType,
-) -> tuple[GradientSum, list[bool]]:
+    one: Callable[[Any], GradientSum], batch: Any, micro_batch_size: int | None, totals: Totals, variables: int
+) -> Accumulated:
     """Sum `one` over the micro-batches of a batch.
 
     Args:
         one: micro-batch -> its GradientSum.
         batch: nest of (b, ...) tensors; b may be 0, and b need not be a multiple of the micro-batch size.
         micro_batch_size: rows a micro-batch; None takes the whole batch at once.
-        shapes: the variables' shapes.
-        dtype: what the gradients are summed in.
-
-    Returns:
-        The dense sum in `dtype` (zeros without rows), loss and weight in float64; and for each variable whether
-        the loss depends on it at all.
+        totals: where the gradients are added up.
+        variables: how many there are.
     """
     rows = row_count(batch)
     size = tf.maximum(rows, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
-    depends = [True] * len(shapes)
+    depends = [True] * variables
 
-    def add_next(start: tf.Tensor, gradients: list[tf.Tensor], loss: tf.Tensor, weight: tf.Tensor) -> tuple[Any, ...]:
+    def add_next(start: tf.Tensor, carried: list[tf.Tensor], loss: tf.Tensor, weight: tf.Tensor) -> tuple[Any, ...]:
         part = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
         depends[:] = [gradient is not None for gradient in part.gradients]
-        gradients = _add_all(gradients, part.gradients, first=tf.equal(start, 0))
+        carried = totals.add(carried, part.gradients, tf.equal(start, 0))
         loss += tf.cast(part.loss, tf.float64)
         weight += tf.cast(part.weight, tf.float64)
-        return start + size, gradients, loss, weight
+        return start + size, carried, loss, weight
 
     nothing = tf.zeros((), tf.float64)
-    _, gradients, loss, weight = tf.while_loop(
+    _, carried, loss, weight = tf.while_loop(
         lambda start, *_: start < rows,
         add_next,
-        (0, [tf.zeros(shape, dtype) for shape in shapes], nothing, nothing),
+        (0, totals.start(), nothing, nothing),
         parallel_iterations=1,  # more would keep several micro-batches' activations alive
     )
-    return GradientSum(gradients, loss, weight), depends
+    return Accumulated(carried, loss, weight, depends)
 
 
-def _add_all(totals: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
-    """Add a micro-batch's gradients; the first one's large ones become the totals as they are, unread and uncopied."""
-    large = [i for i, total in enumerate(totals) if _is_large(total, gradients[i])]
-    sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(totals)]
-    if large:
-        stored = [tf.cast(gradients[i], totals[i].dtype) for i in large]
-        added = tf.cond(first, lambda: stored, lambda: [add(totals[i], gradients[i]) for i in large])
-        for i, total in zip(large, tf.nest.flatten(added), strict=True):
-            sums[i] = tf.ensure_shape(total, totals[i].shape)
-    return sums
+class Carried:
+    """Totals in tensors of the loop: on any device, for any engine."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def start(self) -> list[tf.Tensor]:
+        return [tf.zeros(shape, self._layout.dtype) for shape in self._layout.shapes]
+
+    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
+        """The first micro-batch's large gradients become the totals as they are, unread and uncopied."""
+        large = [i for i, total in enumerate(carried) if _is_large(total, gradients[i])]
+        sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(carried)]
+        if large:
+            stored = [tf.cast(gradients[i], carried[i].dtype) for i in large]
+            added = tf.cond(first, lambda: stored, lambda: [add(carried[i], gradients[i]) for i in large])
+            for i, total in zip(large, tf.nest.flatten(added), strict=True):
+                sums[i] = total
+        return [tf.ensure_shape(total, shape) for total, shape in zip(sums, self._layout.shapes, strict=True)]
+
+    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
+        return [*self._layout.flatten(carried), rest]
 
 
 def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:

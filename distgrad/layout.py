@@ -23,6 +23,7 @@ from distgrad.agreement import describe
 from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
+LANES = 7  # entries
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -86,14 +87,6 @@ class Layout:
             parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
-    def join(self, pieces: Sequence[tf.Tensor], lanes: Lanes) -> list[tf.Tensor]:
-        """Put the lanes behind the gradients' pieces.
-
-        Returns:
-            The pieces of the vector that travels, (s,) in all.
-        """
-        return [*pieces, self._flat_lanes(lanes)]
-
     def part(self, flat: tf.Tensor) -> tuple[tf.Tensor, Lanes]:
         """Take the vector apart.
 
@@ -122,7 +115,13 @@ class Layout:
             ranges += [(int(first), int(last)) for first, last in itertools.pairwise(ends)]
         return ranges
 
-    def _flat_lanes(self, lanes: Lanes) -> tf.Tensor:
+    def slots(self) -> list[tuple[int, int]]:
+        """The same up to where the next one begins, so that together they are all of the flat gradients."""
+        starts = [first for first, _ in self.ranges()]
+        return list(itertools.pairwise([*starts, self.entries]))
+
+    def flat_lanes(self, lanes: Lanes) -> tf.Tensor:
+        """(LANES,) the lanes, in the layout's dtype, to stand behind the gradients."""
         loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
         loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
         pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
@@ -130,7 +129,7 @@ class Layout:
         return tf.cast(tf.stack(pairs), self.dtype)
 
     def _lanes(self, flat: tf.Tensor) -> Lanes:
-        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [7])
+        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [LANES])
         return Lanes(
             loss=flat[0] + flat[1],
             weight=flat[2] * BASE + flat[3],

@@ -4,17 +4,12 @@ Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of Na
 whole follow from those of its parts, so that workers which share out a vector share out its description, too.
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
-
-Moments: TypeAlias = tuple[float, float, float, float]  # as above
 
 
 def moments(flat: tf.Tensor) -> tf.Tensor:
@@ -60,43 +55,6 @@ def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
         lambda: tf.constant(True),
         lambda: tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces]),
     )
-
-
-def moments_of_chunks(chunks: Iterable[np.ndarray]) -> Moments:
-    """The moments of arrays that are small enough to stay in a core's cache; outside any graph."""
-    room = np.empty(0)
-    found = []
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # what is not finite is counted instead
-        for chunk in chunks:
-            room = room if room.size >= chunk.size else np.empty_like(chunk)
-            found.append(_chunk_moments(chunk, room))
-    return merge_moments(found)
-
-
-def merge_moments(parts: Iterable[Sequence[float]]) -> Moments:
-    """The moments of a whole from those of its parts, always added in the same order.
-
-    >>> merge_moments([(1.0, 5.0, 2.0, 0.0), (-3.0, 9.0, 3.0, 0.0)])
-    (-2.0, 14.0, 3.0, 0.0)
-    """
-    total = squares = largest = nonfinite = 0.0
-    for part in parts:  # plain numbers: arrays this small cost more than they save
-        total, squares, nonfinite = total + part[0], squares + part[1], nonfinite + part[3]
-        largest = part[2] if math.isnan(part[2]) else max(largest, part[2])  # NaN, once first, stays so
-    return total, squares, largest, nonfinite
-
-
-def _chunk_moments(chunk: np.ndarray, room: np.ndarray) -> Moments:
-    """The moments of one chunk; `room` takes its squares."""
-    # No dot product: BLAS would wake threads, which take the cores from the other ranks.
-    squares = np.multiply(chunk, chunk, out=room[: chunk.size])
-    total, largest = np.add.reduce(squares), np.maximum.reduce(squares, initial=0)
-    if _TINY < total < np.inf or not chunk.any():
-        # The root of a rounded square is the number itself.
-        return float(np.add.reduce(chunk)), float(total), float(np.sqrt(largest)), 0.0
-    wide = chunk.astype(np.float64)
-    largest = np.abs(wide).max(initial=0)
-    return float(wide.sum()), float(np.square(wide).sum()), float(largest), float((~np.isfinite(wide)).sum())
 
 
 def _careful(flat: tf.Tensor) -> list[tf.Tensor]:

@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from distgrad import agreement
 from distgrad import loss as losses
-from distgrad.accumulate import accumulate
+from distgrad.accumulate import Accumulated, Totals, accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
-from distgrad.communicators import Communicator, DescribedSum
+from distgrad.communicators import Communicator, DescribedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
 from distgrad.layout import Lanes, Layout
@@ -138,7 +138,7 @@ class DistributedStep:
             self._last.expire()
         began = time.perf_counter()
         try:
-            values, gradient, _ = self.compiled(batch, tf.constant(int(more)))
+            values, gradient = self.compiled(batch, tf.constant(int(more)))
         except tf.errors.OpError as error:
             raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
@@ -186,6 +186,7 @@ class DistributedStep:
         with self.comm.scope():
             if not self.optimizer.built:
                 self.optimizer.build(self._variables)
+        self._totals = self.comm.totals(self._layout)
         self.comm.broadcast([*self.model.variables, *self.optimizer.variables])
         self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
         # The first trace takes any number of rows, so that a short last batch needs no second one.
@@ -208,11 +209,11 @@ class DistributedStep:
 
     # ---- one step, inside the graph
 
-    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The whole step as one graph.
 
         Returns:
-            ((v,) float64 what a StepReport reads, (entries,) G, (s,) the sum, which was borrowed).
+            ((v,) float64 what a StepReport reads, (entries,) G).
         """
         total = self._sum_over_workers(batch, more)  # the only communication
         summed, lanes = self._layout.part(total.flat)  # (entries,) and what rode along
@@ -226,18 +227,19 @@ class DistributedStep:
         adjust_loss_scale(self.optimizer, finite)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
-        return tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0), gradient, total.flat
+        return tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0), gradient
 
     def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DescribedSum:
-        return self.comm.sum_and_describe(self._local_sums, (batch, more), self._layout.entries, borrow=True)
+        return self.comm.sum_and_describe(self._local_sums, (batch, more), self._layout.entries)
 
-    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> list[tf.Tensor]:
-        """Compute this worker's part of the one sum: (s,) in pieces, the gradients of its share and the lanes."""
+    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
+        """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
         one = self._micro_batch_sum
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
-        sums, self._depends = accumulate(one, batch, self._micro_batch_size, self._layout.shapes, self._layout.dtype)
-        return _vector(self._layout, sums, row_count(batch), more)
+        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._variables))
+        self._depends = sums.depends
+        return _vector(self._layout, self._totals, sums, row_count(batch), more)
 
     def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
         return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
@@ -323,24 +325,26 @@ def sum_gradients(
     """
     layout = Layout(variables)
     agreement.require_same_variables_once(comm, variables)
+    totals = comm.totals(layout)
     arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         name = getattr(per_example_loss, "__name__", "loss")
         return losses.summed_values(per_example_loss(*micro_batch), name)
 
-    def local_sums(*share: Any) -> list[tf.Tensor]:
+    def local_sums(*share: Any) -> Vector:
         one = functools.partial(micro_batch_sum, objective, variables)
-        sums, _ = accumulate(one, share, micro_batch_size, layout.shapes, layout.dtype)
-        return _vector(layout, sums, row_count(share), more=tf.constant(0))
+        sums = accumulate(one, share, micro_batch_size, totals, len(variables))
+        return _vector(layout, totals, sums, row_count(share), more=tf.constant(0))
 
     entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
     return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
 
 
-def _vector(layout: Layout, sums: GradientSum, rows: tf.Tensor, more: tf.Tensor) -> list[tf.Tensor]:
-    """What this worker sends: (s,) in pieces, its sums and the lanes."""
-    return layout.join(layout.flatten(sums.gradients), Lanes(sums.loss, sums.weight, rows, more))
+def _vector(layout: Layout, totals: Totals, sums: Accumulated, rows: tf.Tensor, more: tf.Tensor) -> Vector:
+    """What this worker sends: (s,) its sums and the lanes."""
+    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more))
+    return totals.vector(sums.carried, rows > 0, lanes)
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

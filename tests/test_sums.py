@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from distgrad import loss as losses
-from distgrad.accumulate import accumulate, add
+from distgrad import native
+from distgrad.accumulate import Accumulated, Carried, accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradient import micro_batch_sum
 from distgrad.layout import LARGE, Lanes, Layout
-from distgrad.statistics import moments, moments_of_chunks, statistics, statistics_of_ranges
+from distgrad.statistics import moments, statistics, statistics_of_ranges
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
 settings.load_profile("tensorflow")
@@ -99,11 +100,12 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
         return tf.reduce_sum(tf.square(looked_up)), tf.size(ids)
 
     one = functools.partial(micro_batch_sum, objective, [table, unused])
-    run = tf.function(lambda ids: accumulate(one, (ids,), size, [table.shape, unused.shape], tf.float32)[0])
-    sums = run(tf.constant(ids))
+    totals = Carried(Layout([table, unused]))
+    run = tf.function(lambda ids: accumulate(one, (ids,), size, totals, 2)[:3])
+    sums = Accumulated(*run(tf.constant(ids)), [])
     counts = np.bincount(ids, minlength=4)[:, None]
-    np.testing.assert_array_equal(sums.gradients[0].numpy(), 2 * table.numpy() * counts)
-    assert float(sums.gradients[1]) == 0
+    np.testing.assert_array_equal(sums.carried[0].numpy(), 2 * table.numpy() * counts)
+    assert float(sums.carried[1]) == 0
     assert float(sums.loss) == float((np.square(table.numpy()) * counts).sum())
     assert float(sums.weight) == rows
 
@@ -111,8 +113,8 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
 def test_it_tells_which_variables_the_loss_depends_on() -> None:
     used, unused = tf.Variable(2.0), tf.Variable(3.0)
     one = functools.partial(micro_batch_sum, lambda x: (tf.reduce_sum(used * x), tf.size(x)), [used, unused])
-    _, depends = accumulate(one, (tf.ones(5),), 2, [used.shape, unused.shape], tf.float32)
-    assert depends == [True, False]
+    sums = accumulate(one, (tf.ones(5),), 2, Carried(Layout([used, unused])), 2)
+    assert sums.depends == [True, False]
 
 
 def test_half_precision_gradients_are_added_in_float32() -> None:
@@ -158,7 +160,7 @@ def test_the_vector_gives_back_what_went_in(
         tf.constant(rows, tf.int64),
         tf.constant(1),
     )
-    vector = tf.concat(layout.join(layout.flatten(given_values), lanes), 0)
+    vector = tf.concat([*layout.flatten(given_values), layout.flat_lanes(lanes)], 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
     entries, back = layout.part(vector * 3)  # as if three workers had sent the same
     for i, value in enumerate(layout.unflatten(entries)):
@@ -189,7 +191,7 @@ def test_an_infinite_loss_travels_as_infinity() -> None:
     nothing = tf.zeros((), tf.int64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
         lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing)
-        _, back = layout.part(tf.concat(layout.join(layout.flatten([]), lanes), 0))
+        _, back = layout.part(layout.flat_lanes(lanes))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 
 
@@ -211,7 +213,15 @@ def test_what_is_no_float_is_refused(dtype: str) -> None:
 )
 def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
     check_statistics(values, moments(tf.constant(values)).numpy())
-    check_statistics(values, np.array(moments_of_chunks(np.array_split(values, 3))))
+    check_statistics(values, core_moments(values))
+
+
+def core_moments(values: np.ndarray) -> np.ndarray:
+    """The moments as the compiled core finds them while it adds."""
+    found = np.empty(4)
+    dtype = tf.as_dtype(values.dtype).as_datatype_enum
+    native.functions().distgrad_describe(dtype, values.ctypes.data, values.size, found.ctypes.data)
+    return found
 
 
 def check_statistics(values: np.ndarray, raw: np.ndarray) -> None:
@@ -231,11 +241,26 @@ def test_statistics_of_some_ranges() -> None:
 
 
 def test_large_float64_entries_are_finite() -> None:
-    found = statistics(moments(tf.constant([1e100, -1e100], tf.float64))).numpy()
-    assert found.tolist() == [0.0, pytest.approx(2**0.5 * 1e100), 1e100, 0.0]
+    for found in (moments(tf.constant([1e100, -1e100], tf.float64)), core_moments(np.array([1e100, -1e100]))):
+        assert statistics(found).numpy().tolist() == [0.0, pytest.approx(2**0.5 * 1e100), 1e100, 0.0]
+    assert core_moments(np.array([1e200, 1.0])).tolist() == [1e200, np.inf, 1e200, 0.0]
 
 
-def test_a_chunk_of_zeros_is_as_it_is() -> None:
-    assert moments_of_chunks([np.zeros(10, np.float32)]) == (0.0, 0.0, 0.0, 0.0)
-    tiny = np.full(4, 1e-30, np.float32)  # whose squares vanish in float32
-    assert moments_of_chunks([tiny])[1:3] == (pytest.approx(4e-60, rel=1e-6), float(tiny[0]))
+def test_small_entries_keep_their_squares() -> None:
+    tiny = np.full(40, 1e-30, np.float32)  # whose squares vanish in float32
+    for found in (moments(tf.constant(tiny)).numpy(), core_moments(tiny)):
+        assert found[1] == pytest.approx(4e-59, rel=1e-6)
+    assert core_moments(np.zeros(10, np.float32)).tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4095, 4096, 4097, 100_003])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_core_describes_every_entry(size: int, dtype: str) -> None:
+    values = np.random.default_rng(size).normal(size=size).astype(dtype)
+    wide = values.astype("float64")
+    expected = [wide.sum(), np.square(wide).sum(), np.abs(wide).max(initial=0), 0]
+    np.testing.assert_allclose(core_moments(values), expected, rtol=1e-12, atol=1e-9)
+    for bad in (np.nan, np.inf):
+        if size:
+            values[-1] = bad
+            assert core_moments(values)[3] == 1

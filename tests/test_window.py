@@ -58,18 +58,19 @@ def test_two_jobs_on_one_host_do_not_meet() -> None:
 def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> None:
     """Ranks of this host, told apart as if they were on several: as many ranks on each, more on one, one on each."""
     code = f"""
-        import tensorflow  # before MPI, see mpi.py
-        import numpy as np
-        from mpi4py import MPI
-        from distgrad.communicators.window import Window
-        world = MPI.COMM_WORLD
-        window = Window(world, world.Split(int("{hosts}"[world.rank]), world.rank))
+        import numpy as np, tensorflow as tf
+        from distgrad.communicators import mpi
+        world = mpi.MPI.COMM_WORLD
+        mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
+        comm = mpi.Mpi(world)
         for size in (1, 63, 64, 100_000, 1_000_000, 5):
             for step in range(3):
-                total, found = window.all_sum(np.array_split(np.arange(size) * (world.rank + 1.0) + step, 3), size // 2)
-                np.testing.assert_array_equal(total, np.arange(size) * 10.0 + 4 * step)
-                half = total[: size // 2]
-                np.testing.assert_allclose(found, [half.sum(), (half**2).sum(), half.max(initial=0), 0], rtol=1e-12)
+                vector = np.arange(size) * (world.rank + 1.0) + step
+                total = comm.sum_and_describe(lambda: list(map(tf.constant, np.array_split(vector, 3))), (), size // 2)
+                np.testing.assert_array_equal(total.flat, np.arange(size) * 10.0 + 4 * step)
+                half = total.flat.numpy()[: size // 2]
+                moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
+                np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
         print("sums right", flush=True)
     """
     check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)

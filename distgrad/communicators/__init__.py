@@ -24,8 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import agreement
+from distgrad.accumulate import Carried, Totals
 from distgrad.batch import share
-from distgrad.errors import BadArgument, DistgradError, UnsupportedDtype
+from distgrad.errors import BadArgument, UnsupportedDtype
+from distgrad.layout import Layout
 from distgrad.statistics import all_finite, moments
 
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
@@ -64,7 +66,7 @@ class Communicator:
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.failure: DistgradError | None = None  # raised inside a graph, which would hide its class
+        self.failure: Exception | None = None  # raised inside a graph, which would hide its class
         self.agreed: set[str] = set()  # lists of variables that all workers are known to share
 
     # ---- what an engine supplies
@@ -82,6 +84,10 @@ class Communicator:
             (s,) the sum, the same bits on every worker.
         """
         raise NotImplementedError
+
+    def totals(self, layout: Layout) -> Totals:
+        """Where a step's gradients are added up. Every worker calls it alike."""
+        return Carried(layout)
 
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
@@ -101,19 +107,15 @@ class Communicator:
             fn: takes `args`, returns a vector (s,) with the same s on every worker, whole or as a list of 1-D pieces.
             args: this process's tensors, or nests of them. A strategy that runs several workers in this process
                 cuts those of rank 1 and more into contiguous row ranges, one a worker.
-            borrow: take the engine's own buffer instead of a copy, if it has one. The `tf.function` that asks for it
-                must have the sum among its outputs: TensorFlow computes in place where it sees the last use of a
-                tensor, and would otherwise write into what the other workers are still reading.
+            borrow: take the engine's own buffer instead of a copy, if it has one. It is good until the next sum.
 
         Returns:
             (s,) Σ over all workers of `fn(*share)`.
         """
         return self.all_sum(pieces_of(fn(*args)), borrow)
 
-    def sum_and_describe(
-        self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
-    ) -> DescribedSum:
-        """The same, and what it is like: in one reduction, by votes that ride along.
+    def sum_and_describe(self, fn: Callable[..., Vector], args: Sequence[Any], described: int) -> DescribedSum:
+        """The same, borrowed, and what it is like: in one reduction, by votes that ride along.
 
         Args:
             described: of how many entries, from the first, the moments are wanted.
@@ -124,7 +126,7 @@ class Communicator:
             vote = tf.cast(~all_finite(pieces), pieces[0].dtype)
             return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
 
-        voted = self.sum_over_workers(with_vote, args, borrow)
+        voted = self.sum_over_workers(with_vote, args, borrow=True)
         flat = voted[: -self.size]
         return DescribedSum(flat, moments(flat[:described]), voted[-self.size :])
 

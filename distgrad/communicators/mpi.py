@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import tensorflow as tf
 
+from distgrad.accumulate import Totals
 from distgrad.communicators import Communicator, DescribedSum, Vector, pieces_of
-from distgrad.errors import DistgradError, EngineMissing, warn
-from distgrad.statistics import Moments, moments_of_chunks
+from distgrad.errors import EngineMissing
+from distgrad.layout import Layout
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
@@ -34,15 +34,14 @@ except (ImportError, RuntimeError) as failure:
         everywhere=True,
     ) from None
 
-from distgrad.communicators.pieces import chunks
-from distgrad.communicators.window import NoSharedMemory, Window
+from distgrad.communicators.window import InWindow, Placed, Window
 
 
 class Mpi(Communicator):
     """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own.
 
     Attributes:
-        window: what this host's ranks share; None where they cannot.
+        window: what this host's ranks share.
     """
 
     backend = "mpi"
@@ -53,67 +52,35 @@ class Mpi(Communicator):
         self._before_end = _unname_segment(host)
         atexit.register(self._before_end)
         self._comm, self._host = world.Dup(), host
-        self.window: Window | None = None
-        try:
-            self.window = Window(self._comm, host)
-        except NoSharedMemory as error:
-            self._warn(error)
+        self.window = Window(self._comm, host, self._fail)
+
+    def totals(self, layout: Layout) -> Totals:
+        # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
+        return super().totals(layout) if tf.config.list_logical_devices("GPU") else InWindow(self.window, layout)
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        def add(*arrays: np.ndarray) -> np.ndarray:
-            total, _ = self._sum(arrays, 0)
-            return total if borrow else total.copy()
+        return self._sum(list(pieces), 0, borrow).flat
 
-        total = tf.numpy_function(add, pieces, pieces[0].dtype, name="distgrad_mpi_all_sum")
-        return tf.ensure_shape(total, [_size(pieces)])
+    def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
+        return self._sum(fn(*args), 0, borrow).flat
 
-    def sum_and_describe(
-        self, fn: Callable[..., Vector], args: Sequence[Any], described: int, borrow: bool = False
-    ) -> DescribedSum:
-        def add(*pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            total, found = self._sum(pieces, described)
-            return total if borrow else total.copy(), np.array(found), self._who_is_not_finite(pieces, found[3] > 0)
+    def sum_and_describe(self, fn: Callable[..., Any], args: Sequence[Any], described: int) -> DescribedSum:
+        return self._sum(fn(*args), described, borrow=True)
 
-        pieces = pieces_of(fn(*args))
-        types = [pieces[0].dtype, tf.float64, tf.float32]
-        flat, found, votes = tf.numpy_function(add, pieces, types, name="distgrad_mpi_all_sum")
-        shapes = (_size(pieces), 4, self.size)
-        return DescribedSum(*(tf.ensure_shape(x, [size]) for x, size in zip((flat, found, votes), shapes, strict=True)))
+    def _sum(self, vector: Placed | Vector, described: int, borrow: bool) -> DescribedSum:
+        placed, filled, rest = vector if isinstance(vector, Placed) else (0, True, vector)
+        pieces = pieces_of(rest)
+        found = self.window.run("sum", filled, pieces, placed=placed, described=described, borrow=int(borrow))
+        for output, size in zip(found, (_size(placed, pieces), 4, self.size), strict=True):
+            output.set_shape([size])
+        return DescribedSum(*found)
 
-    def _who_is_not_finite(self, pieces: Sequence[np.ndarray], bad: bool) -> np.ndarray:
-        """(size,) 1 for whoever brought NaN or infinity. Asked only after a sum that all ranks know to be bad."""
-        if not bad:
-            return np.zeros(self.size, np.float32)
-        own = any(not np.isfinite(piece).all() for piece in pieces)
-        return np.array(self._comm.allgather(own), np.float32)
-
-    def _sum(self, pieces: Sequence[np.ndarray], described: int) -> tuple[np.ndarray, Moments]:
-        """The sum, borrowed where there is shared memory, and the moments of its first `described` entries."""
-        try:
-            if self.window is not None:
-                return self.window.all_sum(pieces, described)
-        except DistgradError as error:
-            self.failure = error
-            raise
-        except NoSharedMemory as error:
-            self._warn(error)
-            self.window = None
-        total = self._sum_by_messages(np.concatenate(pieces))
-        return total, moments_of_chunks(chunks(total[:described]))
-
-    def _sum_by_messages(self, flat: np.ndarray) -> np.ndarray:
-        total = np.empty_like(flat)
-        self._comm.Allreduce(flat, total, op=MPI.SUM)
-        return total
-
-    def _warn(self, error: NoSharedMemory) -> None:
-        if self.is_root:
-            warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
 
     def close(self) -> None:
         if self._comm:
-            if self.window is not None:
-                self.window.close()
+            self.window.close()
             self._host.Free()
             self._comm.Free()
 
@@ -127,9 +94,9 @@ class Mpi(Communicator):
         os._exit(status)
 
 
-def _size(pieces: Sequence[tf.Tensor]) -> int | None:
+def _size(placed: int, pieces: Sequence[tf.Tensor]) -> int | None:
     sizes = [piece.shape[0] for piece in pieces]
-    return None if None in sizes else sum(sizes)
+    return None if None in sizes else placed + sum(sizes)
 
 
 def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:

@@ -1,199 +1,225 @@
 """The ranks of one host sum through memory that they share.
 
-    parts     one slot a rank       each rank copies its vector into its own
-    results   a few slots a host    each rank sums its shard, over all parts in rank order, into one of them
-
-A sum is: copy in, meet, add one's own shard, meet, read the whole result where it stands. Per host that moves
-2nS + (n+1)S bytes for n ranks and S bytes of vector, where messages would copy each part several times. The order of
-the additions is fixed, so the same inputs give the same bits on every run and on every rank.
-
-Between hosts, the ranks that own the same shard sum it, each part of it as soon as it is added up. A rank alone on its
-host needs no part: its vector goes straight into the result.
+The sum itself is compiled (native/window.h). Here is what only MPI can do: who shares memory with whom, handing the
+memory round, and the sum between hosts, where the ranks that own the same shard sum it, each part of it as soon as it
+is added up.
 
 The memory is a memfd, which the local root creates and the others open through /proc. Unlike an MPI shared window it
-has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS.
+has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS. Where
+there is too little of it, every rank goes on as if it were alone on its host, and all sums go by messages.
 """
 
-import collections
+import ctypes
 import functools
 import mmap
-import operator
 import os
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import tensorflow as tf
 from mpi4py import MPI
 
+from distgrad import native
 from distgrad.communicators import across
-from distgrad.communicators.pieces import Pieces, add, chunks, first_of
-from distgrad.errors import ModelMismatch
-from distgrad.statistics import Moments, merge_moments, moments_of_chunks
-
-ALIGNMENT = 64  # bytes; TensorFlow reads an array in place only from such an address
-LENT = 2  # result slots that tensors may alias; the last slot is never lent, only copied from
-SLOTS = LENT + 1
+from distgrad.errors import ModelMismatch, warn
+from distgrad.gradient import Gradient
+from distgrad.layout import LANES, Layout
 
 
 class NoSharedMemory(Exception):
-    """Some host's ranks cannot share memory; the caller sums by messages instead."""
+    """Some host's ranks cannot share memory."""
 
 
 class Window:
-    """Shared memory for the vectors of a host's ranks; it grows to the largest vector seen.
+    """Memory for the vectors of a host's ranks; it grows to the largest vector seen.
 
     Args:
         world: all ranks. Hosts may run different numbers of them.
         host: those of them that can share memory with this one.
-
-    Raises:
-        NoSharedMemory: on every rank.
+        on_error: told of an exception in the midst of a sum, which TensorFlow would hide.
     """
 
-    def __init__(self, world: MPI.Intracomm, host: MPI.Intracomm) -> None:
-        self._world, self._host = world, host
-        # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
-        self._owners = world.allreduce(host.size, op=MPI.MIN)
-        owner = host.rank < self._owners
-        color = host.rank if owner else MPI.UNDEFINED
-        self._across = cast(MPI.Intracomm, world.Split(color, world.rank))
-        # What each rank brings to a sum: entries, dtype number, and a bit for each result slot it still reads from.
-        self._notes = self._share(8 * 3 * host.size).view(np.int64).reshape(host.size, 3)
-        # What each rank found in its shard of the result.
-        self._moments = self._share(8 * 4 * host.size).view(np.float64).reshape(host.size, 4)
+    def __init__(self, world: MPI.Intracomm, host: MPI.Intracomm, on_error: Callable[[Exception], None]) -> None:
+        self._world, self._on_error = world, on_error
+        self._core = native.functions()
+        self._event = native.Event(self._answer)  # the core keeps its address
+        self._address: int = self._core.distgrad_window_new(self._event, world.size)
+        self._capacity = 0
+        self._seat(host)
         self._grow(mmap.PAGESIZE)
 
     def close(self) -> None:
         """Free what it made. The memory goes when the last tensor that aliases it does."""
+        self._core.distgrad_window_close(self._address)
         if self._across != MPI.COMM_NULL:
             self._across.Free()
 
-    def part(self, size: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """(size,) this rank's own slot. A vector that is made here is not copied in by the next `all_sum`.
+    def reserve(self, size: int, dtype: tf.DType) -> None:
+        """Make room for vectors of so many entries. Every rank calls it, with the same size."""
+        if size * dtype.size > self._capacity:
+            self._grow(size * dtype.size)
 
-        Every rank calls it, with the same size. The array is good until a larger vector is summed.
+    def part(self, size: int, dtype: tf.DType) -> np.ndarray:
+        """(size,) this rank's own slot, good until a larger vector is summed. Every rank calls it."""
+        self.reserve(size, dtype)
+        return _view(self._core.distgrad_window_part(self._address), size, dtype)
 
-        Raises:
-            NoSharedMemory: on every rank.
-        """
-        if size * dtype.itemsize > self._capacity:
-            self._grow(size * dtype.itemsize)
-        return self._slot(self._host.rank, size, dtype)
+    def sum_parts(self, size: int, dtype: tf.DType) -> np.ndarray:
+        """Sum what stands in the ranks' parts; the array is good until the next sum."""
+        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size, 0)
+        return _view(self._core.distgrad_window_result(self._address), size, dtype)
 
-    def all_sum(self, arrays: Sequence[np.ndarray], described: int = 0) -> tuple[np.ndarray, Moments]:
-        """Sum a vector, given in pieces, over all ranks.
+    def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
+        """One of the core's operations on this window, within a graph or not."""
+        function = getattr(native.operations(), f"distgrad_{operation}")
+        return function(self._order.handle, *inputs, window=self._address, **attributes)
 
-        Args:
-            arrays: the pieces, 1-D and of one dtype; their sizes add up to the same s on every rank.
-            described: of how many entries, from the first, the moments are wanted.
+    @functools.cached_property
+    def _order(self) -> tf.Variable:
+        """A resource that all operations on this window take, so that TensorFlow keeps them in order."""
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.Variable(0, trainable=False)
 
-        Returns:
-            (s,) the sum, in shared memory: to be read only. It is not written again while the array, or a tensor made
-            of it, lives. And its moments, see `statistics`; zeros if none of its entries are to be described.
+    def _seat(self, host: MPI.Intracomm) -> None:
+        """Sit down beside the ranks that share this rank's memory."""
+        self._host = host
+        # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
+        self._owners = self._world.allreduce(host.size, op=MPI.MIN)
+        color = host.rank if host.rank < self._owners else MPI.UNDEFINED
+        self._across = cast(MPI.Intracomm, self._world.Split(color, self._world.rank))
+        self._hosts = self._world.allreduce(int(host.rank == 0), op=MPI.SUM)
 
-        Raises:
-            ModelMismatch: the ranks of this host brought vectors of different size or dtype; nothing was summed.
-            NoSharedMemory: on every rank; there is too little for vectors of this size.
-        """
-        pieces = Pieces(arrays)
-        size, dtype = pieces.size, pieces.dtype
-        fits = size * dtype.itemsize <= self._capacity
-        if fits:
-            self._copy_in(pieces)
-        notes = self._meet(size, dtype)
-        if not fits:
-            self._grow(size * dtype.itemsize)
-            self._copy_in(pieces)
-            self._host.Barrier()
-        slot = _first_free(notes)
-        result = self._slot(self._host.size + slot, size, dtype)
-        with np.errstate(over="ignore", invalid="ignore"):  # the step finds and reports what is not finite
-            self._moments[self._host.rank] = self._add_own_shard(pieces, result, described)
-        self._host.Barrier()
-        found = merge_moments(self._moments.tolist())
-        if slot == LENT:
-            return result.copy(), found
-        self._lent[slot] = weakref.ref(result)
-        return result, found
+    # ---- what the core asks for in the midst of a sum
 
-    def _meet(self, size: int, dtype: np.dtype[Any]) -> list[list[int]]:
-        """Wait for the other ranks and return everyone's notes."""
-        busy = sum(1 << slot for slot, lent in enumerate(self._lent) if lent is not None and lent() is not None)
-        self._notes[self._host.rank] = size, dtype.num, busy
-        self._host.Barrier()
-        notes: list[list[int]] = self._notes.tolist()
-        for rank, (their_size, their_dtype, _) in enumerate(notes):
-            if (their_size, their_dtype) != (notes[0][0], notes[0][1]):
-                raise ModelMismatch(
-                    f"local rank {rank} brought a vector of {their_size} entries, local rank 0 one of {notes[0][0]}",
-                    "sum the same variables, in the same order, on every worker",
-                    rank=rank,
-                    everywhere=True,
-                )
-        return notes
+    def _answer(self, event: int, a: int, b: int) -> int:
+        try:
+            (self._grow, self._sum_across, self._refuse, self._vote)[event](a, b)
+        except Exception as error:  # it must not cross the compiled code, and is raised again behind it
+            self._on_error(error)
+            return 1
+        return 0
 
-    def _grow(self, needed: int) -> None:
+    def _grow(self, needed: int, _: int = 0) -> None:
         """Replace the memory by a larger one. Tensors that alias the old one keep it alive."""
         self._capacity = -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = self._share(self._capacity * (self._host.size + SLOTS))
-        self._lent: list[weakref.ref[Any] | None] = [None] * LENT
-        # Touched now, and by the rank that will use it, rather than within a step.
-        self._slot(self._host.rank, self._capacity, np.dtype(np.uint8)).fill(0)
+        try:
+            fd = self._share(self._core.distgrad_window_bytes(self._capacity, self._host.size))
+        except NoSharedMemory as error:
+            if self._world.rank == 0:
+                warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
+            self._seat(cast(MPI.Intracomm, self._world.Split(self._world.rank)))
+            fd = -1  # memory of its own
+        seat = (self._host.rank, self._host.size, self._owners, self._hosts > 1)
+        mapped = self._core.distgrad_window_map(self._address, fd, self._capacity, *seat)
+        if fd >= 0:
+            os.close(fd)
+        if not mapped:
+            raise MemoryError(f"no memory for vectors of {self._capacity} bytes")
 
-    def _slot(self, number: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
-        return np.frombuffer(self._memory, dtype, size, number * self._capacity)
-
-    def _copy_in(self, pieces: Pieces) -> None:
-        if self._host.size > 1:
-            pieces.copy(0, self._slot(self._host.rank, pieces.size, pieces.dtype))
-
-    def _add_own_shard(self, pieces: Pieces, result: np.ndarray, described: int) -> Moments:
-        """Add all parts within this rank's shard; where there are several hosts, over them too.
-
-        Returns:
-            The moments of those of the shard's entries that are to be described.
-        """
-        if self._host.rank >= self._owners:
-            return merge_moments([])
-        first, last = (_boundary(result.size, self._host.rank + end, self._owners) for end in (0, 1))
-        sums = self._added(pieces, result, first, last)  # each described while it is in the cache
-        if self._across.size > 1:
-
-            def fill(start: int, stop: int) -> None:
-                collections.deque(self._added(pieces, result, first + start, first + stop), maxlen=0)
-
-            across.all_sum(self._across, result[first:last], fill)
-            sums = iter(chunks(result[first:last]))
-        return moments_of_chunks(first_of(described - first, sums))
-
-    def _added(self, pieces: Pieces, result: np.ndarray, first: int, last: int) -> Iterator[np.ndarray]:
-        """Put the sum of the host's parts, in rank order, into entries first..last of the result, chunk by chunk."""
-        if self._host.size == 1:
-            pieces.copy(first, result[first:last])
-            return iter(chunks(result[first:last]))
-        parts = [self._slot(rank, result.size, result.dtype)[first:last] for rank in range(self._host.size)]
-        return map(add, chunks(result[first:last]), *map(chunks, parts))
-
-    def _share(self, size: int) -> np.ndarray:
-        """(size,) bytes, zero, that all ranks of the host see.
+    def _share(self, size: int) -> int:
+        """A file descriptor of zeroed memory that all ranks of the host see.
 
         Raises:
             NoSharedMemory: on every rank of every host, if any of them could not get at it.
         """
-        fd, problem = _attempt(lambda: _memfd(size)) if self._host.rank == 0 else (-1, "")
-        pid, root_fd = self._host.bcast((os.getpid(), fd))
-        if self._host.rank > 0 and root_fd >= 0:
-            fd, problem = _attempt(lambda: os.open(f"/proc/{pid}/fd/{root_fd}", os.O_RDWR))
+        fd, problem = -1, ""
+        if self._host.size > 1:  # a rank alone on its host needs no more than memory of its own
+            fd, problem = self._open(size)
         problems = [text for text in self._world.allgather(problem) if text]
-        try:
-            if problems:
-                raise NoSharedMemory(problems[0])
-            return np.frombuffer(mmap.mmap(fd, size), np.uint8)
-        finally:
+        if problems:
             if fd >= 0:
                 os.close(fd)
+            raise NoSharedMemory(problems[0])
+        return fd
+
+    def _open(self, size: int) -> tuple[int, str]:
+        """The host's memory as a file descriptor and "", or -1 and what went wrong."""
+        own = _attempt(lambda: _memfd(size)) if self._host.rank == 0 else (-1, "")
+        pid, root_fd = self._host.bcast((os.getpid(), own[0]))
+        if self._host.rank == 0 or root_fd < 0:
+            return own
+        return _attempt(lambda: os.open(f"/proc/{pid}/fd/{root_fd}", os.O_RDWR))
+
+    def _sum_across(self, first: int, last: int) -> None:
+        dtype = tf.dtypes.as_dtype(self._core.distgrad_window_type(self._address))
+        shard = _view(self._core.distgrad_window_result(self._address), last, dtype)[first:]
+
+        def fill(start: int, stop: int) -> None:
+            self._core.distgrad_window_fill(self._address, first + start, first + stop)
+
+        across.all_sum(self._across, shard, fill)
+
+    def _refuse(self, rank: int, entries: int) -> None:
+        raise ModelMismatch(
+            f"local rank {rank} brought a vector of {entries} entries, unlike that of local rank 0",
+            "sum the same variables, in the same order, on every worker",
+            rank=rank,
+            everywhere=True,
+        )
+
+    def _vote(self, own: int, _: int) -> None:
+        votes = self._world.allgather(own)
+        _view(self._core.distgrad_window_votes(self._address), self._world.size, tf.float32)[:] = votes
+
+
+class Placed(NamedTuple):
+    """A vector of which the first entries are in this rank's part of the window already.
+
+    Attributes:
+        entries: how many.
+        filled: () bool; where it is False they are zeros, whatever stands there.
+        rest: (r,) what follows them.
+    """
+
+    entries: int
+    filled: tf.Tensor
+    rest: tf.Tensor
+
+
+class InWindow:
+    """Gradients are added up in this rank's part of the window, where the sum over the workers will read them.
+
+    Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient.
+    """
+
+    def __init__(self, window: Window, layout: Layout) -> None:
+        window.reserve(layout.entries + LANES, layout.dtype)
+        self._layout, self._slots = layout, layout.slots()
+        self._window = window
+
+    def start(self) -> list[tf.Tensor]:
+        return []
+
+    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
+        dense, places = [], []
+        for gradient, slot in zip(gradients, self._slots, strict=True):
+            if isinstance(gradient, tf.IndexedSlices):
+                self._add_rows(gradient, slot, first)
+            else:
+                dense.append(tf.zeros(0, self._layout.dtype) if gradient is None else self._cast(gradient))
+                places.append(slot)
+        if dense:
+            starts, stops = zip(*places, strict=True)
+            self._window.run("add", first, dense, starts=starts, stops=stops)
+        return carried
+
+    def _add_rows(self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor) -> None:
+        values, rows = self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
+        self._window.run("add_rows", first, values, rows, start=slot[0], stop=slot[1])
+
+    def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
+        return tf.cast(gradient, self._layout.dtype)
+
+    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Placed:
+        return Placed(self._layout.entries, filled, rest)
+
+
+def _view(address: int, size: int, dtype: tf.DType) -> np.ndarray:
+    """(size,) an array on memory that is the core's."""
+    memory = (ctypes.c_char * (size * dtype.size)).from_address(address)
+    return np.frombuffer(memory, dtype.as_numpy_dtype, size)
 
 
 def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
@@ -202,17 +228,6 @@ def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
         return open_memory(), ""
     except OSError as error:
         return -1, str(error)
-
-
-def _boundary(size: int, shard: int, shards: int) -> int:
-    """Where a shard begins: whole cache lines, so that no two ranks write into one."""
-    return size if shard == shards else size * shard // shards // ALIGNMENT * ALIGNMENT
-
-
-def _first_free(notes: list[list[int]]) -> int:
-    """The result slot that no rank still reads from; the same on every rank, since all have read the same notes."""
-    busy = functools.reduce(operator.or_, (bits for _, _, bits in notes))
-    return next((slot for slot in range(LENT) if not busy >> slot & 1), LENT)
 
 
 def _memfd(size: int) -> int:

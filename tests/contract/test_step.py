@@ -21,7 +21,15 @@ from distgrad.errors import (
 )
 
 TOLERANCE = 5e-6
-COLLECTIVES = {"EagerPyFunc", "PyFunc", "PyFuncStateless", "HorovodAllreduce", "CollectiveReduceV2", "NcclAllReduce"}
+COLLECTIVES = {
+    "DistgradSum",
+    "EagerPyFunc",
+    "PyFunc",
+    "PyFuncStateless",
+    "HorovodAllreduce",
+    "CollectiveReduceV2",
+    "NcclAllReduce",
+}
 
 
 def own(comm: Communicator, batch: tuple[Any, ...]) -> tuple[Any, ...]:

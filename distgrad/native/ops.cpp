@@ -1,0 +1,337 @@
+// The window as TensorFlow operations, and as functions that Python calls.
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensorflow.h"
+#include "window.h"
+
+namespace distgrad {
+namespace {
+
+// TensorFlow's status, for one call.
+class Status {
+ public:
+  Status() : status_(TF_NewStatus()) {}
+  ~Status() { TF_DeleteStatus(status_); }
+  Status(const Status&) = delete;
+  Status& operator=(const Status&) = delete;
+  operator TF_Status*() { return status_; }
+  bool ok() const { return TF_GetCode(status_) == TF_OK; }
+
+ private:
+  TF_Status* status_;
+};
+
+struct DeleteTensor {
+  void operator()(TF_Tensor* tensor) const { TF_DeleteTensor(tensor); }
+};
+using Tensor = std::unique_ptr<TF_Tensor, DeleteTensor>;
+
+Tensor input(TF_OpKernelContext* context, int index) {
+  Status status;
+  TF_Tensor* tensor = nullptr;
+  TF_GetInput(context, index, &tensor, status);
+  return Tensor(tensor);
+}
+
+void fail(TF_OpKernelContext* context, const std::string& message) {
+  Status status;
+  TF_SetStatus(status, TF_ABORTED, message.c_str());
+  TF_OpKernelContext_Failure(context, status);
+}
+
+template <typename T>
+T scalar(const Tensor& tensor) {
+  return *static_cast<const T*>(TF_TensorData(tensor.get()));
+}
+
+std::int64_t integer(TF_OpKernelConstruction* construction, const char* name) {
+  Status status;
+  std::int64_t value = 0;
+  TF_OpKernelConstruction_GetAttrInt64(construction, name, &value, status);
+  if (!status.ok()) TF_OpKernelConstruction_Failure(construction, status);
+  return value;
+}
+
+std::vector<std::int64_t> integers(TF_OpKernelConstruction* construction, const char* name) {
+  Status status;
+  std::int32_t count = 0, bytes = 0;
+  TF_OpKernelConstruction_GetAttrSize(construction, name, &count, &bytes, status);
+  std::vector<std::int64_t> values(count);
+  if (status.ok()) TF_OpKernelConstruction_GetAttrInt64List(construction, name, values.data(), count, status);
+  if (!status.ok()) TF_OpKernelConstruction_Failure(construction, status);
+  return values;
+}
+
+template <typename Kernel>
+void destroy(void* kernel) {
+  delete static_cast<Kernel*>(kernel);
+}
+
+template <typename Kernel>
+void* create(TF_OpKernelConstruction* construction) {
+  return new Kernel(construction);
+}
+
+template <typename Kernel>
+void compute(void* kernel, TF_OpKernelContext* context) {
+  static_cast<Kernel*>(kernel)->compute(context);
+}
+
+constexpr int kInputs = 1;  // of every operation, before its own: `order`
+
+// Which window, and a check that it has not been closed.
+class WindowKernel {
+ public:
+  explicit WindowKernel(TF_OpKernelConstruction* construction)
+      : window_(reinterpret_cast<Window*>(integer(construction, "window"))) {}
+
+ protected:
+  bool is_open(TF_OpKernelContext* context) const {
+    if (!window_->open()) fail(context, "the communicator is closed");
+    return window_->open();
+  }
+  Window* window_;
+};
+
+// ---- DistgradSum
+
+class Sum : WindowKernel {
+ public:
+  explicit Sum(TF_OpKernelConstruction* construction)
+      : WindowKernel(construction),
+        placed_(integer(construction, "placed")),
+        described_(integer(construction, "described")),
+        borrow_(integer(construction, "borrow")) {}
+
+  void compute(TF_OpKernelContext* context) {
+    if (!is_open(context)) return;
+    const Tensor filled = input(context, kInputs);
+    std::vector<Tensor> tensors;
+    std::vector<Piece> pieces;
+    for (int i = kInputs + 1; i < TF_NumInputs(context); ++i) {
+      tensors.push_back(input(context, i));
+      pieces.push_back({TF_TensorData(tensors.back().get()), TF_TensorElementCount(tensors.back().get())});
+    }
+    const TF_DataType type = TF_TensorType(tensors[0].get());
+    const std::string problem = window_->sum(static_cast<Type>(type), placed_, scalar<bool>(filled), pieces.data(),
+                                             static_cast<int>(pieces.size()), described_);
+    if (!problem.empty()) return fail(context, problem);
+    give_result(context, type);
+    const Moments& found = window_->moments();
+    give<double>(context, 1, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
+    give<float>(context, 2, TF_FLOAT, window_->votes());
+  }
+
+ private:
+  void give_result(TF_OpKernelContext* context, TF_DataType type) {
+    Status status;
+    const std::int64_t entries = window_->entries();
+    const std::size_t bytes = entries * size_of(static_cast<Type>(type));
+    Lease* lease = borrow_ && entries ? window_->lease() : nullptr;
+    if (lease) return lend(context, type, entries, bytes, lease);
+    const Tensor copy(TF_AllocateOutput(context, 0, type, &entries, 1, bytes, status));
+    if (bytes) std::memcpy(TF_TensorData(copy.get()), window_->result(), bytes);
+  }
+
+  // The result where it stands. TensorFlow computes in place where it sees the last use of a tensor, and would write
+  // into what the other ranks are still reading; until the next sum, the window uses this one, too.
+  void lend(TF_OpKernelContext* context, TF_DataType type, std::int64_t entries, std::size_t bytes, Lease* lease) {
+    Status status;
+    char* place = const_cast<char*>(window_->result());
+    std::shared_ptr<TF_Tensor> alias(TF_NewTensor(type, &entries, 1, place, bytes, release, lease), TF_DeleteTensor);
+    TF_SetOutput(context, 0, alias.get(), status);
+    if (!status.ok()) TF_OpKernelContext_Failure(context, status);
+    window_->keep(std::move(alias));
+  }
+
+  static void release(void*, std::size_t, void* lease) { static_cast<Lease*>(lease)->release(); }
+
+  template <typename T>
+  static void give(TF_OpKernelContext* context, int index, TF_DataType type, const std::vector<T>& values) {
+    Status status;
+    const std::int64_t count = static_cast<std::int64_t>(values.size());
+    const Tensor output(TF_AllocateOutput(context, index, type, &count, 1, count * sizeof(T), status));
+    std::memcpy(TF_TensorData(output.get()), values.data(), count * sizeof(T));
+  }
+
+  std::int64_t placed_, described_;
+  bool borrow_;
+};
+
+// ---- DistgradAdd, DistgradAddRows: one micro-batch's gradients into this rank's part
+
+template <typename T>
+T* entries_of(Window* window, std::int64_t start) {
+  return reinterpret_cast<T*>(window->part()) + start;
+}
+
+template <typename T>
+class Add : WindowKernel {
+ public:
+  explicit Add(TF_OpKernelConstruction* construction)
+      : WindowKernel(construction), starts_(integers(construction, "starts")), stops_(integers(construction, "stops")) {}
+
+  // A gradient without entries stands for zeros. What lies between its end and `stop` is filled with zeros, too.
+  void compute(TF_OpKernelContext* context) {
+    if (!is_open(context)) return;
+    const bool first = scalar<bool>(input(context, kInputs));
+    for (std::size_t i = 0; i < starts_.size(); ++i) {
+      const Tensor tensor = input(context, kInputs + 1 + static_cast<int>(i));
+      const T* values = static_cast<const T*>(TF_TensorData(tensor.get()));
+      const std::int64_t count = TF_TensorElementCount(tensor.get());
+      T* place = entries_of<T>(window_, starts_[i]);
+      if (!first) {
+        add(place, values, count);
+        continue;
+      }
+      store(place, values, count);
+      std::memset(place + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
+    }
+  }
+
+ private:
+  std::vector<std::int64_t> starts_, stops_;
+};
+
+template <typename T>
+class AddRows : WindowKernel {
+ public:
+  explicit AddRows(TF_OpKernelConstruction* construction)
+      : WindowKernel(construction), start_(integer(construction, "start")), stop_(integer(construction, "stop")) {}
+
+  void compute(TF_OpKernelContext* context) {
+    if (!is_open(context)) return;
+    T* table = entries_of<T>(window_, start_);
+    if (scalar<bool>(input(context, kInputs))) std::memset(table, 0, (stop_ - start_) * sizeof(T));
+    const Tensor values = input(context, kInputs + 1), rows = input(context, kInputs + 2);
+    const std::int64_t count = TF_TensorElementCount(rows.get());
+    if (count == 0) return;
+    const std::int64_t width = TF_TensorElementCount(values.get()) / count;
+    const std::int64_t* row = static_cast<const std::int64_t*>(TF_TensorData(rows.get()));
+    const T* value = static_cast<const T*>(TF_TensorData(values.get()));
+    for (std::int64_t i = 0; i < count; ++i, value += width) {
+      if (row[i] < 0 || (row[i] + 1) * width > stop_ - start_) return fail(context, "a row is outside its variable");
+      add(table + row[i] * width, value, width);
+    }
+  }
+
+ private:
+  std::int64_t start_, stop_;
+};
+
+// ---- registration, when TensorFlow loads this library
+
+void any_shape(TF_ShapeInferenceContext* context, TF_Status* status) {
+  TF_ShapeInferenceContextSetUnknownShape(context, status);
+}
+
+class Definition {
+ public:
+  explicit Definition(const char* name) : builder_(TF_NewOpDefinitionBuilder(name)) {
+    TF_OpDefinitionBuilderAddAttr(builder_, "window: int");
+    // What uses the same resource, TensorFlow runs in the order in which it is written, across loops, too. The window
+    // itself is not one, because the ranks make it together and a graph does not; any variable will do.
+    TF_OpDefinitionBuilderAddInput(builder_, "order: resource");
+    TF_OpDefinitionBuilderSetIsStateful(builder_, true);
+    TF_OpDefinitionBuilderSetShapeInferenceFunction(builder_, any_shape);
+  }
+  Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
+  Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
+  Definition& out(const char* spec) { return TF_OpDefinitionBuilderAddOutput(builder_, spec), *this; }
+  void register_it() {
+    Status status;
+    TF_RegisterOpDefinition(builder_, status);
+  }
+
+ private:
+  TF_OpDefinitionBuilder* builder_;
+};
+
+template <typename Kernel>
+void register_kernel(const char* op, TF_DataType type) {
+  Status status;
+  TF_KernelBuilder* builder = TF_NewKernelBuilder(op, "CPU", create<Kernel>, compute<Kernel>, destroy<Kernel>);
+  TF_KernelBuilder_TypeConstraint(builder, "T", type, status);
+  TF_RegisterKernelBuilder(op, builder, status);
+}
+
+const bool registered = [] {
+  Definition("DistgradSum")
+      .attr("T: {float, double, int32, int64}")
+      .attr("N: int >= 1")
+      .attr("placed: int")
+      .attr("described: int")
+      .attr("borrow: int")
+      .in("filled: bool")
+      .in("pieces: N * T")
+      .out("flat: T")
+      .out("moments: double")
+      .out("votes: float")
+      .register_it();
+  Definition("DistgradAdd")
+      .attr("T: {float, double}")
+      .attr("N: int >= 1")
+      .attr("starts: list(int)")
+      .attr("stops: list(int)")
+      .in("first: bool")
+      .in("gradients: N * T")
+      .register_it();
+  Definition("DistgradAddRows")
+      .attr("T: {float, double}")
+      .attr("start: int")
+      .attr("stop: int")
+      .in("first: bool")
+      .in("values: T")
+      .in("rows: int64")
+      .register_it();
+  for (TF_DataType type : {TF_FLOAT, TF_DOUBLE, TF_INT32, TF_INT64}) register_kernel<Sum>("DistgradSum", type);
+  register_kernel<Add<float>>("DistgradAdd", TF_FLOAT);
+  register_kernel<Add<double>>("DistgradAdd", TF_DOUBLE);
+  register_kernel<AddRows<float>>("DistgradAddRows", TF_FLOAT);
+  register_kernel<AddRows<double>>("DistgradAddRows", TF_DOUBLE);
+  return true;
+}();
+
+}  // namespace
+}  // namespace distgrad
+
+// ---- for Python, through ctypes; window.py says what each is for
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+using distgrad::Window;
+
+// Never freed: a graph that outlives the communicator must still be told that it is closed.
+EXPORT Window* distgrad_window_new(distgrad::Callback callback, int size) { return new Window(callback, size); }
+
+EXPORT std::int64_t distgrad_window_bytes(std::int64_t capacity, int ranks) {
+  return distgrad::Memory::bytes(capacity, ranks);
+}
+
+EXPORT bool distgrad_window_map(Window* window, int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across) {
+  return window->map(fd, capacity, rank, ranks, owners, across);
+}
+
+EXPORT void distgrad_window_close(Window* window) { window->close(); }
+EXPORT void* distgrad_window_part(Window* window) { return window->part(); }
+EXPORT const void* distgrad_window_result(Window* window) { return window->result(); }
+EXPORT std::int32_t distgrad_window_type(Window* window) { return static_cast<std::int32_t>(window->type()); }
+EXPORT float* distgrad_window_votes(Window* window) { return window->votes().data(); }
+
+EXPORT void distgrad_window_fill(Window* window, std::int64_t first, std::int64_t last) { window->fill(first, last); }
+
+EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t placed, std::int64_t described) {
+  return window->sum(static_cast<distgrad::Type>(type), placed, true, nullptr, 0, described).empty();
+}
+
+EXPORT void distgrad_describe(std::int32_t type, const void* values, std::int64_t count, double* found) {
+  const distgrad::Moments moments = type == TF_DOUBLE ? distgrad::describe(static_cast<const double*>(values), count)
+                                                      : distgrad::describe(static_cast<const float*>(values), count);
+  std::memcpy(found, &moments, sizeof moments);
+}
+}

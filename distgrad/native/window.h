@@ -1,0 +1,139 @@
+// The memory that the ranks of one host share, and the sum that they make through it.
+//
+//     seats     one a rank: how often it has arrived, what it brings, what it found in its shard
+//     parts     one slot a rank: its vector
+//     results   a few slots: each rank adds its shard, over all parts in rank order, into one of them
+//
+// A sum is: fill one's own part, meet, add one's own shard, meet, read the whole result where it stands.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "numbers.h"
+
+namespace distgrad {
+
+enum class Type : std::int32_t { kFloat = 1, kDouble = 2, kInt32 = 3, kInt64 = 9 };  // TensorFlow's numbers
+std::size_t size_of(Type type);
+
+// What Python does for a sum; 0 where it succeeded. The numbers are shared with window.py.
+enum Event : std::int32_t {
+  kGrow = 0,      // a: bytes that a vector needs. Every rank asks alike.
+  kAcross = 1,    // sum this rank's shard, entries a..b of the result, over the hosts
+  kMismatch = 2,  // local rank a brings b entries, unlike local rank 0
+  kVote = 3,      // a: whether this rank's own vector is not finite. Every rank asks alike.
+};
+using Callback = std::int32_t (*)(std::int32_t event, std::int64_t a, std::int64_t b);
+
+constexpr int kLent = 2;           // result slots that tensors may alias
+constexpr int kSlots = kLent + 1;  // the last one is never lent, only copied from
+
+// Where a rank tells the others about itself; each on cache lines of its own.
+struct alignas(64) Seat {
+  std::atomic<std::uint32_t> arrived;   // counts meetings; what a sleeping rank waits on
+  std::atomic<std::uint32_t> sleepers;  // how many wait so
+  std::int64_t entries;                 // of the vector it brings
+  Type type;
+  std::uint32_t lent;  // a bit for each result slot that its tensors alias
+  Moments moments;     // of its shard
+};
+
+// One mapping. It lives until the last tensor that aliases a result is gone.
+class Memory {
+ public:
+  Memory(int fd, std::int64_t capacity, int ranks);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  bool mapped() const { return base_ != nullptr; }
+  Seat& seat(int rank) { return reinterpret_cast<Seat*>(base_)[rank]; }
+  char* part(int rank) { return base_ + seats_ + capacity_ * rank; }
+  char* result(int slot) { return base_ + seats_ + capacity_ * (ranks_ + slot); }
+  std::int64_t capacity() const { return capacity_; }
+  static std::int64_t bytes(std::int64_t capacity, int ranks);
+
+  std::atomic<int> lent[kLent] = {};  // how many tensors of this process alias each slot
+
+ private:
+  std::int64_t capacity_, seats_, bytes_;
+  int ranks_;
+  char* base_ = nullptr;
+};
+
+// A result for as long as someone reads it.
+struct Lease {
+  std::shared_ptr<Memory> memory;
+  int slot;
+  void release();
+};
+
+struct Piece {
+  const void* values;
+  std::int64_t entries;
+};
+
+class Window {
+ public:
+  // `size` ranks on all hosts together.
+  Window(Callback callback, int size) : callback_(callback), votes_(size) {}
+
+  // Use another piece of memory, and from now on be this rank of so many; `owners` of them have a shard.
+  bool map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across);
+  void close() { kept_.reset(), memory_.reset(); }
+
+  char* part() { return memory_->part(rank_); }
+
+  // Sums a vector: the first `placed` entries are in this rank's part already (zeros, if not `filled`), the others are
+  // in pieces. Returns an error, or "" and the result: `lease()` it, or copy it.
+  std::string sum(Type type, std::int64_t placed, bool filled, const Piece* pieces, int count, std::int64_t described);
+
+  // Adds the host's parts into entries first..last of the result; within kAcross only.
+  void fill(std::int64_t first, std::int64_t last) { add_shard(first, last); }
+
+  const char* result() const { return result_; }
+  std::int64_t entries() const { return entries_; }
+  Type type() const { return type_; }
+  const Moments& moments() const { return moments_; }
+  // 1 for each rank whose own vector was not finite; kVote writes them.
+  std::vector<float>& votes() { return votes_; }
+  bool open() const { return memory_ != nullptr; }
+  // Null where the result stands in the slot that is never lent.
+  Lease* lease();
+  // Keeps something until the next sum.
+  void keep(std::shared_ptr<void> thing) { kept_ = std::move(thing); }
+
+ private:
+  std::string agree(std::int64_t entries, Type type);
+  void copy_in(std::int64_t placed, bool filled, const Piece* pieces, int count);
+  void meet();
+  void wait_for(Seat& seat);
+  std::uint32_t lent() const;
+  std::int64_t boundary(int shard) const;
+  std::string own_shard();
+  Moments add_shard(std::int64_t first, std::int64_t last);
+  Moments describe_shard(std::int64_t first, std::int64_t last) const;
+  bool own_part_is_bad(std::int64_t described);
+
+  Callback callback_;
+  std::vector<float> votes_;
+  std::shared_ptr<Memory> memory_;
+  std::shared_ptr<void> kept_;
+  int rank_ = 0, ranks_ = 1, owners_ = 1;
+  bool across_ = false;
+  std::uint32_t turn_ = 0;
+
+  // The sum that is under way, or the last one.
+  Type type_ = Type::kFloat;
+  std::int64_t entries_ = 0, described_ = 0;
+  int slot_ = 0;
+  char* result_ = nullptr;
+  Moments moments_;
+};
+
+}  // namespace distgrad
