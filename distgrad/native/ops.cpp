@@ -187,7 +187,7 @@ class Add : WindowKernel {
         add(place, values, count);
         continue;
       }
-      store(place, values, count);
+      store(place, values, count, window_->is_large());
       std::memset(place + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
     }
   }

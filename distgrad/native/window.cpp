@@ -178,15 +178,16 @@ std::string Window::sum(Type type, std::int64_t placed, bool filled, const Piece
 }
 
 void Window::copy_in(std::int64_t placed, bool filled, const Piece* pieces, int count) {
-  const std::int64_t size = size_of(type_);
-  char* place = part();
-  if (placed && !filled) std::memset(place, 0, placed * size);
-  place += placed * size;
-  for (int i = 0; i < count; ++i) {
-    const std::int64_t bytes = pieces[i].entries * size;
-    if (bytes && place != pieces[i].values) std::memcpy(place, pieces[i].values, bytes);
-    place += bytes;
-  }
+  with_type(type_, [&](auto* place) {
+    using T = std::remove_pointer_t<decltype(place)>;
+    place = reinterpret_cast<T*>(part());
+    if (!filled) std::memset(place, 0, placed * sizeof(T));
+    place += placed;
+    for (int i = 0; i < count; ++i) {
+      store(place, static_cast<const T*>(pieces[i].values), pieces[i].entries, is_large());
+      place += pieces[i].entries;
+    }
+  });
 }
 
 // Meets the others and finds out whether all bring the same kind of vector, and which result slot is free.
@@ -236,7 +237,7 @@ Moments Window::add_shard(std::int64_t first, std::int64_t last) {
     std::vector<const T*> parts;
     for (int rank = 0; rank < ranks_; ++rank) parts.push_back(reinterpret_cast<const T*>(memory_->part(rank)));
     const std::int64_t described = across_ ? 0 : described_;
-    return add_parts(reinterpret_cast<T*>(result_), parts.data(), ranks_, first, last, described);
+    return add_parts(reinterpret_cast<T*>(result_), parts.data(), ranks_, first, last, described, is_large());
   });
 }
 

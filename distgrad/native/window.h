@@ -102,6 +102,8 @@ class Window {
   const Moments& moments() const { return moments_; }
   // 1 for each rank whose own vector was not finite; kVote writes them.
   std::vector<float>& votes() { return votes_; }
+  // Whether vectors are so large that they do not stay in the cache.
+  bool is_large() const { return memory_->capacity() >= static_cast<std::int64_t>(kStream); }
   bool open() const { return memory_ != nullptr; }
   // Null where the result stands in the slot that is never lent.
   Lease* lease();
