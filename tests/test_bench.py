@@ -95,6 +95,14 @@ def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path:
     assert output.markdown(found, measured).count("\n") == len(found) - 1
 
 
+def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
+    bare = [one for one in TABLES["accumulate"].contestants if one.turn == "4 bare micro-batches"]
+    trial = Trial(jobs, "accumulate", "transformer", bare)
+    trial.prepare(BRIEF, silent)
+    trial.clear()
+    assert trial.failed == {}
+
+
 def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
     """A step without communication, passed off as one with."""
     wrong = Contestant("impostor", OWN, "step alone")
