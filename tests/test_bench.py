@@ -3,11 +3,13 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from launching import BIN, horovod_installed, run
+from launching import BIN, horovod_installed, run, start
 
 from distgrad.bench import output
 from distgrad.bench.cases import HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
@@ -141,14 +143,44 @@ def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     assert workers() <= before
 
 
+def test_a_driver_that_is_killed_leaves_nothing_behind() -> None:
+    """Not even ranks that stand stopped, which cannot notice it."""
+    mark = {"BENCH_TEST_MARK": uuid.uuid4().hex}
+    driver = start([BIN / "distgrad", "bench", "sum", "--quick", "--peers", "mpi"], mark)
+    wait_until(lambda: [state(pid) for pid in with_environment(mark)].count("T") >= 2, 100)
+    driver.kill()
+    driver.communicate()
+    wait_until(lambda: not with_environment(mark), 10)
+
+
+def with_environment(entries: Mapping[str, str]) -> set[int]:
+    """Numbers of the processes that were started with these variables, at whatever remove."""
+    wanted = {f"{name}={value}" for name, value in entries.items()}
+    processes = Path("/proc").glob("[0-9]*")
+    return {int(one.name) for one in processes if wanted <= set(read(one / "environ").split("\0"))}
+
+
+def state(pid: int) -> str:
+    """One letter, as in ps: T for a process that was stopped."""
+    return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # the process has ended
+        return ""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def workers() -> set[str]:
     """Numbers of the processes that run a benchmark's worker."""
     processes = Path("/proc").glob("[0-9]*")
-    return {process.name for process in processes if _command(process).startswith("distgrad.bench.worker")}
-
-
-def _command(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode().partition("-m\0")[2]
-    except OSError:
-        return ""
+    commands = {process.name: read(process / "cmdline").partition("-m\0")[2] for process in processes}
+    return {number for number, command in commands.items() if command.startswith("distgrad.bench.worker")}
