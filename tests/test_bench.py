@@ -113,6 +113,34 @@ def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
     assert "differs from the oracle's" in trial.failed[wrong.label]
 
 
+def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
+    broken, well = (Contestant("mpi", "mpi default", turn) for turn in ("no such turn", "Allreduce"))
+    trial = Trial(jobs, "sum", "4 KB", [broken, well])
+    trial.prepare(BRIEF, silent)
+    assert [one.label for one in trial.measure(BRIEF, silent)] == [well.label]
+    trial.clear()
+    assert list(trial.failed) == [broken.label]
+    assert "no such turn" in trial.failed[broken.label]
+    assert "mpi default" in jobs
+
+
+def test_without_an_oracle_nobody_takes_part(jobs: Jobs) -> None:
+    well = Contestant(OWN, OWN, "step")
+    trial = Trial(jobs, "step", "no such model", [well])
+    trial.prepare(BRIEF, silent)
+    assert trial.measure(BRIEF, silent) == []
+    assert "there is no oracle" in trial.failed[well.label]
+    assert OWN in jobs
+
+
+def test_a_turn_that_fails_on_some_ranks_loses_the_job(jobs: Jobs) -> None:
+    """The others may be waiting for them."""
+    jobs._ranks["mwms"][1].stream.write('{"do": "nothing that rank 0 was told"}\n')
+    with pytest.raises(JobLost, match="KeyError"):
+        jobs.ask("mwms", do="clear")
+    assert "KeyError" in jobs.lost["mwms"]
+
+
 def test_a_job_that_is_lost_is_named_and_the_others_go_on(jobs: Jobs) -> None:
     os.kill(jobs._ranks["mpi default"][1].pid, signal.SIGKILL)
     with pytest.raises(JobLost):

@@ -26,8 +26,12 @@ START = 120.0  # seconds until all ranks of a job must have said hello
 ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
 
 
-class JobLost(Exception):
-    """A job did not start, or one of its ranks failed or fell silent; the others go on without it."""
+class TurnFailed(Exception):
+    """No rank of a job could do what it was told. They agree, so that the job can be told the next thing."""
+
+
+class JobLost(TurnFailed):
+    """A job did not start, or one of its ranks failed alone or fell silent; the others go on without it."""
 
 
 class Rank(NamedTuple):
@@ -89,7 +93,8 @@ class Jobs:
         """Wake a job, let its ranks do one thing at the same time, and stop it again. Gives their answers by rank.
 
         Raises:
-            JobLost: a rank failed, now or before.
+            TurnFailed: every rank answered with an error.
+            JobLost: some rank did, or ended, or fell silent, now or before.
         """
         if name in self.lost:
             raise JobLost(self.lost[name])
@@ -102,9 +107,11 @@ class Jobs:
             self._pause(name)
         except (OSError, ValueError) as error:
             raise self._lose(name, error) from None
-        for answer in answers:
-            if "error" in answer:
-                raise self._lose(name, answer["error"])
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        if len(errors) == self.size:
+            raise TurnFailed(errors[0])
+        if errors:
+            raise self._lose(name, errors[0])
         return answers
 
     def _is_absent(self, name: str, job: Job) -> bool:

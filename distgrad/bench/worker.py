@@ -53,7 +53,7 @@ def serve(engine: Engine, stream: Any) -> None:
             _say(stream, **_obey(engine, turns, **order))
         except Exception as error:  # whatever it is, the driver must hear of it
             traceback.print_exc()
-            _say(stream, error=f"{type(error).__name__}: {error}")
+            _say(stream, error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _obey(engine: Engine, turns: dict[str, Turn], do: str, **order: Any) -> dict[str, Any]:
