@@ -3,6 +3,7 @@
 A turn is a function without arguments; what is timed is nothing but calls of it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -60,6 +61,7 @@ def _obey(engine: Engine, turns: dict[str, Turn], do: str, **order: Any) -> dict
     if do == "clear":
         turns.clear()
         engine.clear()
+        gc.collect()  # a compiled function is a cycle, which would keep its vectors until some later collection
         return {}
     key = f"{order['table']} {order['turn']} {order['case']}"
     if do == "prepare":
