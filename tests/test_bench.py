@@ -3,11 +3,13 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from launching import BIN, horovod_installed, run
+from launching import BIN, horovod_installed, run, start
 
 from distgrad.bench import output
 from distgrad.bench.cases import HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
@@ -95,12 +97,48 @@ def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path:
     assert output.markdown(found, measured).count("\n") == len(found) - 1
 
 
+def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
+    bare = [one for one in TABLES["accumulate"].contestants if one.turn == "4 bare micro-batches"]
+    trial = Trial(jobs, "accumulate", "transformer", bare)
+    trial.prepare(BRIEF, silent)
+    trial.clear()
+    assert trial.failed == {}
+
+
 def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
     """A step without communication, passed off as one with."""
     wrong = Contestant("impostor", OWN, "step alone")
     trial = Trial(jobs, "step", "small", [wrong])
     trial.prepare(BRIEF, silent)
     assert "differs from the oracle's" in trial.failed[wrong.label]
+
+
+def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
+    broken, well = (Contestant("mpi", "mpi default", turn) for turn in ("no such turn", "Allreduce"))
+    trial = Trial(jobs, "sum", "4 KB", [broken, well])
+    trial.prepare(BRIEF, silent)
+    assert [one.label for one in trial.measure(BRIEF, silent)] == [well.label]
+    trial.clear()
+    assert list(trial.failed) == [broken.label]
+    assert "no such turn" in trial.failed[broken.label]
+    assert "mpi default" in jobs
+
+
+def test_without_an_oracle_nobody_takes_part(jobs: Jobs) -> None:
+    well = Contestant(OWN, OWN, "step")
+    trial = Trial(jobs, "step", "no such model", [well])
+    trial.prepare(BRIEF, silent)
+    assert trial.measure(BRIEF, silent) == []
+    assert "there is no oracle" in trial.failed[well.label]
+    assert OWN in jobs
+
+
+def test_a_turn_that_fails_on_some_ranks_loses_the_job(jobs: Jobs) -> None:
+    """The others may be waiting for them."""
+    jobs._ranks["mwms"][1].stream.write('{"do": "nothing that rank 0 was told"}\n')
+    with pytest.raises(JobLost, match="KeyError"):
+        jobs.ask("mwms", do="clear")
+    assert "KeyError" in jobs.lost["mwms"]
 
 
 def test_a_job_that_is_lost_is_named_and_the_others_go_on(jobs: Jobs) -> None:
@@ -133,14 +171,44 @@ def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     assert workers() <= before
 
 
+def test_a_driver_that_is_killed_leaves_nothing_behind() -> None:
+    """Not even ranks that stand stopped, which cannot notice it."""
+    mark = {"BENCH_TEST_MARK": uuid.uuid4().hex}
+    driver = start([BIN / "distgrad", "bench", "sum", "--quick", "--peers", "mpi"], mark)
+    wait_until(lambda: [state(pid) for pid in with_environment(mark)].count("T") >= 2, 100)
+    driver.kill()
+    driver.communicate()
+    wait_until(lambda: not with_environment(mark), 10)
+
+
+def with_environment(entries: Mapping[str, str]) -> set[int]:
+    """Numbers of the processes that were started with these variables, at whatever remove."""
+    wanted = {f"{name}={value}" for name, value in entries.items()}
+    processes = Path("/proc").glob("[0-9]*")
+    return {int(one.name) for one in processes if wanted <= set(read(one / "environ").split("\0"))}
+
+
+def state(pid: int) -> str:
+    """One letter, as in ps: T for a process that was stopped."""
+    return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # the process has ended
+        return ""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def workers() -> set[str]:
     """Numbers of the processes that run a benchmark's worker."""
     processes = Path("/proc").glob("[0-9]*")
-    return {process.name for process in processes if _command(process).startswith("distgrad.bench.worker")}
-
-
-def _command(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode().partition("-m\0")[2]
-    except OSError:
-        return ""
+    commands = {process.name: read(process / "cmdline").partition("-m\0")[2] for process in processes}
+    return {number for number, command in commands.items() if command.startswith("distgrad.bench.worker")}

@@ -19,14 +19,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from distgrad.bench import warden
 from distgrad.bench.cases import Job
 
 START = 120.0  # seconds until all ranks of a job must have said hello
 ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
 
 
-class JobLost(Exception):
-    """A job did not start, or one of its ranks failed or fell silent; the others go on without it."""
+class TurnFailed(Exception):
+    """No rank of a job could do what it was told. They agree, so that the job can be told the next thing."""
+
+
+class JobLost(TurnFailed):
+    """A job did not start, or one of its ranks failed alone or fell silent; the others go on without it."""
 
 
 class Rank(NamedTuple):
@@ -59,6 +64,12 @@ class Jobs:
         self._folder = tempfile.TemporaryDirectory(prefix="distgrad-bench-")
 
     def __enter__(self) -> "Jobs":
+        # Isolated: else this folder would be the first that modules are looked for in.
+        command = [sys.executable, "-I", warden.__file__, self._folder.name]
+        nowhere = subprocess.DEVNULL  # whoever reads the driver's output need not wait for the warden
+        self._warden = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
         # One after the other: what a rank does while it starts can ask for all cores.
         for name, job in self._jobs.items():
             try:
@@ -72,6 +83,7 @@ class Jobs:
     ) -> None:
         for name in list(self._processes):
             self._end(name)
+        self._warden.communicate()
         self._folder.cleanup()
 
     def __contains__(self, name: str) -> bool:
@@ -81,7 +93,8 @@ class Jobs:
         """Wake a job, let its ranks do one thing at the same time, and stop it again. Gives their answers by rank.
 
         Raises:
-            JobLost: a rank failed, now or before.
+            TurnFailed: every rank answered with an error.
+            JobLost: some rank did, or ended, or fell silent, now or before.
         """
         if name in self.lost:
             raise JobLost(self.lost[name])
@@ -94,9 +107,11 @@ class Jobs:
             self._pause(name)
         except (OSError, ValueError) as error:
             raise self._lose(name, error) from None
-        for answer in answers:
-            if "error" in answer:
-                raise self._lose(name, answer["error"])
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        if len(errors) == self.size:
+            raise TurnFailed(errors[0])
+        if errors:
+            raise self._lose(name, errors[0])
         return answers
 
     def _is_absent(self, name: str, job: Job) -> bool:
@@ -113,7 +128,7 @@ class Jobs:
 
     def _start(self, name: str, job: Job) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
-            address = str(Path(self._folder.name, f"{len(self._processes)}.socket"))
+            address = self._address(name)
             listener.bind(address)
             listener.listen()
             listener.settimeout(1)
@@ -122,7 +137,7 @@ class Jobs:
                 self._processes[name] = [
                     subprocess.Popen(
                         command,
-                        env=_environment() | dict(job.environment) | environment,
+                        env=_environment() | dict(job.environment) | environment | {warden.MARK: address},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -151,6 +166,10 @@ class Jobs:
             ranks[hello["rank"]] = Rank(hello["pid"], stream)
         return [ranks[rank] for rank in range(self.size)]
 
+    def _address(self, name: str) -> str:
+        """Where the job's ranks call; it marks its processes, too."""
+        return str(Path(self._folder.name, f"{list(self._jobs).index(name)}.socket"))
+
     def _log(self, name: str) -> Path:
         return Path(self._folder.name, f"{name}.log")
 
@@ -170,12 +189,13 @@ class Jobs:
             with contextlib.suppress(OSError):
                 rank.stream.write("null\n")
                 rank.stream.close()
-        for process in self._processes.pop(name, []):
-            try:
+        processes = self._processes.pop(name, [])
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        warden.end_all(self._address(name))
+        for process in processes:
+            process.wait()
 
 
 def _path() -> str:

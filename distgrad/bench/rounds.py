@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from distgrad.bench.cases import HOROVODS, LOCAL, OWN, TABLES, Contestant, Difference
-from distgrad.bench.jobs import JobLost, Jobs
+from distgrad.bench.jobs import Jobs, TurnFailed
 
 QUIET = (0.97, 1.03)  # where the median ratio of A to A must lie
 AGREE = 1e-3  # of the oracle's largest number: what float32 may differ from float64 in a deep model
@@ -93,11 +93,16 @@ class Trial:
     def __init__(self, jobs: Jobs, table: str, case: str, contestants: Iterable[Contestant]) -> None:
         self._jobs, self._table, self._case = jobs, table, case
         self._entrants = {one: Series(table, case, one.name, one.label) for one in contestants}
+        self._working = {one.job for one in self._entrants}
         self.failed: dict[str, str] = {}
 
     def prepare(self, effort: Effort, tick: Callable[[str], None]) -> None:
         """Let everyone build what they need and prove that it is right. `tick` hears what has been done."""
-        oracle = self._oracle()
+        try:
+            oracle = self._oracle()
+        except TurnFailed as error:
+            self._give_up(f"there is no oracle: {error}")
+            return
         for contestant in list(self._entrants):
             self._attempt(contestant, lambda one: self._prepare(one, oracle, effort.turn))
             tick(f"prepared {contestant.label}")
@@ -121,17 +126,22 @@ class Trial:
 
     def clear(self) -> None:
         """Free what was prepared."""
-        for job in {contestant.job for contestant in self._entrants}:
-            with contextlib.suppress(JobLost):  # its contestants have been named as failed
+        for job in self._working:
+            with contextlib.suppress(TurnFailed):  # where the job is lost, its contestants have been named as failed
                 self._jobs.ask(job, do="clear")
 
     def _attempt(self, contestant: Contestant, act: Callable[[Contestant], None]) -> None:
-        """Who fails is out, and so is everyone else whose job was lost."""
+        """Who fails is out of this case, and so is everyone else whose job was lost."""
         try:
             act(contestant)
-        except (JobLost, ArithmeticError) as error:
+        except (TurnFailed, ArithmeticError) as error:
             self.failed[contestant.label] = str(error)
             self._entrants.pop(contestant)
+
+    def _give_up(self, reason: str) -> None:
+        """Nobody can take part."""
+        self.failed |= dict.fromkeys((one.label for one in self._entrants), reason)
+        self._entrants.clear()
 
     def _prepare(self, contestant: Contestant, oracle: Numbers, seconds: float) -> None:
         for answer in self._ask(contestant, "prepare"):

@@ -3,6 +3,7 @@
 A turn is a function without arguments; what is timed is nothing but calls of it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -53,13 +54,14 @@ def serve(engine: Engine, stream: Any) -> None:
             _say(stream, **_obey(engine, turns, **order))
         except Exception as error:  # whatever it is, the driver must hear of it
             traceback.print_exc()
-            _say(stream, error=f"{type(error).__name__}: {error}")
+            _say(stream, error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _obey(engine: Engine, turns: dict[str, Turn], do: str, **order: Any) -> dict[str, Any]:
     if do == "clear":
         turns.clear()
         engine.clear()
+        gc.collect()  # a compiled function is a cycle, which would keep its vectors until some later collection
         return {}
     key = f"{order['table']} {order['turn']} {order['case']}"
     if do == "prepare":

@@ -47,7 +47,9 @@ def local_sums(model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, add: bool = Tr
             total = tf.reduce_mean(loss(y[part], model(x[part], training=True))) * float(MICRO_BATCH)
         gradients = tape.gradient(total, variables)
         dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        kept = [a + b for a, b in zip(sums, dense, strict=True)] if add else dense
+        # A product over (b, t) hides its gradient's shape, and the loop's totals must keep theirs even unadded.
+        shaped = [tf.ensure_shape(a, total.shape) for a, total in zip(dense, sums, strict=True)]
+        kept = [a + b for a, b in zip(sums, shaped, strict=True)] if add else shaped
         return (start + MICRO_BATCH, *kept)
 
     zeros = [tf.zeros(variable.shape) for variable in variables]

@@ -4,7 +4,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 import distgrad
-from distgrad.bench.data import check, cut, own_part
+from distgrad.bench.data import check
 from distgrad.bench.engines import by_hand, own
 from distgrad.bench.engines.by_hand import Reduce
 from distgrad.bench.worker import Prepared
@@ -28,7 +28,7 @@ class KerasHorovod(own.Worker):
         return self._sum(case, reduce) if table == "sum" else by_hand.prepare(case, self.rank, self.size, reduce)
 
     def _sum(self, case: str, reduce: Reduce) -> Prepared:
-        pieces = [tf.constant(piece) for piece in cut(case, own_part(case, self.rank))]
+        pieces = own.pieces(case, self.rank)
 
         def turn() -> list[tf.Tensor]:
             return reduce(pieces) if len(pieces) > 1 else [_allreduce(pieces[0], f"sum_{case}".replace(" ", "_"))]

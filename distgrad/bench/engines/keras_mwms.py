@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import distgrad
 from distgrad.bench import models
-from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
+from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check
 from distgrad.bench.engines import by_hand, own
 from distgrad.bench.worker import Prepared
 
@@ -22,7 +22,7 @@ class KerasMwms(own.Worker):
             self._strategy = tf.distribute.get_strategy()
 
     def clear(self) -> None:
-        """Nothing is kept; clearing Keras's session would forget the strategy's variables too."""
+        own.pieces.cache_clear()  # clearing Keras's session would forget the strategy's variables too
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         if turn == "step":
@@ -30,7 +30,7 @@ class KerasMwms(own.Worker):
         return self._sum(turn, case) if table == "sum" else self._step(turn, case)
 
     def _sum(self, turn: str, case: str) -> Prepared:
-        pieces = [tf.constant(piece) for piece in cut(case, own_part(case, self.rank))]
+        pieces = own.pieces(case, self.rank)
 
         def summed() -> list[tf.Tensor]:
             return self._strategy.run(lambda: _reduce(turn, pieces))

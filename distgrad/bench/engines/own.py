@@ -1,5 +1,6 @@
 """A rank of a job that has a communicator, and distgrad's turns over it."""
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -23,6 +24,7 @@ class Worker:
         self._comm.barrier()
 
     def clear(self) -> None:
+        pieces.cache_clear()
         tf.keras.backend.clear_session()
 
 
@@ -46,12 +48,18 @@ def step(
     return Prepared(turn, evidence(model, turn))
 
 
+@functools.lru_cache(maxsize=1)
+def pieces(case: str, rank: int) -> list[tf.Tensor]:
+    """This rank's tensors. All turns of a case read the same: all contestants are in memory at once."""
+    return [tf.constant(piece) for piece in cut(case, own_part(case, rank))]
+
+
 def graph_sum(comm: Communicator, case: str) -> Prepared:
     """A sum inside a TensorFlow graph, tensors in and a tensor out."""
-    pieces = [tf.constant(piece) for piece in cut(case, own_part(case, comm.rank))]
+    given = pieces(case, comm.rank)
 
     def turn() -> tf.Tensor:
-        return comm.sum_over_workers(lambda *tensors: list(tensors), pieces, borrow=True)
+        return comm.sum_over_workers(lambda *tensors: list(tensors), given, borrow=True)
 
     compiled = tf.function(turn, autograph=False)
     check(compiled().numpy(), comm.size)

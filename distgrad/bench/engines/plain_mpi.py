@@ -15,25 +15,28 @@ class PlainMpi:
     def __init__(self) -> None:
         self._comm = MPI.COMM_WORLD
         self.rank, self.size = self._comm.rank, self._comm.size
+        # By case, a vector to read and one to write, the same for all turns: all contestants are in memory at once.
+        self._vectors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def barrier(self) -> None:
         self._comm.Barrier()
 
     def clear(self) -> None:
-        """Nothing outlives its turn."""
+        self._vectors.clear()
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
-        make: Callable[[np.ndarray], Turn] = {
+        if case not in self._vectors:
+            part = own_part(case, self.rank)
+            self._vectors[case] = part, np.zeros_like(part)
+        make: Callable[[np.ndarray, np.ndarray], Turn] = {
             "Allreduce": self._allreduce,
             "Allreduce in place": self._allreduce_in_place,
             "memcpy": self._memcpy,
             "limit": self._limit,
         }[turn]
-        return Prepared(make(own_part(case, self.rank)))
+        return Prepared(make(*self._vectors[case]))
 
-    def _allreduce(self, part: np.ndarray) -> Turn:
-        total = np.zeros_like(part)
-
+    def _allreduce(self, part: np.ndarray, total: np.ndarray) -> Turn:
         def turn() -> None:
             self._comm.Allreduce(part, total, op=MPI.SUM)
 
@@ -41,28 +44,29 @@ class PlainMpi:
         check(total, self.size)
         return turn
 
-    def _allreduce_in_place(self, part: np.ndarray) -> Turn:
+    def _allreduce_in_place(self, part: np.ndarray, total: np.ndarray) -> Turn:
+        place = part.copy()
+
         def turn() -> None:
-            self._comm.Allreduce(MPI.IN_PLACE, part, op=MPI.SUM)
+            self._comm.Allreduce(MPI.IN_PLACE, place, op=MPI.SUM)
 
         turn()
-        check(part, self.size)
-        part[:] = 0  # else it grows from turn to turn, to infinity
+        check(place, self.size)
+        place[:] = 0  # else it grows from turn to turn, to infinity
         return turn
 
-    def _memcpy(self, part: np.ndarray) -> Turn:
-        target = np.zeros_like(part)
-        return lambda: np.copyto(target, part)
+    def _memcpy(self, part: np.ndarray, total: np.ndarray) -> Turn:
+        return lambda: np.copyto(total, part)
 
-    def _limit(self, part: np.ndarray) -> Turn:
+    def _limit(self, part: np.ndarray, total: np.ndarray) -> Turn:
         """Read n vectors and write one, each rank its shard: all that a sum over shared memory cannot do without."""
-        shards = [part[: part.size // self.size] + rank for rank in range(self.size)]
-        total = np.zeros_like(shards[0])
+        size = part.size // self.size
+        shards, result = part[: self.size * size].reshape(self.size, size), total[:size]
 
         def turn() -> None:
-            np.add(shards[0], shards[-1], out=total)
-            for shard in shards[2:]:
-                np.add(total, shard, out=total)
+            np.add(shards[0], shards[-1], out=result)
+            for shard in shards[1:-1]:
+                np.add(result, shard, out=result)
 
         return turn
 
