@@ -24,6 +24,7 @@ from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
 LANES = 7  # entries
+WEIGHT = (0.0, 0.0, BASE, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -87,17 +88,6 @@ class Layout:
             parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
-    def part(self, flat: tf.Tensor) -> tuple[tf.Tensor, Lanes]:
-        """Take the vector apart.
-
-        Args:
-            flat: (s,) the vector, usually summed over the workers.
-
-        Returns:
-            ((entries,) the gradients, still flat, and the lanes).
-        """
-        return flat[: self.entries], self._lanes(flat[self.entries :])
-
     def unflatten(self, gradients: tf.Tensor) -> list[tf.Tensor]:
         """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype."""
         parts: list[tf.Tensor] = []
@@ -128,7 +118,8 @@ class Layout:
         pairs.append(tf.cast(lanes.more, tf.float64))
         return tf.cast(tf.stack(pairs), self.dtype)
 
-    def _lanes(self, flat: tf.Tensor) -> Lanes:
+    def lanes(self, flat: tf.Tensor) -> Lanes:
+        """The lanes from the (LANES,) entries behind the gradients."""
         flat = tf.ensure_shape(tf.cast(flat, tf.float64), [LANES])
         return Lanes(
             loss=flat[0] + flat[1],

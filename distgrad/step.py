@@ -6,8 +6,7 @@
 Every worker runs this; all the communication of a step is one sum of one vector:
 
     local_sums            gradient.py, accumulate.py    my share, micro-batch by micro-batch -> one flat vector
-    sum_over_workers      communicators/                its sum over the workers
-    divide                here                          once, by the N that came along in the vector
+    sum_and_divide        communicators/                its sum over the workers, divided once, by the N that came along
     apply                 update.py                     the optimizer clips and applies G, on every worker alike
     report                report.py                     one line from the root
 """
@@ -25,10 +24,10 @@ from distgrad import agreement
 from distgrad import loss as losses
 from distgrad.accumulate import Accumulated, Totals, accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
-from distgrad.communicators import Communicator, DescribedSum, Vector
+from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
-from distgrad.layout import Lanes, Layout
+from distgrad.layout import LANES, WEIGHT, Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
 from distgrad.statistics import moments, statistics, statistics_of_ranges
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
@@ -215,13 +214,12 @@ class DistributedStep:
         Returns:
             ((v,) float64 what a StepReport reads, (entries,) G).
         """
-        total = self._sum_over_workers(batch, more)  # the only communication
-        summed, lanes = self._layout.part(total.flat)  # (entries,) and what rode along
-        divisor, weight = self._divisors(lanes)  # () for the gradient, () N
+        total = self._sum_over_workers(batch, more)  # the only communication, and the one division
+        lanes = self._layout.lanes(total.rest)  # what rode along
         penalty = regularisation(self._variables)  # a function of the weights alone, counted once
-        gradient, described = self._divide(summed, divisor, penalty, total.moments)  # (entries,) G, (4,) its statistics
+        gradient, described = self._gradient(total, penalty)  # (entries,) G, (4,) its statistics
         finite = tf.equal(described[3], 0)
-        loss = lanes.loss / weight + penalty.loss
+        loss = self._mean_loss(lanes) + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
         tf.cond(applied, lambda: self._apply(gradient), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
@@ -229,8 +227,14 @@ class DistributedStep:
         groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
         return tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0), gradient
 
-    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DescribedSum:
-        return self.comm.sum_and_describe(self._local_sums, (batch, more), self._layout.entries)
+    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
+        return self.comm.sum_and_divide(self._local_sums, (batch, more), self._layout.entries, self._divisor())
+
+    def _divisor(self) -> tf.Tensor:
+        """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
+        terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
+        scale = loss_scale(self.optimizer)
+        return tf.constant(terms, tf.float64) * tf.cast(1.0 if scale is None else scale, tf.float64)
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
         """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
@@ -249,22 +253,17 @@ class DistributedStep:
         losses.require_no_added_losses(self.model)
         return losses.summed(self._loss, y, y_pred, sample_weight)
 
-    def _divisors(self, lanes: Lanes) -> tuple[tf.Tensor, tf.Tensor]:
-        """() float64 what the gradient is divided by, and () float64 what the loss is: N."""
-        weight = lanes.weight if self._divides else tf.ones((), tf.float64)
-        weight = tf.where(tf.equal(weight, 0), tf.ones((), tf.float64), weight)  # all masked: Keras takes 0, not 0/0
-        scale = loss_scale(self.optimizer)
-        return weight if scale is None else weight * tf.cast(scale, tf.float64), weight
-
-    def _divide(
-        self, summed: tf.Tensor, divisor: tf.Tensor, penalty: GradientSum, found: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The one division, and what is counted once: G and its statistics."""
-        gradient = summed / tf.cast(divisor, summed.dtype)
+    def _gradient(self, total: DividedSum, penalty: GradientSum) -> tuple[tf.Tensor, tf.Tensor]:
+        """G, what is counted once included, and its statistics."""
+        gradient = total.entries
         if all(part is None for part in penalty.gradients):
-            return gradient, statistics(found, divisor, gradient.dtype)
+            return gradient, statistics(total.moments, total.divisor, gradient.dtype)
         gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, statistics(moments(gradient))
+
+    def _mean_loss(self, lanes: Lanes) -> tf.Tensor:
+        """() float64, without regularisation."""
+        return tf.math.divide_no_nan(lanes.loss, lanes.weight) if self._divides else lanes.loss
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
@@ -337,8 +336,9 @@ def sum_gradients(
         sums = accumulate(one, share, micro_batch_size, totals, len(variables))
         return _vector(layout, totals, sums, row_count(share), more=tf.constant(0))
 
-    entries, lanes = layout.part(comm.sum_over_workers(local_sums, arguments))
-    return GradientSum(layout.unflatten(entries), lanes.loss, lanes.weight)
+    total = comm.sum_over_workers(local_sums, arguments)
+    lanes = layout.lanes(total[layout.entries :])
+    return GradientSum(layout.unflatten(total[: layout.entries]), lanes.loss, lanes.weight)
 
 
 def _vector(layout: Layout, totals: Totals, sums: Accumulated, rows: tf.Tensor, more: tf.Tensor) -> Vector:

@@ -17,7 +17,7 @@ from distgrad import native
 from distgrad.accumulate import Accumulated, Carried, accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradient import micro_batch_sum
-from distgrad.layout import LARGE, Lanes, Layout
+from distgrad.layout import LANES, LARGE, Lanes, Layout
 from distgrad.statistics import moments, statistics, statistics_of_ranges
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
@@ -162,7 +162,8 @@ def test_the_vector_gives_back_what_went_in(
     )
     vector = tf.concat([*layout.flatten(given_values), layout.flat_lanes(lanes)], 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
-    entries, back = layout.part(vector * 3)  # as if three workers had sent the same
+    entries, rest = tf.split(vector * 3, [layout.entries, LANES])  # as if three workers had sent the same
+    back = layout.lanes(rest)
     for i, value in enumerate(layout.unflatten(entries)):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
     assert (int(back.weight), int(back.examples), int(back.more)) == (3 * weight, 3 * rows, 3)
@@ -191,7 +192,7 @@ def test_an_infinite_loss_travels_as_infinity() -> None:
     nothing = tf.zeros((), tf.int64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
         lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing)
-        _, back = layout.part(layout.flat_lanes(lanes))
+        back = layout.lanes(layout.flat_lanes(lanes))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 
 

@@ -73,8 +73,9 @@ def test_a_communicator_s_face() -> None:
         "scope",
         "shard",
         "span",
-        "sum_and_describe",
+        "sum_and_divide",
         "sum_over_workers",
+        "totals",
         "worker",
     }
     comm = distgrad.connect("solo")

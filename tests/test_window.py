@@ -66,9 +66,12 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
         for size in (1, 63, 64, 100_000, 1_000_000, 5):
             for step in range(3):
                 vector = np.arange(size) * (world.rank + 1.0) + step
-                total = comm.sum_and_describe(lambda: list(map(tf.constant, np.array_split(vector, 3))), (), size // 2)
-                np.testing.assert_array_equal(total.flat, np.arange(size) * 10.0 + 4 * step)
-                half = total.flat.numpy()[: size // 2]
+                pieces = [*map(tf.constant, np.array_split(vector, 3)), tf.constant([1.0], tf.float64)]
+                total = comm.sum_and_divide(lambda: pieces, (), size // 2, tf.constant([0.0, 2.0], tf.float64))
+                expected = np.arange(size) * 10.0 + 4 * step
+                half = expected[: size // 2]
+                np.testing.assert_array_equal(total.entries, half / 8)
+                np.testing.assert_array_equal(total.rest, [*expected[size // 2 :], 4])
                 moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
                 np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
         print("sums right", flush=True)

@@ -36,16 +36,20 @@ SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sum
 Vector: TypeAlias = Any  # a 1-D tensor, or a list of them that stands for their concatenation
 
 
-class DescribedSum(NamedTuple):
-    """A sum over workers and what it is like.
+class DividedSum(NamedTuple):
+    """A sum over workers whose first entries are divided by what came along in it, and what those are like.
 
     Attributes:
-        flat: (s,) the sum.
-        moments: (4,) float64, see `statistics`.
+        entries: (divided,) the sum, divided.
+        rest: (s - divided,) the sum, not divided.
+        divisor: () float64, by which.
+        moments: (4,) float64 of the entries before they were divided, see `statistics`.
         nonfinite: (size,) 1 for each worker whose own vector held NaN or infinity.
     """
 
-    flat: tf.Tensor
+    entries: tf.Tensor
+    rest: tf.Tensor
+    divisor: tf.Tensor
     moments: tf.Tensor
     nonfinite: tf.Tensor
 
@@ -114,21 +118,31 @@ class Communicator:
         """
         return self.all_sum(pieces_of(fn(*args)), borrow)
 
-    def sum_and_describe(self, fn: Callable[..., Vector], args: Sequence[Any], described: int) -> DescribedSum:
-        """The same, borrowed, and what it is like: in one reduction, by votes that ride along.
+    def sum_and_divide(
+        self, fn: Callable[..., Vector], args: Sequence[Any], divided: int, divisor: tf.Tensor, describe: bool = True
+    ) -> DividedSum:
+        """The same, with the one division of a step, and what the sum was like: in one reduction.
 
         Args:
-            described: of how many entries, from the first, the moments are wanted.
+            divided: how many entries, from the first, are divided.
+            divisor: (1 + r,) float64; the first of these numbers plus Σ the others times the last r entries of the sum
+                is what it is divided by, unless that is 0.
+            describe: whether moments and nonfinite are wanted; zeros if not.
+
+        Returns:
+            The sum, which may be the engine's own buffer, good until the next one.
         """
 
         def with_vote(*share: Any) -> list[tf.Tensor]:
             pieces = pieces_of(fn(*share))
-            vote = tf.cast(~all_finite(pieces), pieces[0].dtype)
+            vote = tf.cast(~all_finite(pieces), pieces[0].dtype) if describe else tf.zeros((), pieces[0].dtype)
             return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
 
         voted = self.sum_over_workers(with_vote, args, borrow=True)
-        flat = voted[: -self.size]
-        return DescribedSum(flat, moments(flat[:described]), voted[-self.size :])
+        summed, rest = voted[:divided], voted[divided : -self.size]
+        by = _divisor(divisor, rest)
+        found = moments(summed) if describe else tf.zeros(4, tf.float64)
+        return DividedSum(summed / tf.cast(by, summed.dtype), rest, by, found, voted[-self.size :])
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""
@@ -264,3 +278,10 @@ def pieces_of(vector: Vector) -> list[tf.Tensor]:
 def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
     """The pieces as one vector (s,); a single piece is not copied."""
     return pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0)
+
+
+def _divisor(terms: tf.Tensor, rest: tf.Tensor) -> tf.Tensor:
+    """() float64, see `sum_and_divide`."""
+    lanes = tf.cast(rest, tf.float64)[tf.size(rest) - tf.size(terms) + 1 :]
+    by = terms[0] + tf.reduce_sum(tf.math.multiply_no_nan(lanes, terms[1:]))  # where one is 0, its entry may be NaN
+    return tf.where(tf.equal(by, 0), tf.ones_like(by), by)

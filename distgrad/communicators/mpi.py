@@ -16,7 +16,7 @@ from typing import Any, cast
 import tensorflow as tf
 
 from distgrad.accumulate import Totals
-from distgrad.communicators import Communicator, DescribedSum, Vector, pieces_of
+from distgrad.communicators import Communicator, DividedSum, Vector, pieces_of
 from distgrad.errors import EngineMissing
 from distgrad.layout import Layout
 from distgrad.world import World
@@ -59,21 +59,28 @@ class Mpi(Communicator):
         return super().totals(layout) if tf.config.list_logical_devices("GPU") else InWindow(self.window, layout)
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        return self._sum(list(pieces), 0, borrow).flat
+        return self._sum(list(pieces), borrow)[0]
 
     def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
-        return self._sum(fn(*args), 0, borrow).flat
+        return self._sum(fn(*args), borrow)[0]
 
-    def sum_and_describe(self, fn: Callable[..., Any], args: Sequence[Any], described: int) -> DescribedSum:
-        return self._sum(fn(*args), described, borrow=True)
+    def sum_and_divide(
+        self, fn: Callable[..., Any], args: Sequence[Any], divided: int, divisor: tf.Tensor, describe: bool = True
+    ) -> DividedSum:
+        described = divided if describe else 0
+        flat, divisor, moments, nonfinite = self._sum(fn(*args), True, divisor, divided=divided, described=described)
+        return DividedSum(flat[:divided], flat[divided:], divisor[0], moments, nonfinite)
 
-    def _sum(self, vector: Placed | Vector, described: int, borrow: bool) -> DescribedSum:
+    def _sum(
+        self, vector: Placed | Vector, borrow: bool, divisor: Any = (1.0,), divided: int = 0, described: int = 0
+    ) -> Sequence[tf.Tensor]:
         placed, filled, rest = vector if isinstance(vector, Placed) else (0, True, vector)
         pieces = pieces_of(rest)
-        found = self.window.run("sum", filled, pieces, placed=placed, described=described, borrow=int(borrow))
-        for output, size in zip(found, (_size(placed, pieces), 4, self.size), strict=True):
+        entries = {"placed": placed, "divided": divided, "described": described}
+        outputs = self.window.run("sum", filled, divisor, pieces, **entries, borrow=int(borrow))
+        for output, size in zip(outputs, (_size(placed, pieces), 1, 4, self.size), strict=True):
             output.set_shape([size])
-        return DescribedSum(*found)
+        return cast(Sequence[tf.Tensor], outputs)
 
     def _fail(self, error: Exception) -> None:
         self.failure = error

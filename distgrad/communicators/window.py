@@ -68,7 +68,7 @@ class Window:
 
     def sum_parts(self, size: int, dtype: tf.DType) -> np.ndarray:
         """Sum what stands in the ranks' parts; the array is good until the next sum."""
-        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size, 0)
+        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
         return _view(self._core.distgrad_window_result(self._address), size, dtype)
 
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:

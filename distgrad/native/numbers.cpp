@@ -90,35 +90,37 @@ struct Lanes {
   }
 };
 
-// Sums the parts' entries and, perhaps, describes them while they are in a register.
-template <bool kStreams, bool kDescribes, typename T>
-DISTGRAD_INLINE Moments add_entries(T* out, const T* const* parts, int count, std::size_t first, std::size_t last) {
+// What happens to the entries of a chunk, known before its loop begins.
+enum Work { kAdds, kDivides, kDescribesAndDivides };
+
+template <bool kStreams, Work kWork, typename T>
+DISTGRAD_INLINE Moments add_entries(T* out, const T* const* parts, int count, std::size_t first, std::size_t last,
+                                    T divisor) {
   Lanes lanes;
   std::size_t i = first;
   for (; i + kWidth <= last; i += kWidth) {
     Values<T> sum = load(parts[0] + i);
     for (int part = 1; part < count; ++part) sum += load(parts[part] + i);
-    put<kStreams>(out + i, sum);
-    if (kDescribes) lanes.add(__builtin_convertvector(sum, Doubles));
+    if (kWork == kDescribesAndDivides) lanes.add(__builtin_convertvector(sum, Doubles));
+    put<kStreams>(out + i, kWork == kAdds ? sum : sum / divisor);
   }
   Moments found = lanes.sum();
   for (; i < last; ++i) {
     T sum = parts[0][i];
     for (int part = 1; part < count; ++part) sum += parts[part][i];
-    out[i] = sum;
     const double wide = static_cast<double>(sum);
-    if (kDescribes) found.merge({wide, wide * wide, std::fabs(wide), 0});
+    if (kWork == kDescribesAndDivides) found.merge({wide, wide * wide, std::fabs(wide), 0});
+    out[i] = kWork == kAdds ? sum : sum / divisor;
   }
   return found;
 }
 
-template <typename T>
-DISTGRAD_INLINE Moments add_chunk_of(T* out, const T* const* parts, int count, std::size_t first, std::size_t last,
-                                     bool streams, bool describes) {
-  if (streams && describes) return add_entries<true, true>(out, parts, count, first, last);
-  if (streams) return add_entries<true, false>(out, parts, count, first, last);
-  if (describes) return add_entries<false, true>(out, parts, count, first, last);
-  return add_entries<false, false>(out, parts, count, first, last);
+template <bool kStreams, typename T>
+DISTGRAD_INLINE Moments work_on(Work work, T* out, const T* const* parts, int count, std::size_t first,
+                                std::size_t last, T divisor) {
+  if (work == kAdds) return add_entries<kStreams, kAdds>(out, parts, count, first, last, divisor);
+  if (work == kDivides) return add_entries<kStreams, kDivides>(out, parts, count, first, last, divisor);
+  return add_entries<kStreams, kDescribesAndDivides>(out, parts, count, first, last, divisor);
 }
 
 template <typename T>
@@ -135,9 +137,10 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
 }
 
 #define DISTGRAD_FOR(T)                                                                                               \
-  DISTGRAD_CLONES Moments add_chunk(T* out, const T* const* parts, int count, std::size_t first, std::size_t last,    \
-                                    bool streams, bool describes) {                                                   \
-    return add_chunk_of(out, parts, count, first, last, streams, describes);                                          \
+  DISTGRAD_CLONES Moments add_chunk(Work work, T* out, const T* const* parts, int count, std::size_t first,           \
+                                    std::size_t last, T divisor, bool streams) {                                      \
+    return streams ? work_on<true>(work, out, parts, count, first, last, divisor)                                     \
+                   : work_on<false>(work, out, parts, count, first, last, divisor);                                   \
   }                                                                                                                   \
   DISTGRAD_CLONES Moments describe_chunk(const T* values, std::size_t count) { return describe_chunk_of(values, count); }
 DISTGRAD_FOR(float)
@@ -146,13 +149,12 @@ DISTGRAD_FOR(std::int32_t)
 DISTGRAD_FOR(std::int64_t)
 #undef DISTGRAD_FOR
 
-// The squares tell whether all entries were finite; if not, or if float64 squares overflowed, they are looked at again.
-template <typename T>
-Moments checked(const T* values, std::size_t count, Moments found) {
-  if (std::isfinite(found.squares)) return found;
+// Looks again at entries that are not finite, or whose float64 squares overflowed; the squares told so.
+template <typename At>
+Moments look_again(Moments found, std::size_t first, std::size_t last, At at) {
   found.largest = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const double size = std::fabs(static_cast<double>(values[i]));
+  for (std::size_t i = first; i < last; ++i) {
+    const double size = std::fabs(at(i));
     found.nonfinite += !std::isfinite(size);
     found.largest = std::isnan(size) || std::isnan(found.largest) ? NAN : std::max(found.largest, size);
   }
@@ -173,7 +175,11 @@ Moments describe(const T* values, std::size_t count) {
   Moments all;
   for (std::size_t start = 0; start < count; start += kChunk) {
     const std::size_t size = std::min(kChunk, count - start);
-    all.merge(checked(values + start, size, describe_chunk(values + start, size)));
+    Moments found = describe_chunk(values + start, size);
+    if (!std::isfinite(found.squares)) {
+      found = look_again(found, start, start + size, [&](std::size_t i) { return static_cast<double>(values[i]); });
+    }
+    all.merge(found);
   }
   return all;
 }
@@ -195,15 +201,22 @@ void add(T* __restrict place, const T* __restrict values, std::size_t count) {
 }
 
 template <typename T>
-Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, std::size_t described,
+Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, const Finish& finish,
                   bool streams) {
   Moments all;
-  const std::size_t split = std::clamp(described, first, last);
+  const T divisor = static_cast<T>(finish.divisor);
+  const auto sum_at = [&](std::size_t i) {
+    T sum = parts[0][i];
+    for (int part = 1; part < count; ++part) sum += parts[part][i];
+    return static_cast<double>(sum);
+  };
   for (std::size_t start = first, stop; start < last; start = stop) {
-    stop = std::min(start + kChunk, start < split ? split : last);
-    const Moments found =
-        add_chunk(out, parts, count, start, stop, streams && is_aligned(out + start), start < split);
-    if (start < split) all.merge(checked(out + start, stop - start, found));
+    const bool describes = start < finish.described, divides = start < finish.divided;
+    stop = std::min({start + kChunk, last, describes ? finish.described : divides ? finish.divided : last});
+    const Work work = describes ? kDescribesAndDivides : divides ? kDivides : kAdds;
+    Moments found = add_chunk(work, out, parts, count, start, stop, divisor, streams && is_aligned(out + start));
+    if (!std::isfinite(found.squares)) found = look_again(found, start, stop, sum_at);
+    all.merge(found);
   }
   if (streams) finish_stream();
   return all;
@@ -214,7 +227,7 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
   template void store(T*, const T*, std::size_t, bool);             \
   template void add(T*, const T*, std::size_t);                     \
   template Moments add_parts(T*, const T* const*, int, std::size_t, \
-                             std::size_t, std::size_t, bool);
+                             std::size_t, const Finish&, bool);
 DISTGRAD_FOR(float)
 DISTGRAD_FOR(double)
 DISTGRAD_FOR(std::int32_t)

@@ -24,9 +24,16 @@ void store(T* place, const T* values, std::size_t count, bool streams);
 template <typename T>
 void add(T* place, const T* values, std::size_t count);
 
-// out = parts[0] + parts[1] + ..., in this order, from `first` to `last`; describes the entries before `described`.
+// What is done to the entries of a sum: the first ones are divided, and some of those, before that, described.
+struct Finish {
+  std::size_t divided = 0, described = 0;
+  double divisor = 1;
+};
+
+// out = parts[0] + parts[1] + ..., in this order, and finished, from `first` to `last`. Where nothing is described, `out`
+// may be a part.
 template <typename T>
-Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, std::size_t described,
+Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, const Finish& finish,
                   bool streams);
 
 template <typename T>

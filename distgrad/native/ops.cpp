@@ -103,29 +103,38 @@ class Sum : WindowKernel {
   explicit Sum(TF_OpKernelConstruction* construction)
       : WindowKernel(construction),
         placed_(integer(construction, "placed")),
+        divided_(integer(construction, "divided")),
         described_(integer(construction, "described")),
         borrow_(integer(construction, "borrow")) {}
 
   void compute(TF_OpKernelContext* context) {
     if (!is_open(context)) return;
-    const Tensor filled = input(context, kInputs);
     std::vector<Tensor> tensors;
-    std::vector<Piece> pieces;
-    for (int i = kInputs + 1; i < TF_NumInputs(context); ++i) {
-      tensors.push_back(input(context, i));
-      pieces.push_back({TF_TensorData(tensors.back().get()), TF_TensorElementCount(tensors.back().get())});
-    }
-    const TF_DataType type = TF_TensorType(tensors[0].get());
-    const std::string problem = window_->sum(static_cast<Type>(type), placed_, scalar<bool>(filled), pieces.data(),
-                                             static_cast<int>(pieces.size()), described_);
+    for (int i = kInputs; i < TF_NumInputs(context); ++i) tensors.push_back(input(context, i));
+    const std::string problem = window_->sum(order(tensors));
     if (!problem.empty()) return fail(context, problem);
-    give_result(context, type);
+    give_result(context, TF_TensorType(tensors.back().get()));
     const Moments& found = window_->moments();
-    give<double>(context, 1, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
-    give<float>(context, 2, TF_FLOAT, window_->votes());
+    give<double>(context, 1, TF_DOUBLE, {window_->divisor()});
+    give<double>(context, 2, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
+    give<float>(context, 3, TF_FLOAT, window_->votes());
   }
 
  private:
+  // Of the inputs `filled`, `divisor`, and the pieces.
+  Order order(const std::vector<Tensor>& tensors) const {
+    Order order;
+    order.type = static_cast<Type>(TF_TensorType(tensors.back().get()));
+    order.placed = placed_, order.divided = divided_, order.described = described_;
+    order.filled = scalar<bool>(tensors[0]);
+    const double* terms = static_cast<const double*>(TF_TensorData(tensors[1].get()));
+    order.terms.assign(terms, terms + TF_TensorElementCount(tensors[1].get()));
+    for (std::size_t i = 2; i < tensors.size(); ++i) {
+      order.pieces.push_back({TF_TensorData(tensors[i].get()), TF_TensorElementCount(tensors[i].get())});
+    }
+    return order;
+  }
+
   void give_result(TF_OpKernelContext* context, TF_DataType type) {
     Status status;
     const std::int64_t entries = window_->entries();
@@ -157,7 +166,7 @@ class Sum : WindowKernel {
     std::memcpy(TF_TensorData(output.get()), values.data(), count * sizeof(T));
   }
 
-  std::int64_t placed_, described_;
+  std::int64_t placed_, divided_, described_;
   bool borrow_;
 };
 
@@ -263,11 +272,14 @@ const bool registered = [] {
       .attr("T: {float, double, int32, int64}")
       .attr("N: int >= 1")
       .attr("placed: int")
+      .attr("divided: int")
       .attr("described: int")
       .attr("borrow: int")
       .in("filled: bool")
+      .in("divisor: double")
       .in("pieces: N * T")
       .out("flat: T")
+      .out("divided_by: double")
       .out("moments: double")
       .out("votes: float")
       .register_it();
@@ -325,8 +337,10 @@ EXPORT float* distgrad_window_votes(Window* window) { return window->votes().dat
 
 EXPORT void distgrad_window_fill(Window* window, std::int64_t first, std::int64_t last) { window->fill(first, last); }
 
-EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t placed, std::int64_t described) {
-  return window->sum(static_cast<distgrad::Type>(type), placed, true, nullptr, 0, described).empty();
+EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t placed) {
+  distgrad::Order order;
+  order.type = static_cast<distgrad::Type>(type), order.placed = placed;
+  return window->sum(order).empty();
 }
 
 EXPORT void distgrad_describe(std::int32_t type, const void* values, std::int64_t count, double* found) {

@@ -153,47 +153,43 @@ void Window::wait_for(Seat& seat) {
 
 // ---- the sum
 
-std::string Window::sum(Type type, std::int64_t placed, bool filled, const Piece* pieces, int count,
-                        std::int64_t described) {
+std::string Window::sum(const Order& order) {
   kept_.reset();
-  type_ = type, described_ = described, entries_ = placed;
-  for (int i = 0; i < count; ++i) entries_ += pieces[i].entries;
-  const std::int64_t bytes = entries_ * static_cast<std::int64_t>(size_of(type));
+  type_ = order.type, entries_ = order.placed;
+  for (const Piece& piece : order.pieces) entries_ += piece.entries;
+  const std::int64_t bytes = entries_ * static_cast<std::int64_t>(size_of(type_));
   const bool fits = bytes <= memory_->capacity();
-  if (fits) copy_in(placed, filled, pieces, count);
-  std::string problem = agree(entries_, type);
+  if (fits) copy_in(order);
+  std::string problem = agree();
   if (!problem.empty()) return problem;
-  if (!fits) {
-    if (callback_(kGrow, bytes, 0)) return "no memory for the sum";
-    return sum(type, placed, filled, pieces, count, described);
-  }
-  problem = own_shard();
+  if (!fits) return callback_(kGrow, bytes, 0) ? "no memory for the sum" : sum(order);
+  problem = own_shard(order);
   if (!problem.empty()) return problem;
   meet();
   moments_ = Moments{};
   for (int rank = 0; rank < owners_; ++rank) moments_.merge(memory_->seat(rank).moments);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
-  if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(described), 0)) return "the vote failed";
+  if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(), 0)) return "the vote failed";
   return "";
 }
 
-void Window::copy_in(std::int64_t placed, bool filled, const Piece* pieces, int count) {
+void Window::copy_in(const Order& order) {
   with_type(type_, [&](auto* place) {
     using T = std::remove_pointer_t<decltype(place)>;
     place = reinterpret_cast<T*>(part());
-    if (!filled) std::memset(place, 0, placed * sizeof(T));
-    place += placed;
-    for (int i = 0; i < count; ++i) {
-      store(place, static_cast<const T*>(pieces[i].values), pieces[i].entries, is_large());
-      place += pieces[i].entries;
+    if (!order.filled) std::memset(place, 0, order.placed * sizeof(T));
+    place += order.placed;
+    for (const Piece& piece : order.pieces) {
+      store(place, static_cast<const T*>(piece.values), piece.entries, is_large());
+      place += piece.entries;
     }
   });
 }
 
 // Meets the others and finds out whether all bring the same kind of vector, and which result slot is free.
-std::string Window::agree(std::int64_t entries, Type type) {
+std::string Window::agree() {
   Seat& own = memory_->seat(rank_);
-  own.entries = entries, own.type = type, own.lent = lent();
+  own.entries = entries_, own.type = type_, own.lent = lent();
   meet();
   const Seat& first = memory_->seat(0);
   std::uint32_t busy = 0;
@@ -216,43 +212,63 @@ std::int64_t Window::boundary(int shard) const {
   return shard == owners_ ? entries_ : entries_ * shard / owners_ / kLine * kLine;
 }
 
-std::string Window::own_shard() {
-  Moments found;
-  if (rank_ < owners_) {
-    const std::int64_t first = boundary(rank_), last = boundary(rank_ + 1);
-    if (across_) {
-      if (callback_(kAcross, first, last)) return "the sum between the hosts failed";
-      found = describe_shard(first, std::min(last, described_));
-    } else {
-      found = add_shard(first, last);
-    }
+// Each rank that owns a shard sums it, and finishes it; between hosts, the sum is there before its divisor is known.
+std::string Window::own_shard(const Order& order) {
+  const bool owns = rank_ < owners_;
+  const std::int64_t first = owns ? boundary(rank_) : 0, last = owns ? boundary(rank_ + 1) : 0;
+  if (across_) {
+    if (owns && callback_(kAcross, first, last)) return "the sum between the hosts failed";
+    meet();
   }
-  memory_->seat(rank_).moments = found;
+  finish_ = {static_cast<std::size_t>(order.divided), static_cast<std::size_t>(order.described), divisor(order, across_)};
+  if (owns) memory_->seat(rank_).moments = across_ ? finish_shard(first, last) : add_shard(first, last, finish_);
   return "";
 }
 
-Moments Window::add_shard(std::int64_t first, std::int64_t last) {
+// The same on every rank: from the parts, added in rank order, or from the result, if they are summed already.
+double Window::divisor(const Order& order, bool summed) const {
+  double divisor = order.terms.empty() ? 1 : order.terms[0];
+  const std::int64_t others = static_cast<std::int64_t>(order.terms.size()) - 1;
+  with_type(type_, [&](auto* none) {
+    using T = std::remove_pointer_t<decltype(none)>;
+    for (std::int64_t term = 1; term <= others; ++term) {
+      if (order.terms[term] == 0) continue;  // whose entry may be NaN
+      const std::int64_t entry = entries_ - others + term - 1;
+      T sum = summed ? reinterpret_cast<const T*>(result_)[entry] : T{};
+      for (int rank = 0; rank < ranks_ && !summed; ++rank) {
+        sum += reinterpret_cast<const T*>(memory_->part(rank))[entry];
+      }
+      divisor += order.terms[term] * static_cast<double>(sum);
+    }
+  });
+  return divisor == 0 ? 1 : divisor;
+}
+
+Moments Window::add_shard(std::int64_t first, std::int64_t last, const Finish& finish) {
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
     std::vector<const T*> parts;
     for (int rank = 0; rank < ranks_; ++rank) parts.push_back(reinterpret_cast<const T*>(memory_->part(rank)));
-    const std::int64_t described = across_ ? 0 : described_;
-    return add_parts(reinterpret_cast<T*>(result_), parts.data(), ranks_, first, last, described, is_large());
+    return add_parts(reinterpret_cast<T*>(result_), parts.data(), ranks_, first, last, finish, is_large());
   });
 }
 
-Moments Window::describe_shard(std::int64_t first, std::int64_t last) const {
-  if (last <= first) return Moments{};
+Moments Window::finish_shard(std::int64_t first, std::int64_t last) {
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
-    return describe(reinterpret_cast<const T*>(result_) + first, last - first);
+    T* result = reinterpret_cast<T*>(result_);
+    const std::int64_t described = std::clamp<std::int64_t>(finish_.described, first, last) - first;
+    const Moments found = describe(result + first, described);
+    const Finish division{finish_.divided, 0, finish_.divisor};
+    add_parts(result, &result, 1, first, std::clamp<std::int64_t>(finish_.divided, first, last), division, false);
+    return found;
   });
 }
 
-bool Window::own_part_is_bad(std::int64_t described) {
+bool Window::own_part_is_bad() const {
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
-    return describe(reinterpret_cast<const T*>(part()), described).nonfinite > 0;
+    return describe(reinterpret_cast<const T*>(part()), finish_.described).nonfinite > 0;
   });
 }
 

@@ -78,6 +78,17 @@ struct Piece {
   std::int64_t entries;
 };
 
+// A vector to be summed, and what is done to the sum.
+struct Order {
+  Type type = Type::kFloat;
+  std::int64_t placed = 0;  // entries that are in this rank's part already,
+  bool filled = true;       // or are zeros; the others are in pieces
+  std::vector<Piece> pieces;
+  std::int64_t divided = 0, described = 0;  // of how many entries, from the first
+  // The divisor is terms[0] + terms[1] * a + terms[2] * b ..., where a, b, ... are the last entries of the sum.
+  std::vector<double> terms;
+};
+
 class Window {
  public:
   // `size` ranks on all hosts together.
@@ -87,18 +98,18 @@ class Window {
   bool map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across);
   void close() { kept_.reset(), memory_.reset(); }
 
-  char* part() { return memory_->part(rank_); }
+  char* part() const { return memory_->part(rank_); }
 
-  // Sums a vector: the first `placed` entries are in this rank's part already (zeros, if not `filled`), the others are
-  // in pieces. Returns an error, or "" and the result: `lease()` it, or copy it.
-  std::string sum(Type type, std::int64_t placed, bool filled, const Piece* pieces, int count, std::int64_t described);
+  // Returns an error, or "" and the result: `lease()` it, or copy it.
+  std::string sum(const Order& order);
 
   // Adds the host's parts into entries first..last of the result; within kAcross only.
-  void fill(std::int64_t first, std::int64_t last) { add_shard(first, last); }
+  void fill(std::int64_t first, std::int64_t last) { add_shard(first, last, Finish{}); }
 
   const char* result() const { return result_; }
   std::int64_t entries() const { return entries_; }
   Type type() const { return type_; }
+  double divisor() const { return finish_.divisor; }
   const Moments& moments() const { return moments_; }
   // 1 for each rank whose own vector was not finite; kVote writes them.
   std::vector<float>& votes() { return votes_; }
@@ -111,16 +122,17 @@ class Window {
   void keep(std::shared_ptr<void> thing) { kept_ = std::move(thing); }
 
  private:
-  std::string agree(std::int64_t entries, Type type);
-  void copy_in(std::int64_t placed, bool filled, const Piece* pieces, int count);
+  std::string agree();
+  void copy_in(const Order& order);
   void meet();
   void wait_for(Seat& seat);
   std::uint32_t lent() const;
   std::int64_t boundary(int shard) const;
-  std::string own_shard();
-  Moments add_shard(std::int64_t first, std::int64_t last);
-  Moments describe_shard(std::int64_t first, std::int64_t last) const;
-  bool own_part_is_bad(std::int64_t described);
+  std::string own_shard(const Order& order);
+  Moments add_shard(std::int64_t first, std::int64_t last, const Finish& finish);
+  Moments finish_shard(std::int64_t first, std::int64_t last);
+  double divisor(const Order& order, bool summed) const;
+  bool own_part_is_bad() const;
 
   Callback callback_;
   std::vector<float> votes_;
@@ -132,7 +144,8 @@ class Window {
 
   // The sum that is under way, or the last one.
   Type type_ = Type::kFloat;
-  std::int64_t entries_ = 0, described_ = 0;
+  std::int64_t entries_ = 0;
+  Finish finish_;
   int slot_ = 0;
   char* result_ = nullptr;
   Moments moments_;

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
-from distgrad.communicators import DescribedSum
+from distgrad.communicators import DividedSum
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
-from distgrad.layout import Lanes, Layout
+from distgrad.layout import LANES, Lanes, Layout
 
 
 def part(worker: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
@@ -99,21 +99,29 @@ def test_refuses_what_no_engine_sums_exactly(comm: Communicator) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 100_000])
-def test_a_sum_and_what_it_is_like(comm: Communicator, size: int) -> None:
+@pytest.mark.parametrize("describe", [True, False])
+def test_a_sum_is_divided_by_what_comes_along_and_described(comm: Communicator, size: int, describe: bool) -> None:
     def fn() -> list[tf.Tensor]:
         factor = tf.cast(comm.worker() + 1, tf.float32)
-        return [factor * tf.cast(tf.range(size) % 7 - 2, tf.float32), factor * tf.fill([3], 1000.0)]
+        return [factor * tf.cast(tf.range(size) % 7 - 2, tf.float32), factor * tf.constant([9.0, 2.0, 3.0])]
 
-    def add() -> DescribedSum:
-        return comm.sum_and_describe(fn, (), size)
+    def add() -> DividedSum:
+        return comm.sum_and_divide(fn, (), size, tf.constant([1.0, 10.0, 20.0], tf.float64), describe)
 
     everyone = comm.size * (comm.size + 1) / 2
-    described = everyone * (np.arange(size) % 7 - 2.0)
+    summed = everyone * (np.arange(size) % 7 - 2.0)
     for total in (add(), tf.function(add)()):
-        np.testing.assert_array_equal(total.flat.numpy(), [*described, *[1000 * everyone] * 3])
-        moments = [described.sum(), np.square(described).sum(), np.abs(described).max(initial=0), 0]
-        np.testing.assert_allclose(total.moments.numpy(), moments, rtol=1e-6)
+        assert float(total.divisor) == 1 + 10 * 2 * everyone + 20 * 3 * everyone
+        np.testing.assert_array_equal(total.entries.numpy(), summed.astype("float32") / np.float32(total.divisor))
+        assert total.rest.numpy().tolist() == [9 * everyone, 2 * everyone, 3 * everyone]
+        moments = [summed.sum(), np.square(summed).sum(), np.abs(summed).max(initial=0), 0]
+        np.testing.assert_allclose(total.moments.numpy(), np.multiply(moments, describe), rtol=1e-6)
         assert total.nonfinite.numpy().tolist() == [0] * comm.size
+
+
+def test_a_sum_is_not_divided_by_zero(comm: Communicator) -> None:
+    total = comm.sum_and_divide(lambda: tf.constant([5.0, 0.0]), (), 1, tf.constant([0.0, 1.0], tf.float64))
+    assert total.entries.numpy().tolist() == [5.0 * comm.size]
 
 
 def test_a_bad_sum_names_who_made_it_so(comm: Communicator) -> None:
@@ -121,7 +129,7 @@ def test_a_bad_sum_names_who_made_it_so(comm: Communicator) -> None:
         last = tf.equal(comm.worker(), comm.size - 1)
         return tf.stack([1.0, 2.0, tf.where(last, np.inf, 1.0), tf.where(last, np.nan, 1.0)])
 
-    total = comm.sum_and_describe(fn, (), 4)
+    total = comm.sum_and_divide(fn, (), 4, tf.constant([4.0], tf.float64))
     assert total.moments.numpy()[3] == 2
     assert total.nonfinite.numpy().tolist() == [0] * (comm.size - 1) + [1]
 
@@ -144,7 +152,8 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
         )
         return [*pieces, layout.flat_lanes(lanes)]
 
-    entries, lanes = layout.part(comm.sum_over_workers(fn, ()))
+    entries, rest = tf.split(comm.sum_over_workers(fn, ()), [layout.entries, LANES])
+    lanes = layout.lanes(rest)
     everyone, even = sum(range(1, comm.size + 1)), sum(range(1, comm.size + 1, 2))
     for index, value in enumerate(layout.unflatten(entries)):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[index].shape, even if index % 2 else everyone))
