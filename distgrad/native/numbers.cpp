@@ -142,6 +142,9 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
     return streams ? work_on<true>(work, out, parts, count, first, last, divisor)                                     \
                    : work_on<false>(work, out, parts, count, first, last, divisor);                                   \
   }                                                                                                                   \
+  DISTGRAD_CLONES void add_to(T* __restrict place, const T* __restrict values, std::size_t count) {                   \
+    for (std::size_t i = 0; i < count; ++i) place[i] += values[i];                                                    \
+  }                                                                                                                   \
   DISTGRAD_CLONES Moments describe_chunk(const T* values, std::size_t count) { return describe_chunk_of(values, count); }
 DISTGRAD_FOR(float)
 DISTGRAD_FOR(double)
@@ -196,8 +199,8 @@ void store(T* place, const T* values, std::size_t count, bool streams) {
 }
 
 template <typename T>
-void add(T* __restrict place, const T* __restrict values, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) place[i] += values[i];
+void add(T* place, const T* values, std::size_t count) {
+  add_to(place, values, count);
 }
 
 template <typename T>

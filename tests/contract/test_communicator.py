@@ -183,6 +183,28 @@ def test_sum_gradients_is_exact_on_integers(comm: Communicator) -> None:
         assert float(sums.weight) == 13
 
 
+def test_sums_of_one_graph_keep_their_order(comm: Communicator) -> None:
+    """Two in a row, again and again in a loop: none reads what another one has already begun to add up."""
+    weights = tf.Variable(tf.range(40_000, dtype=tf.float32) % 5)
+    rows = tf.constant([[1.0], [2.0], [3.0]])
+
+    @tf.function
+    def twice(times: int) -> tf.Tensor:
+        differences = tf.zeros(40_000)
+        for time in tf.range(times):
+            factor = tf.cast(time + 1, tf.float32)
+            one, other = (
+                sum_gradients(lambda x, f=f: tf.reduce_sum(f * x * weights, axis=1), [weights], rows, comm=comm)
+                for f in (factor, 3 * factor)
+            )
+            differences += tf.abs(other.gradients[0] - 3 * one.gradients[0]) + tf.abs(
+                one.gradients[0] - 6 * factor * comm.size / comm.span
+            )
+        return differences
+
+    assert float(tf.reduce_max(twice(20))) == 0
+
+
 def test_sum_gradients_takes_nothing_at_all(comm: Communicator) -> None:
     sums = sum_gradients(tf.abs, [], np.ones(4, "float32"), comm=comm)
     assert sums.gradients == []

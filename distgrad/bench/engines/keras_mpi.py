@@ -64,7 +64,7 @@ class KerasMpi(own.Worker):
     def _accumulate(self, turn: str, case: str) -> Prepared:
         count, what = turn.split(" ", 1)
         if what == "micro-batches":
-            return own.step(self._alone, case, self.rank, int(count))
+            return own.step(self._comm, case, self.rank, int(count))
         return by_hand.bare(case, self.rank, int(count))
 
 
