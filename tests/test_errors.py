@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from launching import Job, launch, needs_horovod, run
 
-from distgrad.errors import BadArgument
+from distgrad.errors import BadArgument, EngineMissing
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
 LINE = re.compile(r"^distgrad: error\[DG\d{3}\] rank=(?:\d+|-) step=(?:\d+|-): [^\n]+; [^\n]+$", re.MULTILINE)
@@ -185,3 +185,11 @@ def test_the_form_of_the_line() -> None:
     text = str(BadArgument("cause", "what to do", rank=3, step=7))
     assert text == "distgrad: error[DG002] rank=3 step=7: cause; what to do"
     assert LINE.fullmatch(text)
+
+
+def test_a_missing_core_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distgrad import native  # noqa: PLC0415 (it loads TensorFlow, which other tests here do without)
+
+    monkeypatch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [])
+    with pytest.raises(EngineMissing, match="compiled core is missing; install distgrad with pip"):
+        native._library()

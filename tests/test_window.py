@@ -29,6 +29,14 @@ STRESS = """
         kept = [*kept[-3:], (result, expected)] if step % 50 == comm.rank else kept[-3:]  # held by some ranks only
         for result, expected in [*kept, (result, expected)]:
             np.testing.assert_array_equal(result.numpy(), expected)
+        if step % 25 == 0:  # added up where the others read it, micro-batch by micro-batch, on some ranks none
+            weights = tf.Variable(tf.zeros(size))
+            rows = tf.ones((comm.rank + step) % comm.size)
+            sums = distgrad.sum_gradients(
+                lambda row: row * tf.reduce_sum(weights), [weights], rows, comm=comm, micro_batch_size=2
+            )
+            assert float(sums.weight) == sum(range(comm.size))
+            np.testing.assert_array_equal(sums.gradients[0].numpy(), np.full(size, sum(range(comm.size))))
     print("sums right", flush=True)
     comm.close()
 """
