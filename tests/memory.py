@@ -49,7 +49,7 @@ def train_wide(backend: str, micro_batches: int) -> None:
     job = distgrad.connect("mpi")
     model = keras.Sequential([keras.Input((UNITS,)), keras.layers.Dense(UNITS, use_bias=False)])
     comm = job if backend == "mpi" else distgrad.connect("solo")
-    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, micro_batch_size=4, log_every=0)
+    step = distgrad.DistributedStep(model, "mse", "adam", comm=comm, micro_batch_size=4, log_every=0)
     data = np.ones((4 * micro_batches, UNITS), "float32")
     for _ in range(5):
         step(data, data)

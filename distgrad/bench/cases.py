@@ -123,7 +123,7 @@ TABLES = {
             Contestant("mwms", "mwms", "flat"),
             Contestant("mwms", "mwms", "packed"),
             Contestant("memcpy", "mpi default", "memcpy"),
-            Contestant(LIMIT, "mpi default", "limit"),
+            Contestant(LIMIT, OWN, "limit"),
             Contestant(f"{OWN} one tensor", OWN, "one tensor"),
         ),
         (OWN, f"{OWN} core"),

@@ -15,7 +15,7 @@ of vectors with a slot a worker, a barrier is a sum of nothing. One worker is no
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -30,6 +30,7 @@ from distgrad.errors import BadArgument, UnsupportedDtype
 from distgrad.layout import Layout
 from distgrad.statistics import all_finite, moments
 
+BUNDLE = 1 << 22  # entries of variables that are sent together
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
 
 
@@ -234,6 +235,10 @@ class Communicator:
             ModelMismatch: names, shapes, dtypes, order or count differ; nothing is assigned.
         """
         agreement.require_same_variables(self, variables)
+        for bundle in _bundles(variables):
+            self._broadcast(bundle)
+
+    def _broadcast(self, variables: Sequence[Any]) -> None:
         values = [np.asarray(variable.numpy()) for variable in variables]
         packed = b"".join(value.tobytes() for value in values)
         words = np.frombuffer(packed + bytes(-len(packed) % 4), np.int32)
@@ -285,3 +290,17 @@ def _divisor(terms: tf.Tensor, rest: tf.Tensor) -> tf.Tensor:
     lanes = tf.cast(rest, tf.float64)[tf.size(rest) - tf.size(terms) + 1 :]
     by = terms[0] + tf.reduce_sum(tf.math.multiply_no_nan(lanes, terms[1:]))  # where one is 0, its entry may be NaN
     return tf.where(tf.equal(by, 0), tf.ones_like(by), by)
+
+
+def _bundles(variables: Sequence[Any]) -> Iterator[list[Any]]:
+    """The variables in groups to be sent together: few messages for small ones, little memory for large ones."""
+    bundle: list[Any] = []
+    entries = 0
+    for variable in variables:
+        entries += int(np.prod(variable.shape))
+        if bundle and entries > BUNDLE:
+            yield bundle
+            bundle, entries = [], int(np.prod(variable.shape))
+        bundle.append(variable)
+    if bundle:
+        yield bundle

@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "distgrad_window_type": (_INT, [_POINTER]),
     "distgrad_window_fill": (None, [_POINTER, _LONG, _LONG]),
     "distgrad_window_sum": (_BOOL, [_POINTER, _INT, _LONG]),
+    "distgrad_add_parts": (None, [_POINTER, _POINTER, _INT, _LONG]),
     "distgrad_describe": (None, [_INT, _POINTER, _LONG, _POINTER]),
 }
 

@@ -196,7 +196,7 @@ class Add : WindowKernel {
         add(place, values, count);
         continue;
       }
-      store(place, values, count, window_->is_large());
+      store(place, values, count, stops_.back() * sizeof(T) >= kStream);
       std::memset(place + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
     }
   }
@@ -341,6 +341,11 @@ EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t 
   distgrad::Order order;
   order.type = static_cast<distgrad::Type>(type), order.placed = placed;
   return window->sum(order).empty();
+}
+
+// Float vectors, for the benchmark's limit.
+EXPORT void distgrad_add_parts(float* out, const float* const* parts, int count, std::int64_t entries) {
+  distgrad::add_parts(out, parts, count, 0, entries, distgrad::Finish{}, entries * sizeof(float) >= distgrad::kStream);
 }
 
 EXPORT void distgrad_describe(std::int32_t type, const void* values, std::int64_t count, double* found) {

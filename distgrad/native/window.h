@@ -113,8 +113,6 @@ class Window {
   const Moments& moments() const { return moments_; }
   // 1 for each rank whose own vector was not finite; kVote writes them.
   std::vector<float>& votes() { return votes_; }
-  // Whether vectors are so large that they do not stay in the cache.
-  bool is_large() const { return memory_->capacity() >= static_cast<std::int64_t>(kStream); }
   bool open() const { return memory_ != nullptr; }
   // Null where the result stands in the slot that is never lent.
   Lease* lease();
@@ -133,6 +131,7 @@ class Window {
   Moments finish_shard(std::int64_t first, std::int64_t last);
   double divisor(const Order& order, bool summed) const;
   bool own_part_is_bad() const;
+  bool is_large() const { return entries_ * size_of(type_) >= kStream; }
 
   Callback callback_;
   std::vector<float> votes_;

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
-from distgrad.communicators import DividedSum
+from distgrad.communicators import BUNDLE, DividedSum
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
 from distgrad.layout import LANES, Lanes, Layout
 
@@ -225,6 +225,8 @@ def test_broadcast_is_bit_exact(comm: Communicator) -> None:
         np.array([True, False, True]),
         np.array([1.5, -2.0, 3.0], ml_dtypes.bfloat16),
         np.zeros((0, 3), "float64"),
+        np.arange(BUNDLE + 5, dtype="int8"),  # too many entries to be sent with others
+        np.array([7], "int16"),
     ]
     # Outside the scope: TensorFlow's own collectives cannot create uint32 or bfloat16 variables.
     variables = [tf.Variable(value if comm.is_root else np.zeros_like(value)) for value in root]

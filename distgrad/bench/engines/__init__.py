@@ -1,6 +1,6 @@
 """What is timed, one module for each kind of job. Each has `join()`, which gives a `worker.Engine`.
 
-plain_mpi.py      the limit, memcpy, and MPI's own Allreduce, without TensorFlow
+plain_mpi.py      memcpy, and MPI's own Allreduce, without TensorFlow
 keras_mpi.py      distgrad over MPI, and the same steps without communication
 keras_horovod.py  Horovod's operations in a hand-written step, and distgrad over Horovod
 keras_mwms.py     MultiWorkerMirroredStrategy in a hand-written step, and distgrad over it

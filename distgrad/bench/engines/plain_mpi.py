@@ -1,4 +1,4 @@
-"""The limit, memcpy, and MPI's own Allreduce on NumPy arrays. No TensorFlow in these processes."""
+"""memcpy, and MPI's own Allreduce on NumPy arrays. No TensorFlow in these processes."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,6 @@ class PlainMpi:
             "Allreduce": self._allreduce,
             "Allreduce in place": self._allreduce_in_place,
             "memcpy": self._memcpy,
-            "limit": self._limit,
         }[turn]
         return Prepared(make(*self._vectors[case]))
 
@@ -57,18 +56,6 @@ class PlainMpi:
 
     def _memcpy(self, part: np.ndarray, total: np.ndarray) -> Turn:
         return lambda: np.copyto(total, part)
-
-    def _limit(self, part: np.ndarray, total: np.ndarray) -> Turn:
-        """Read n vectors and write one, each rank its shard: all that a sum over shared memory cannot do without."""
-        size = part.size // self.size
-        shards, result = part[: self.size * size].reshape(self.size, size), total[:size]
-
-        def turn() -> None:
-            np.add(shards[0], shards[-1], out=result)
-            for shard in shards[1:-1]:
-                np.add(result, shard, out=result)
-
-        return turn
 
 
 join = PlainMpi
