@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distgrad.communicators import Communicator
     from distgrad.errors import DistgradError
+    from distgrad.fit import distribute
     from distgrad.gradient import GradientSum
     from distgrad.join import connect
     from distgrad.report import StepReport
@@ -21,6 +22,7 @@ __all__ = [
     "GradientSum",
     "StepReport",
     "connect",
+    "distribute",
     "sum_gradients",
 ]
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ _ROOMS = {
     "GradientSum": "gradient",
     "StepReport": "report",
     "connect": "join",
+    "distribute": "fit",
     "sum_gradients": "step",
 }
 
