@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distgrad.callbacks import WarmUp
     from distgrad.communicators import Communicator
     from distgrad.errors import DistgradError
     from distgrad.fit import distribute
@@ -21,6 +22,7 @@ __all__ = [
     "DistributedStep",
     "GradientSum",
     "StepReport",
+    "WarmUp",
     "connect",
     "distribute",
     "sum_gradients",
@@ -33,6 +35,7 @@ _ROOMS = {
     "DistributedStep": "step",
     "GradientSum": "gradient",
     "StepReport": "report",
+    "WarmUp": "callbacks",
     "connect": "join",
     "distribute": "fit",
     "sum_gradients": "step",

@@ -14,6 +14,7 @@ def test_exported_names() -> None:
         "DistributedStep",
         "GradientSum",
         "StepReport",
+        "WarmUp",
         "connect",
         "distribute",
         "sum_gradients",

@@ -9,11 +9,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fit_zoo import FITS, Fit
+from fit_zoo import FITS, Fit, normalised
 
 import distgrad
 from distgrad import Communicator
-from distgrad.errors import FitMismatch, ForeignOptimizer, TooFewSamples, UnsupportedMetric, UnsupportedModel
+from distgrad.errors import (
+    BadArgument,
+    FitMismatch,
+    ForeignOptimizer,
+    TooFewSamples,
+    UnsupportedMetric,
+    UnsupportedModel,
+)
 
 LOGGED = {"gradient_sum", "gradient_norm"}
 
@@ -58,6 +65,49 @@ def test_two_epochs_are_those_of_keras_alone(comm: Communicator, name: str) -> N
     assert np.abs(weights(model) - weights(oracle)).max() <= case.tolerance
     results = [m.evaluate(case.x, case.y, batch_size=8, verbose=0, return_dict=True) for m in (model, oracle)]
     same(*results, case.tolerance)
+
+
+def test_normalisation_is_by_micro_batch(comm: Communicator) -> None:
+    """Workers' shares act like one worker's micro-batches; one share that is the whole batch is Keras's own."""
+    how = {"batch_size": 12, "epochs": 2, "shuffle": False, "verbose": 0}
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(24, 6, 6, 1)).astype("float32"), rng.normal(size=(24, 2)).astype("float32")
+    case = Fit(normalised, lambda: {"optimizer": "adam", "loss": "mse"}, x, y)
+    model, oracle = build(comm, case)
+    if comm.size > 1:
+        oracle.run_eagerly = False
+        distgrad.distribute(oracle, distgrad.connect("solo"), micro_batch_size=12 // comm.size)
+    same(model.fit(x, y, **how).history, oracle.fit(x, y, **how).history)
+    assert np.abs(weights(model) - weights(oracle)).max() <= 1e-5
+
+
+def test_two_models_against_each_other_in_a_loop_of_one_s_own(comm: Communicator) -> None:
+    """A GAN: the discriminator's step, then the generator's through a frozen discriminator."""
+
+    def trained(comm: Communicator) -> np.ndarray:
+        keras.utils.set_random_seed(3)
+        with comm.scope():
+            generator = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+            critic = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
+            both = keras.Sequential([generator, critic])
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        judge, forge = (
+            distgrad.DistributedStep(model, loss, keras.optimizers.SGD(0.5), comm=comm, log_every=0)
+            for model in (critic, both)
+        )
+        noise = np.random.default_rng(4).normal(size=(12, 3)).astype("float32")
+        real = np.random.default_rng(5).normal(2.0, 1.0, (12, 2)).astype("float32")
+        part = slice(comm.rank * 12 // comm.size, (comm.rank + comm.span) * 12 // comm.size)
+        ones, zeros = np.ones((12, 1), "float32")[part], np.zeros((12, 1), "float32")[part]
+        for _ in range(3):
+            fake = np.asarray(generator(noise[part]))
+            critic.trainable = True
+            judge(np.concatenate([real[part], fake]), np.concatenate([ones, zeros]))
+            critic.trainable = False
+            forge(noise[part], ones)
+        return weights(both)
+
+    np.testing.assert_allclose(trained(comm), trained(distgrad.connect("solo")), atol=1e-5)
 
 
 # ---- what fit takes
@@ -181,6 +231,21 @@ def test_callbacks(comm: Communicator, tmp_path: Path, capsys: pytest.CaptureFix
     assert model.optimizer.learning_rate.numpy() == np.float32(0.05)
     assert (tmp_path / "best.keras").exists() == (tmp_path / "log.csv").exists() == comm.is_root
     assert ("gradient_norm: " in capsys.readouterr().out) == comm.is_root
+
+
+def test_the_rate_warms_up(comm: Communicator) -> None:
+    seen: list[float] = []
+    model = line(comm)
+
+    def look(*_: Any, **__: Any) -> None:
+        seen.append(float(model.optimizer.learning_rate))
+
+    looking = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+    model.fit(*numbers(), batch_size=4, epochs=2, callbacks=[distgrad.WarmUp(0.01, 3, steps=4), looking], verbose=0)
+    np.testing.assert_allclose(seen, [0.01, 0.015, 0.02, 0.025, *[0.03] * 6], rtol=1e-6)
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)), "mse")
+    with pytest.raises(BadArgument, match="follows a schedule"):
+        model.fit(*numbers(), callbacks=[distgrad.WarmUp(0.01, 3, steps=4)], verbose=0)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
