@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distgrad.callbacks import WarmUp
     from distgrad.communicators import Communicator
     from distgrad.errors import DistgradError
+    from distgrad.fit import distribute
     from distgrad.gradient import GradientSum
     from distgrad.join import connect
     from distgrad.report import StepReport
@@ -20,7 +22,9 @@ __all__ = [
     "DistributedStep",
     "GradientSum",
     "StepReport",
+    "WarmUp",
     "connect",
+    "distribute",
     "sum_gradients",
 ]
 __version__ = "0.1.0"
@@ -31,7 +35,9 @@ _ROOMS = {
     "DistributedStep": "step",
     "GradientSum": "gradient",
     "StepReport": "report",
+    "WarmUp": "callbacks",
     "connect": "join",
+    "distribute": "fit",
     "sum_gradients": "step",
 }
 

@@ -43,47 +43,60 @@ class Accumulated(NamedTuple):
     Attributes:
         carried: the gradients' totals, for `Totals.vector`.
         loss, weight: () float64 Σ w·loss and N.
+        riders: (r,) the sum of what else a micro-batch gives.
         depends: for each variable, whether the loss depends on it at all.
     """
 
     carried: list[tf.Tensor]
     loss: tf.Tensor
     weight: tf.Tensor
+    riders: tf.Tensor
     depends: list[bool]
 
 
 def accumulate(
-    one: Callable[[Any], GradientSum], batch: Any, micro_batch_size: int | None, totals: Totals, variables: int
+    one: Callable[[Any], tuple[GradientSum, tf.Tensor]],
+    batch: Any,
+    micro_batch_size: int | None,
+    totals: Totals,
+    variables: int,
+    *,
+    riders: tf.Tensor,
 ) -> Accumulated:
     """Sum `one` over the micro-batches of a batch.
 
     Args:
-        one: micro-batch -> its GradientSum.
+        one: micro-batch -> its GradientSum, and (r,) what else is to be summed.
         batch: nest of (b, ...) tensors; b may be 0, and b need not be a multiple of the micro-batch size.
         micro_batch_size: rows a micro-batch; None takes the whole batch at once.
         totals: where the gradients are added up.
         variables: how many there are.
+        riders: (r,) zeros, to which what else there is is added.
     """
     rows = row_count(batch)
     size = tf.maximum(rows, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
     depends = [True] * variables
 
-    def add_next(start: tf.Tensor, carried: list[tf.Tensor], loss: tf.Tensor, weight: tf.Tensor) -> tuple[Any, ...]:
-        part = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
+    def add_next(start: tf.Tensor, sums: Accumulated) -> tuple[tf.Tensor, Accumulated]:
+        part, more = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
         depends[:] = [gradient is not None for gradient in part.gradients]
-        carried = totals.add(carried, part.gradients, tf.equal(start, 0))
-        loss += tf.cast(part.loss, tf.float64)
-        weight += tf.cast(part.weight, tf.float64)
-        return start + size, carried, loss, weight
+        added = Accumulated(
+            totals.add(sums.carried, part.gradients, tf.equal(start, 0)),
+            sums.loss + tf.cast(part.loss, tf.float64),
+            sums.weight + tf.cast(part.weight, tf.float64),
+            sums.riders + more,
+            [],
+        )
+        return start + size, added
 
     nothing = tf.zeros((), tf.float64)
-    _, carried, loss, weight = tf.while_loop(
-        lambda start, *_: start < rows,
+    _, sums = tf.while_loop(
+        lambda start, _: start < rows,
         add_next,
-        (0, totals.start(), nothing, nothing),
+        (0, Accumulated(totals.start(), nothing, nothing, riders, [])),
         parallel_iterations=1,  # more would keep several micro-batches' activations alive
     )
-    return Accumulated(carried, loss, weight, depends)
+    return sums._replace(depends=depends)
 
 
 class Carried:

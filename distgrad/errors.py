@@ -118,6 +118,36 @@ class ReportExpired(DistgradError):
     code, status = "DG035", os.EX_USAGE
 
 
+class UnsupportedModel(DistgradError):
+    """A model with a training step of its own, which `fit` cannot distribute."""
+
+    code, status = "DG040", os.EX_DATAERR
+
+
+class UnsupportedMetric(DistgradError):
+    """A metric whose state cannot be added up over workers."""
+
+    code, status = "DG041", os.EX_DATAERR
+
+
+class TooFewSamples(DistgradError):
+    """Fewer samples than workers."""
+
+    code, status = "DG042", os.EX_DATAERR
+
+
+class ForeignOptimizer(DistgradError):
+    """An optimizer whose state belongs to the variables of another model."""
+
+    code, status = "DG043", os.EX_USAGE
+
+
+class FitMismatch(DistgradError):
+    """What `fit` or `evaluate` was given differs between workers, callbacks included."""
+
+    code, status = "DG044", os.EX_USAGE
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr; the caller decides which worker speaks."""
     print_line(f"distgrad: warning: {message}", sys.stderr)

@@ -5,8 +5,8 @@
 A piece is one large variable's gradient as it stands, or those of several small ones in a row. Each begins at an
 address that TensorFlow can slice without copying; the entries that fill it up to the next are zero.
 
-Lanes are everything else that must be summed over the workers: loss, weight, rows, a flag. Because they ride in the
-same vector, a step needs one reduction and no second one.
+Lanes are everything else that must be summed over the workers: loss, weight, rows, a flag, and whatever riders.py
+takes along. Because they ride in the same vector, a step needs one reduction and no second one.
 
 A lane must not round. Counts travel as two entries, high·4096 + low: each stays an integer below 2^24, the last one
 that float32 holds exactly, for up to 4,096 workers and counts up to 2^36 divided by the number of workers.
@@ -23,7 +23,7 @@ from distgrad.agreement import describe
 from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
-LANES = 7  # entries
+LANES = 7  # entries, before the riders'
 WEIGHT = (0.0, 0.0, BASE, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
@@ -38,12 +38,14 @@ class Lanes(NamedTuple):
         weight: () float64, N; exact where the weights are integers.
         examples: () int64, rows.
         more: () int64, how many workers have another batch after this one.
+        riders: (r,) in the layout's dtype, see riders.py; r may be 0.
     """
 
     loss: tf.Tensor
     weight: tf.Tensor
     examples: tf.Tensor
     more: tf.Tensor
+    riders: Any = ()
 
 
 class Piece(NamedTuple):
@@ -111,21 +113,23 @@ class Layout:
         return list(itertools.pairwise([*starts, self.entries]))
 
     def flat_lanes(self, lanes: Lanes) -> tf.Tensor:
-        """(LANES,) the lanes, in the layout's dtype, to stand behind the gradients."""
+        """(LANES + r,) the lanes, in the layout's dtype, to stand behind the gradients."""
         loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
         loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
         pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
         pairs.append(tf.cast(lanes.more, tf.float64))
-        return tf.cast(tf.stack(pairs), self.dtype)
+        return tf.concat([tf.cast(tf.stack(pairs), self.dtype), tf.cast(lanes.riders, self.dtype)], 0)
 
     def lanes(self, flat: tf.Tensor) -> Lanes:
-        """The lanes from the (LANES,) entries behind the gradients."""
-        flat = tf.ensure_shape(tf.cast(flat, tf.float64), [LANES])
+        """The lanes from the entries (LANES + r,) behind the gradients."""
+        riders = flat[LANES:]
+        flat = tf.ensure_shape(tf.cast(flat[:LANES], tf.float64), [LANES])
         return Lanes(
             loss=flat[0] + flat[1],
             weight=flat[2] * BASE + flat[3],
             examples=tf.cast(flat[4] * BASE + flat[5], tf.int64),
             more=tf.cast(flat[6], tf.int64),
+            riders=riders,
         )
 
 

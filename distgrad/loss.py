@@ -50,22 +50,6 @@ def divides(loss: keras.losses.Loss) -> bool:
     return loss.reduction != "sum"
 
 
-def require_no_added_losses(model: keras.Model) -> None:
-    """Refuse what layers add during the call; the weights' own regularisers are counted elsewhere, once a step.
-
-    Raises:
-        UnsupportedLoss: `add_loss` or an activity regulariser was used. One gives a mean over the micro-batch and
-            another a sum, and the value does not tell which.
-    """
-    regularised = sum(variable.regularizer is not None for variable in model.trainable_weights)
-    if len(model.losses) > regularised:
-        raise UnsupportedLoss(
-            f"layers of model {model.name!r} add losses of their own during the call",
-            "return them as outputs and count them per example in the loss function",
-            everywhere=True,
-        )
-
-
 def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """The loss of one micro-batch as numerator and divisor.
 
@@ -81,12 +65,26 @@ def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any
     Raises:
         UnsupportedLoss: the loss gives one number for the whole micro-batch.
     """
-    mask = _mask(y_pred)
-    values = loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype))
-    mask = _both(mask, _mask(values))
+    values, mask = _values(loss, y_true, y_pred)
     losses = _per_example(values, loss.name)
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
     return _weighted_sum(losses, weights), _divisor(losses, weights, mask, loss.reduction)
+
+
+def shape_and_mask(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[tf.TensorShape, bool]:
+    """The shape (b, ...) of the per-example losses, and whether a mask leaves some of them out.
+
+    Raises:
+        UnsupportedLoss: the loss gives one number for the whole micro-batch.
+    """
+    values, mask = _values(loss, y_true, y_pred)
+    return _per_example(values, loss.name).shape, mask is not None
+
+
+def _values(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[Any, tf.Tensor | None]:
+    """What the loss's own function gives, and the mask upon it."""
+    values = loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype))
+    return values, _both(_mask(y_pred), _mask(values))
 
 
 def summed_values(values: Any, name: str) -> tuple[tf.Tensor, tf.Tensor]:

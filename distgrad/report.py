@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class StepReport:
         step: its number, from 1.
         workers: how many workers' gradients were summed.
         seconds: wall time of this worker's call. On a device that computes asynchronously, until it returned.
+        logs: under `fit`, the values of the metrics so far.
     """
 
     step: int
@@ -75,6 +76,7 @@ class StepReport:
     _group_names: Sequence[str] = field(repr=False)
     _gradient: Any = field(repr=False)
     _variables: Sequence[tuple[str, tuple[int, ...], int, int]] = field(repr=False)
+    logs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _fetched(self) -> np.ndarray:

@@ -20,15 +20,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distgrad import agreement
+from distgrad import agreement, objective
 from distgrad import loss as losses
 from distgrad.accumulate import Accumulated, Totals, accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
+from distgrad.forward import Forward, MovingStatistics
 from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
 from distgrad.layout import LANES, WEIGHT, Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
+from distgrad.riders import Outcome, Pass, Rider, Riders
 from distgrad.statistics import moments, statistics, statistics_of_ranges
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
@@ -39,8 +41,8 @@ class DistributedStep:
     Args:
         model: a Keras model, the same on every worker; at the first step the root's weights are broadcast. Which
             variables are trainable is read then, too.
-        loss: what `compile` takes (a name, a function, a Loss), or any callable (y_true, y_pred) -> per-example
-            losses, shape (b,) or (b, ...).
+        loss: what `compile` takes (a name, a function, a Loss, or a list or dict of them for several outputs), or any
+            callable (y_true, y_pred) -> per-example losses, shape (b,) or (b, ...).
         optimizer: a Keras optimizer or its name. Its clipping sees the gradient of the whole global batch.
         comm: what `distgrad.connect()` gave.
         micro_batch_size: rows differentiated at once; None takes a worker's whole share. Changes memory and speed,
@@ -55,6 +57,8 @@ class DistributedStep:
     Raises:
         BadArgument, UnsupportedLoss: on every worker, before anything is sent.
     """
+
+    _trains = True
 
     def __init__(
         self,
@@ -77,17 +81,20 @@ class DistributedStep:
         _require(log_format in ("text", "json"), "log_format", log_format, '"text" or "json"')
         _require(log_every >= 0, "log_every", log_every, "0 or more")
         self.model, self.comm = model, comm
-        self._loss = losses.resolve(loss)
+        self._objective = objective.of(loss, model)
+        self._forward = Forward(model, training=self._trains)
+        self._own_riders: list[Rider] = []
         with comm.scope():
             self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
         self._micro_batch_size = micro_batch_size
-        self._divides = reduction == "mean" and losses.divides(self._loss)
+        self._reduction = reduction
         self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
         self._on_nonfinite = on_nonfinite
         self._log_every, self._log_format = log_every, log_format
         self._jit_compile = jit_compile
         self._steps = 0
-        self._joined = False
+        self._joined = self._alike = False
+        self.run_eagerly = False  # without a graph, to look inside
         self._has_gradient: list[bool] | None = None
         self._last: StepReport | None = None
 
@@ -128,21 +135,32 @@ class DistributedStep:
             # Whoever has a batch itself need not wait to hear whether others do.
             more = following is not None or report.more
 
+    def carry(self, rider: Rider) -> None:
+        """Let something else be summed along with the gradients; before the first step."""
+        self._own_riders.append(rider)
+
+    def start_alike(self) -> None:
+        """Before the next step, give every worker the root's weights and optimizer state again."""
+        self._alike = False
+
     # ---- one step, from outside the graph
 
     def _take(self, batch: tuple[Any, ...], more: bool) -> StepReport:
         if not self._joined:
             self._join(batch)
+        if not self._alike:
+            self._broadcast()
         if self._last is not None:
             self._last.expire()
         began = time.perf_counter()
         try:
-            values, gradient = self.compiled(batch, tf.constant(int(more)))
+            values, gradient, logs = self.compiled(batch, tf.constant(int(more)))
         except tf.errors.OpError as error:
             raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
         self._steps += 1
-        report = StepReport(self._steps, self.comm.size, seconds, values, list(self._groups), gradient, self._described)
+        found = (values, list(self._groups), gradient, self._described, logs)
+        report = StepReport(self._steps, self.comm.size, seconds, *found)
         self._last = report
         self._raise_if_bad(report, batch)
         if self.comm.is_root and self._log_every and self._steps % self._log_every == 0:
@@ -171,31 +189,54 @@ class DistributedStep:
     # ---- once, before the first step
 
     def _join(self, batch: tuple[Any, ...]) -> None:
-        """Make sure that all workers mean the same thing, start from the root's weights, and trace the step."""
+        """Make sure that all workers mean the same thing, and trace the step."""
         with self.comm.scope():
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
-        self._variables = self.model.trainable_variables
+        self._prepare(*keras.tree.map_structure(_symbolic, batch))
+        self._variables = self._differentiated()
         self._layout = Layout(self._variables)
         ranges = self._layout.ranges()
         self._described = [(v.path, tuple(v.shape), *range_) for v, range_ in zip(self._variables, ranges, strict=True)]
         self._group_ranges = [[ranges[index] for index in self._members(label)] for label in self._groups]
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
+        self._totals = self.comm.totals(self._layout, self._riders.entries)
+        self._broadcast()
+        self.compiled: Any = self._one_step
+        if not self.run_eagerly:
+            self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
+            # The first trace takes any number of rows, so that a short last batch needs no second one.
+            self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec((), tf.int32))
+        self._joined = True
+
+    def _prepare(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
+        """Learn from a batch of `KerasTensor`s what the model will give, and who rides along."""
+        y_pred, moving = self._forward.outputs_like(x)
+        self._objective.prepare(y, y_pred, sample_weight)
+        self._divides = self._reduction == "mean" and self._objective.divides
+        self._riders = Riders([MovingStatistics(moving if self._trains else []), *self._own_riders])
+        terms = [keras.KerasTensor(()) for _ in self._objective.names]
+        self._riders.prepare(Pass(x, y, sample_weight, y_pred, terms, keras.KerasTensor(()), keras.StatelessScope()))
+
+    def _broadcast(self) -> None:
+        self.comm.broadcast(self._state())
+        self._alike = True
+
+    def _differentiated(self) -> list[keras.Variable]:
+        return self.model.trainable_variables
+
+    def _state(self) -> list[keras.Variable]:
+        """What all workers start from."""
         with self.comm.scope():
             if not self.optimizer.built:
                 self.optimizer.build(self._variables)
-        self._totals = self.comm.totals(self._layout)
-        self.comm.broadcast([*self.model.variables, *self.optimizer.variables])
-        self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
-        # The first trace takes any number of rows, so that a short last batch needs no second one.
-        self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec((), tf.int32))
-        self._joined = True
+        return [*self.model.variables, *self.optimizer.variables]
 
     def _settings(self) -> list[str]:
         policy = [f"reduction={'mean' if self._divides else 'sum'}", f"on_nonfinite={self._on_nonfinite}"]
         versions = [f"tensorflow={tf.__version__}", f"keras={keras.__version__}"]
-        return [*policy, f"loss={self._loss.name} reduced by {self._loss.reduction}", *versions]
+        return [*policy, *self._objective.settings(), *versions]
 
     def _members(self, label: str) -> list[int]:
         """The variables of a group, by number."""
@@ -208,24 +249,27 @@ class DistributedStep:
 
     # ---- one step, inside the graph
 
-    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         """The whole step as one graph.
 
         Returns:
-            ((v,) float64 what a StepReport reads, (entries,) G).
+            ((v,) float64 what a StepReport reads, (entries,) G, what riders tell).
         """
         total = self._sum_over_workers(batch, more)  # the only communication, and the one division
         lanes = self._layout.lanes(total.rest)  # what rode along
-        penalty = regularisation(self._variables)  # a function of the weights alone, counted once
+        penalty = self._penalty()  # a function of the weights alone, counted once
         gradient, described = self._gradient(total, penalty)  # (entries,) G, (4,) its statistics
         finite = tf.equal(described[3], 0)
-        loss = self._mean_loss(lanes) + penalty.loss
+        weight = self._weight(lanes)
+        loss = lanes.loss / weight + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
-        tf.cond(applied, lambda: self._apply(gradient), lambda: None)
-        adjust_loss_scale(self.optimizer, finite)
+        self._update(gradient, finite, applied)
+        outcome = Outcome(loss, described[0], described[1], lanes.examples, weight, applied)
+        logs = self._riders.settle(lanes.riders, outcome)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
-        return tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0), gradient
+        values = tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0)
+        return values, gradient, logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
         return self.comm.sum_and_divide(self._local_sums, (batch, more), self._layout.entries, self._divisor())
@@ -233,25 +277,45 @@ class DistributedStep:
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
         terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
-        scale = loss_scale(self.optimizer)
+        scale = self._loss_scale()
+        terms += [0.0] * self._riders.entries
         return tf.constant(terms, tf.float64) * tf.cast(1.0 if scale is None else scale, tf.float64)
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
         """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
-        one = self._micro_batch_sum
+        one = functools.partial(self._micro_batch_sum, self.comm.worker())
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
-        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._variables))
+        riders = tf.zeros(self._riders.entries, self._layout.dtype)
+        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._variables), riders=riders)
         self._depends = sums.depends
         return _vector(self._layout, self._totals, sums, row_count(batch), more)
 
-    def _micro_batch_sum(self, batch: tuple[Any, ...]) -> GradientSum:
-        return micro_batch_sum(self._summed_loss, self._variables, batch, loss_scale(self.optimizer))
+    def _micro_batch_sum(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> tuple[GradientSum, tf.Tensor]:
+        seen: list[Pass] = []
+        objective = functools.partial(self._summed_loss, seen, worker)
+        sums = micro_batch_sum(objective, self._variables, batch, self._loss_scale())
+        self._forward.keep_states(seen[0].scope, worker)
+        return sums, self._riders.part(seen[0], self._layout.dtype)
 
-    def _summed_loss(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        y_pred = self.model(x, training=True)
-        losses.require_no_added_losses(self.model)
-        return losses.summed(self._loss, y, y_pred, sample_weight)
+    def _summed_loss(
+        self, seen: list[Pass], worker: tf.Tensor, x: Any, y: Any = None, sample_weight: Any = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = row_count(x)
+        y_pred, scope = self._forward.run(x, worker, self._riders.zeroed)
+        sums = self._objective.sums(y, y_pred, sample_weight, rows)
+        seen.append(Pass(x, y, sample_weight, y_pred, sums.terms, rows, scope))
+        return sums.loss, sums.weight
+
+    def _penalty(self) -> GradientSum:
+        return regularisation(self._variables)
+
+    def _loss_scale(self) -> Any:
+        return loss_scale(self.optimizer)
+
+    def _update(self, gradient: tf.Tensor, finite: tf.Tensor, applied: tf.Tensor) -> None:
+        tf.cond(applied, lambda: self._apply(gradient), lambda: None)
+        adjust_loss_scale(self.optimizer, finite)
 
     def _gradient(self, total: DividedSum, penalty: GradientSum) -> tuple[tf.Tensor, tf.Tensor]:
         """G, what is counted once included, and its statistics."""
@@ -261,9 +325,10 @@ class DistributedStep:
         gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, statistics(moments(gradient))
 
-    def _mean_loss(self, lanes: Lanes) -> tf.Tensor:
-        """() float64, without regularisation."""
-        return tf.math.divide_no_nan(lanes.loss, lanes.weight) if self._divides else lanes.loss
+    def _weight(self, lanes: Lanes) -> tf.Tensor:
+        """() float64 what the loss is divided by: N."""
+        weight = lanes.weight if self._divides else tf.ones((), tf.float64)
+        return tf.where(tf.equal(weight, 0), tf.ones((), tf.float64), weight)  # all masked: Keras takes 0, not 0/0
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
@@ -324,7 +389,7 @@ def sum_gradients(
     """
     layout = Layout(variables)
     agreement.require_same_variables_once(comm, variables)
-    totals = comm.totals(layout)
+    totals = comm.totals(layout, riders=0)
     arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -332,8 +397,15 @@ def sum_gradients(
         return losses.summed_values(per_example_loss(*micro_batch), name)
 
     def local_sums(*share: Any) -> Vector:
-        one = functools.partial(micro_batch_sum, objective, variables)
-        sums = accumulate(one, share, micro_batch_size, totals, len(variables))
+        nothing = tf.zeros(0, layout.dtype)
+        sums = accumulate(
+            lambda part: (micro_batch_sum(objective, variables, part), nothing),
+            share,
+            micro_batch_size,
+            totals,
+            len(variables),
+            riders=nothing,
+        )
         return _vector(layout, totals, sums, row_count(share), more=tf.constant(0))
 
     total = comm.sum_over_workers(local_sums, arguments)
@@ -343,8 +415,14 @@ def sum_gradients(
 
 def _vector(layout: Layout, totals: Totals, sums: Accumulated, rows: tf.Tensor, more: tf.Tensor) -> Vector:
     """What this worker sends: (s,) its sums and the lanes."""
-    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more))
+    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, sums.riders))
     return totals.vector(sums.carried, rows > 0, lanes)
+
+
+def _symbolic(tensor: Any) -> keras.KerasTensor:
+    """The batch's tensor without its values, for any number of rows."""
+    spec = any_rows(tensor)
+    return keras.KerasTensor(spec.shape, spec.dtype.name, ragged=isinstance(spec, tf.RaggedTensorSpec))
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

@@ -22,7 +22,7 @@ ENGINES = [
 @pytest.mark.parametrize(("engine", "size"), ENGINES)
 def test_contract(engine: str, size: int) -> None:
     suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "contract", "--timeout=240"]
-    for job in launch(engine, size, suite, timeout=300):
+    for job in launch(engine, size, suite, timeout=540):
         assert job.status == 0, job.out[-6000:] + job.err[-3000:]
         assert " passed" in job.out
         assert "failed" not in job.out.splitlines()[-1]

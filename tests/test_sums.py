@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ from distgrad import loss as losses
 from distgrad import native
 from distgrad.accumulate import Accumulated, Carried, accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
-from distgrad.gradient import micro_batch_sum
+from distgrad.gradient import GradientSum, micro_batch_sum
 from distgrad.layout import LANES, LARGE, Lanes, Layout
 from distgrad.statistics import moments, statistics, statistics_of_ranges
 
@@ -101,8 +102,9 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
 
     one = functools.partial(micro_batch_sum, objective, [table, unused])
     totals = Carried(Layout([table, unused]))
-    run = tf.function(lambda ids: accumulate(one, (ids,), size, totals, 2)[:3])
+    run = tf.function(lambda ids: accumulate(with_rows(one), (ids,), size, totals, 2, riders=tf.zeros(1))[:4])
     sums = Accumulated(*run(tf.constant(ids)), [])
+    assert sums.riders.numpy().tolist() == [rows]
     counts = np.bincount(ids, minlength=4)[:, None]
     np.testing.assert_array_equal(sums.carried[0].numpy(), 2 * table.numpy() * counts)
     assert float(sums.carried[1]) == 0
@@ -110,10 +112,15 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
     assert float(sums.weight) == rows
 
 
+def with_rows(one: Callable[[Any], GradientSum]) -> Callable[[Any], tuple[GradientSum, tf.Tensor]]:
+    """The number of rows rides along."""
+    return lambda batch: (one(batch), tf.cast([tf.size(batch[0])], tf.float32))
+
+
 def test_it_tells_which_variables_the_loss_depends_on() -> None:
     used, unused = tf.Variable(2.0), tf.Variable(3.0)
     one = functools.partial(micro_batch_sum, lambda x: (tf.reduce_sum(used * x), tf.size(x)), [used, unused])
-    sums = accumulate(one, (tf.ones(5),), 2, Carried(Layout([used, unused])), 2)
+    sums = accumulate(with_rows(one), (tf.ones(5),), 2, Carried(Layout([used, unused])), 2, riders=tf.zeros(1))
     assert sums.depends == [True, False]
 
 

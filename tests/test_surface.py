@@ -14,7 +14,9 @@ def test_exported_names() -> None:
         "DistributedStep",
         "GradientSum",
         "StepReport",
+        "WarmUp",
         "connect",
+        "distribute",
         "sum_gradients",
     ]
     for name in distgrad.__all__:
@@ -47,6 +49,7 @@ def test_signatures() -> None:
         "*log_format='text'",
         "*jit_compile=False",
     ]
+    assert signature(distgrad.distribute) == ["model", "comm", "micro_batch_size=None", "step_options"]
     assert signature(distgrad.DistributedStep.__call__) == ["self", "x", "y=None", "sample_weight=None"]
     assert signature(distgrad.sum_gradients) == [
         "per_example_loss",

@@ -90,8 +90,8 @@ class Communicator:
         """
         raise NotImplementedError
 
-    def totals(self, layout: Layout) -> Totals:
-        """Where a step's gradients are added up. Every worker calls it alike."""
+    def totals(self, layout: Layout, riders: int) -> Totals:
+        """Where a step's gradients are added up; so many riders follow the lanes. Every worker calls it alike."""
         return Carried(layout)
 
     def close(self) -> None:

@@ -54,9 +54,11 @@ class Mpi(Communicator):
         self._comm, self._host = world.Dup(), host
         self.window = Window(self._comm, host, self._fail)
 
-    def totals(self, layout: Layout) -> Totals:
+    def totals(self, layout: Layout, riders: int) -> Totals:
         # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
-        return super().totals(layout) if tf.config.list_logical_devices("GPU") else InWindow(self.window, layout)
+        if tf.config.list_logical_devices("GPU"):
+            return super().totals(layout, riders)
+        return InWindow(self.window, layout, riders)
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return self._sum(list(pieces), borrow)[0]

@@ -184,8 +184,8 @@ class InWindow:
     Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient.
     """
 
-    def __init__(self, window: Window, layout: Layout) -> None:
-        window.reserve(layout.entries + LANES, layout.dtype)
+    def __init__(self, window: Window, layout: Layout, riders: int) -> None:
+        window.reserve(layout.entries + LANES + riders, layout.dtype)
         self._layout, self._slots = layout, layout.slots()
         self._window = window
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from zoo import ROWS, SHARES, ZOO, Case, adam, batches, by_keras
 
-from distgrad import Communicator, DistributedStep, StepReport
+from distgrad import Communicator, DistributedStep, StepReport, connect
 from distgrad.errors import (
     BadArgument,
     ModelMismatch,
@@ -410,6 +410,83 @@ def test_where_a_model_must_be_built(comm: Communicator) -> None:
             quiet(comm, model)
     else:
         assert quiet(comm, model)(*own(comm, integers())).applied
+
+
+def two_outputs() -> keras.Model:
+    x = keras.Input((2,))
+    return keras.Model(x, [keras.layers.Dense(3, name="many")(x), keras.layers.Dense(1, name="one")(x)])
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_a_loss_for_each_output(comm: Communicator, reduction: str) -> None:
+    losses = [keras.losses.MeanAbsoluteError(reduction=reduction), keras.losses.Huber(reduction=reduction)]
+    model, oracle = build(comm, Case(two_outputs, losses, lambda _: (), {}))
+    x, y = integers()
+    targets = [np.tile(y, 3), y]
+    oracle.compile("sgd", losses, run_eagerly=True)
+    expected = oracle.train_on_batch(x, targets)[0]
+    share, *own_targets = own(comm, (x, *targets))
+    report = quiet(comm, model, losses, micro_batch_size=2)(share, own_targets)
+    assert report.loss == pytest.approx(expected, rel=1e-6)
+    assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("odd", "why"), [("sum", "reduced otherwise"), ("mean_with_sample_weight", "divided by its")])
+def test_losses_that_no_single_division_serves_are_refused(comm: Communicator, odd: str, why: str) -> None:
+    with comm.scope():
+        model = two_outputs()
+    x, y = own(comm, integers())
+    with pytest.raises(UnsupportedLoss, match=f"output 'one' is {why}"):
+        quiet(comm, model, ["mae", keras.losses.MeanSquaredError(reduction=odd)])(x, [np.tile(y, 3), y])
+
+
+def normalised() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1, use_bias=False)]
+    )
+
+
+def test_moving_statistics_are_the_mean_over_all_micro_batches(comm: Communicator) -> None:
+    """One process with micro-batches that are the workers' shares takes the same step, and its mean is Keras's."""
+    x, y = integers()
+    model, alone = build(comm, Case(normalised, "mse", lambda _: (), {}))
+    rows = ROWS // comm.size
+    part = slice(comm.rank * rows, (comm.rank + comm.span) * rows)
+    step, oracle = quiet(comm, model), quiet(connect("solo"), alone, micro_batch_size=rows)
+    for _ in range(3):
+        step(x[part], y[part])
+        oracle(x, y)
+    np.testing.assert_allclose(weights(model), weights(alone), atol=TOLERANCE)
+    np.testing.assert_allclose(np.asarray(model.layers[0].moving_mean), x.mean(0) * (1 - 0.5**3), rtol=1e-5)
+
+
+def test_a_skipped_step_leaves_moving_statistics_alone(comm: Communicator) -> None:
+    x, y = integers()
+    x[0, 0] = np.nan
+    with comm.scope():
+        model = normalised()
+    assert not quiet(comm, model)(*own(comm, (x, y))).applied
+    assert np.asarray(model.layers[0].moving_mean).tolist() == [0.0, 0.0]
+
+
+def test_workers_drop_different_units_in_a_way_that_repeats(comm: Communicator) -> None:
+    def losses() -> list[float]:
+        """Each worker's row of 100 ones, of which about half are dropped, times a number that tells whose it is."""
+        with comm.scope():
+            layers = [
+                keras.layers.Dropout(0.5, seed=3),
+                keras.layers.Dense(1, use_bias=False, kernel_initializer="ones"),
+            ]
+            model = keras.Sequential([keras.Input((100,)), *layers])
+        step = quiet(comm, model, lambda y_true, y_pred: y_true * y_pred, reduction="sum")
+        ranks = np.arange(comm.rank, comm.rank + comm.span)[:, np.newaxis]
+        return [step(np.ones((comm.span, 100), "float32"), 1000.0**ranks).loss for _ in range(2)]
+
+    first, second = losses()
+    assert losses() == [first, second]
+    assert first != second
+    sums = [first // 1000**rank % 1000 for rank in range(comm.size)]
+    assert len(set(sums)) == comm.size
 
 
 def test_normalisation_and_dropout_run(comm: Communicator) -> None:

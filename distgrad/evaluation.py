@@ -1,0 +1,30 @@
+"""An evaluation is a step that changes nothing: the same sums over micro-batches and workers, without gradients."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgrad.gradient import GradientSum, regularisation
+from distgrad.step import DistributedStep
+
+
+class Evaluation(DistributedStep):
+    """Losses and metrics of the global batch in inference mode; see `DistributedStep`."""
+
+    _trains = False
+
+    def _differentiated(self) -> list[keras.Variable]:
+        return []
+
+    def _state(self) -> list[keras.Variable]:
+        return list(self.model.variables)
+
+    def _penalty(self) -> GradientSum:
+        return regularisation(self.model.trainable_variables)._replace(gradients=[])
+
+    def _loss_scale(self) -> Any:
+        return None
+
+    def _update(self, gradient: tf.Tensor, finite: tf.Tensor, applied: tf.Tensor) -> None:
+        """Leave the weights alone."""

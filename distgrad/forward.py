@@ -1,0 +1,131 @@
+"""The forward pass, with what it would assign as values instead.
+
+Layers assign during a pass: normalisation its moving statistics, dropout the state of its random numbers. Taken as
+values, moving statistics can be averaged over all micro-batches of all workers and assigned once a step, so that a
+step moves them as far as it does in one process, however its batch is cut.
+
+Random numbers: a worker draws from the root's seed plus its rank, so that no two workers drop the same units, a job
+started again draws the same, and the root draws what one process would.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend import compute_output_spec
+
+from distgrad.errors import UnsupportedLoss
+from distgrad.riders import Outcome, Pass
+
+
+class Forward:
+    """A model's forward pass in training or inference mode."""
+
+    def __init__(self, model: keras.Model, training: bool) -> None:
+        self._model, self._training = model, training
+
+    def outputs_like(self, x: Any) -> tuple[Any, list[keras.Variable]]:
+        """What the model gives for such an input, and which float variables such a pass would assign.
+
+        Args:
+            x: a nest of `KerasTensor`s.
+
+        Returns:
+            (a nest of `KerasTensor`s, variables that are not trainable). Nothing is computed or assigned.
+        """
+        found: list[keras.Variable] = []
+
+        def trial(x: Any) -> Any:
+            y_pred, scope = self.run(x, tf.constant(0))
+            found[:] = [v for v in _floats(self._model) if scope.get_current_value(v) is not None]
+            return y_pred
+
+        return compute_output_spec(trial, x), found
+
+    def run(self, x: Any, worker: tf.Tensor, zeroed: Sequence[keras.Variable] = ()) -> tuple[Any, keras.StatelessScope]:
+        """Run the model.
+
+        Args:
+            x: (b, ...) its input, or a nest of them.
+            worker: () int32 this worker's number.
+            zeroed: variables that the pass shall find to be zero.
+
+        Returns:
+            (the output, the scope that holds what would have been assigned).
+
+        Raises:
+            UnsupportedLoss: layers added losses.
+        """
+        offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in _seeds(self._model)]
+        known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
+        with keras.StatelessScope(known, collect_losses=True) as scope:
+            y_pred = self._model(x, training=self._training)
+        if scope.losses and self._training:
+            _refuse_added_losses(self._model)
+        return y_pred, scope
+
+    def keep_states(self, scope: keras.StatelessScope, worker: tf.Tensor) -> None:
+        """Assign what is this worker's own: the states of random numbers, without the rank, and integer counters."""
+        for variable in self._model.non_trainable_variables:
+            value = scope.get_current_value(variable)
+            if value is None or _is_float(variable):
+                continue
+            if _is_seed(variable):
+                value -= tf.cast(tf.stack([worker, tf.zeros_like(worker)]), value.dtype)
+            variable.assign(value)
+
+
+class MovingStatistics:
+    """The non-trainable float variables that a pass assigns: a rider.
+
+    Each pass gives its change, and the step assigns the mean of all changes, weighted by rows. The mean that batch
+    normalisation keeps is so that of the global batch; the variance is the mean of those within the micro-batches.
+    """
+
+    zeroed: tuple[keras.Variable, ...] = ()
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self._variables = variables
+
+    def prepare(self, like: Pass) -> list[tf.TensorShape]:  # noqa: ARG002
+        """Each change has the shape of its variable."""
+        return [tf.TensorShape(variable.shape) for variable in self._variables]
+
+    def parts(self, seen: Pass) -> list[tf.Tensor]:
+        """Rows times change."""
+        pairs = [(seen.scope.get_current_value(v), tf.convert_to_tensor(v.value)) for v in self._variables]
+        return [tf.cast(seen.rows, old.dtype) * (new - old) for new, old in pairs]
+
+    def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
+        """Assign the mean, unless the step is skipped."""
+        for variable, total in zip(self._variables, sums, strict=True):
+            change = total / tf.cast(tf.maximum(outcome.examples, 1), total.dtype)
+            change = tf.where(outcome.applied, change, tf.zeros_like(change))
+            variable.assign(variable.value + tf.cast(change, variable.dtype))
+        return {}
+
+
+def _floats(model: keras.Model) -> list[keras.Variable]:
+    return [variable for variable in model.non_trainable_variables if _is_float(variable)]
+
+
+def _is_float(variable: keras.Variable) -> bool:
+    return tf.as_dtype(variable.dtype).is_floating
+
+
+def _seeds(model: keras.Model) -> list[keras.Variable]:
+    return [variable for variable in model.non_trainable_variables if _is_seed(variable)]
+
+
+def _is_seed(variable: keras.Variable) -> bool:
+    return variable.name == "seed_generator_state"
+
+
+def _refuse_added_losses(model: keras.Model) -> None:
+    """One added loss is a mean over the micro-batch and another a sum, and the value does not tell which."""
+    raise UnsupportedLoss(
+        f"layers of model {model.name!r} add losses of their own during the call",
+        "return them as outputs and count them per example in the loss function",
+        everywhere=True,
+    )

@@ -1,0 +1,199 @@
+"""What `fit` and `evaluate` are given -> this worker's share of it, as a Keras data adapter.
+
+    arrays, PyDataset, generators    the global data, the same on every worker; each global batch is shared out by rank
+    tf.data.Dataset                  this worker's own data, as comm.shard(dataset) gives it
+
+Arrays are shuffled in one order, drawn from the root's random numbers; with `keras.utils.set_random_seed` it is the
+same in every run.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+
+from distgrad.batch import share
+from distgrad.communicators import Communicator
+from distgrad.errors import TooFewSamples
+
+
+def share_of(comm: Communicator, given: Mapping[str, Any]) -> "Share":
+    """This worker's share of some data; every worker asks at the same time.
+
+    Args:
+        given: the arguments of Keras's `get_data_adapter`.
+
+    Raises:
+        TooFewSamples: there are fewer rows than workers.
+    """
+    shuffle, x = given["shuffle"], given["x"]
+    if isinstance(x, keras.utils.PyDataset):
+        whole = get_data_adapter(**{**given, "x": _Shuffled(x, seed_of_root(comm)) if shuffle else x, "shuffle": False})
+        return Share(comm, whole)
+    if isinstance(x, tf.data.Dataset) or not array_slicing_suits(given):
+        whole = get_data_adapter(**{**given, "shuffle": False})
+        return OwnData(comm, whole) if isinstance(whole, TFDatasetAdapter) else Share(comm, whole)
+    return SharedArrays(comm, get_data_adapter(**given), seed_of_root(comm) if shuffle else None)
+
+
+def array_slicing_suits(given: Mapping[str, Any]) -> bool:
+    """Whether all of the data are arrays or tensors."""
+    arrays = keras.tree.flatten((given["x"], given["y"], given["sample_weight"]))
+    return all(array_slicing.can_slice_array(array) for array in arrays)
+
+
+def seed_of_root(comm: Communicator) -> int:
+    """A number that the root draws, on every worker."""
+    return int(comm.exchange(str(random.getrandbits(31)) if comm.is_root else "0")[0])
+
+
+class Share(DataAdapter):
+    """This worker's slice of every batch of global data."""
+
+    def __init__(self, comm: Communicator, whole: DataAdapter) -> None:
+        self._comm, self._whole = comm, whole
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        """The batches, cut."""
+        return self._comm.shard(self._whole.get_tf_dataset())
+
+    @property
+    def num_batches(self) -> int | None:
+        """The same on every worker; None where it is not known."""
+        return self._whole.num_batches
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a global batch."""
+        return self._whole.batch_size
+
+    @property
+    def has_partial_batch(self) -> bool | None:
+        """Whether the last one is smaller."""
+        return None
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        """How many rows it has."""
+        return None
+
+    def on_epoch_begin(self) -> None:
+        """Tell the data."""
+        self._whole.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Tell the data."""
+        self._whole.on_epoch_end()
+
+    def settings(self) -> list[str]:
+        """What all workers must share, as texts "name=value"."""
+        return [f"number of batches={self.num_batches}", f"batch size={self.batch_size}"]
+
+
+class OwnData(Share):
+    """A dataset that is this worker's own; others may have more or fewer batches."""
+
+    def __init__(self, comm: Communicator, whole: TFDatasetAdapter) -> None:
+        super().__init__(comm, whole)
+        own = whole.num_batches
+        texts = [text for text in comm.exchange("-1" if own is None else str(own)) if text]
+        self._most = None if "-1" in texts else max(map(int, texts))
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        """The batches as they are."""
+        return self._whole.get_tf_dataset()
+
+    @property
+    def num_batches(self) -> int | None:
+        """Those of the worker that has most."""
+        return self._most
+
+    @property
+    def batch_size(self) -> int | None:
+        """Each worker's own."""
+        return None
+
+
+class SharedArrays(Share):
+    """Arrays, of which each worker gathers only its own rows of every global batch."""
+
+    def __init__(self, comm: Communicator, whole: ArrayDataAdapter, seed: int | None) -> None:
+        super().__init__(comm, whole)
+        self._rows, self._shuffle, self._random = whole._num_samples, whole._shuffle, random.Random(seed)
+        if self._rows < comm.size:
+            raise TooFewSamples(
+                f"{self._rows} samples for {comm.size} workers",
+                "give every worker all the data, which distgrad shares out, or start fewer workers",
+                everywhere=True,
+            )
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        """The batches of an epoch; each epoch in another order if they are shuffled."""
+        comm = self._comm
+        arrays = array_slicing.convert_to_sliceable(self._whole._inputs, target_backend="tensorflow")
+        arrays = keras.tree.lists_to_tuples(arrays)
+        batches = self._orders().flat_map(lambda rows: tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size))
+        if self._shuffle == "batch":
+            batches = tf.data.Dataset.zip(batches, self._seeds(self._whole._size)).map(_shuffled)
+        own = batches.map(lambda rows: share(rows, comm.rank, comm.rank + comm.span, comm.size))
+        # The arrays are captured once; an element of the dataset is a batch of row numbers.
+        gathered = own.map(
+            lambda rows: keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return gathered.prefetch(tf.data.AUTOTUNE)
+
+    def _orders(self) -> tf.data.Dataset:
+        """One element an epoch, (n,) int64 the order of its rows."""
+        rows = tf.range(self._rows, dtype=tf.int64)
+        if not self._shuffle or self._shuffle == "batch":
+            return tf.data.Dataset.from_tensors(rows)
+        return self._seeds(1).map(lambda seed: _shuffled(rows, seed))
+
+    def _seeds(self, count: int) -> tf.data.Dataset:
+        """So many numbers, others in every epoch. TensorFlow's own would depend on this worker's seed, too."""
+
+        def draw(_: tf.Tensor) -> tf.Tensor:
+            seed = tf.numpy_function(lambda: np.int64(self._random.getrandbits(31)), [], tf.int64)
+            return tf.ensure_shape(seed, [])
+
+        return tf.data.Dataset.range(count).map(draw)
+
+    def settings(self) -> list[str]:
+        """What all workers must share."""
+        return [f"number of rows={self._rows}", *super().settings()]
+
+
+def _shuffled(rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(rows, tf.stack([seed, tf.zeros_like(seed)]))
+
+
+class _Shuffled(keras.utils.PyDataset):
+    """The batches of another PyDataset, each epoch in another order, which is the same on every worker."""
+
+    def __init__(self, inner: keras.utils.PyDataset, seed: int) -> None:
+        super().__init__(inner.workers, inner.use_multiprocessing, inner.max_queue_size)
+        self._inner, self._random = inner, random.Random(seed)
+        self._order = list(range(inner.num_batches or 0))
+        self._random.shuffle(self._order)
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._inner.num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        return self._inner[self._order[index] if self._order else index]
+
+    def on_epoch_begin(self) -> None:
+        self._inner.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._inner.on_epoch_end()
+        self._random.shuffle(self._order)
