@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
@@ -22,6 +21,8 @@ from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from distgrad.batch import share
 from distgrad.communicators import Communicator
 from distgrad.errors import TooFewSamples
+
+READY = 2  # batches that wait for their step
 
 
 def share_of(comm: Communicator, given: Mapping[str, Any]) -> "Share":
@@ -126,7 +127,8 @@ class SharedArrays(Share):
 
     def __init__(self, comm: Communicator, whole: ArrayDataAdapter, seed: int | None) -> None:
         super().__init__(comm, whole)
-        self._rows, self._shuffle, self._random = whole._num_samples, whole._shuffle, random.Random(seed)
+        self._rows, self._shuffle = whole._num_samples, whole._shuffle
+        self._seed, self._drawn = tf.constant(seed or 0, tf.int64), tf.Variable(0, dtype=tf.int64, trainable=False)
         if self._rows < comm.size:
             raise TooFewSamples(
                 f"{self._rows} samples for {comm.size} workers",
@@ -144,11 +146,8 @@ class SharedArrays(Share):
             batches = tf.data.Dataset.zip(batches, self._seeds(self._whole._size)).map(_shuffled)
         own = batches.map(lambda rows: share(rows, comm.rank, comm.rank + comm.span, comm.size))
         # The arrays are captured once; an element of the dataset is a batch of row numbers.
-        gathered = own.map(
-            lambda rows: keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return gathered.prefetch(tf.data.AUTOTUNE)
+        gathered = own.map(lambda rows: keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays))
+        return gathered.prefetch(READY).with_options(_plain())
 
     def _orders(self) -> tf.data.Dataset:
         """One element an epoch, (n,) int64 the order of its rows."""
@@ -158,21 +157,27 @@ class SharedArrays(Share):
         return self._seeds(1).map(lambda seed: _shuffled(rows, seed))
 
     def _seeds(self, count: int) -> tf.data.Dataset:
-        """So many numbers, others in every epoch. TensorFlow's own would depend on this worker's seed, too."""
+        """So many pairs of numbers, others in every epoch. TensorFlow's own would depend on this worker's seed, too.
 
-        def draw(_: tf.Tensor) -> tf.Tensor:
-            seed = tf.numpy_function(lambda: np.int64(self._random.getrandbits(31)), [], tf.int64)
-            return tf.ensure_shape(seed, [])
-
-        return tf.data.Dataset.range(count).map(draw)
+        They are counted, not drawn in Python: an iterator's threads that wait for the interpreter, and an interpreter
+        that waits for the end of an iterator, would wait for each other.
+        """
+        return tf.data.Dataset.range(count).map(lambda _: tf.stack([self._seed, self._drawn.assign_add(1)]))
 
     def settings(self) -> list[str]:
         """What all workers must share."""
         return [f"number of rows={self._rows}", *super().settings()]
 
 
+def _plain() -> tf.data.Options:
+    """Nothing is tuned: there is little to gain, and the end of an iterator waits for its tuning thread to wake up."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
 def _shuffled(rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    return tf.random.experimental.stateless_shuffle(rows, tf.stack([seed, tf.zeros_like(seed)]))
+    return tf.random.experimental.stateless_shuffle(rows, seed)
 
 
 class _Shuffled(keras.utils.PyDataset):
