@@ -19,9 +19,30 @@ ENGINES = [
 ]
 
 
+# Above the step nothing knows the engine: one world of each kind, and MPI's in two sizes.
+FITTING = [
+    ("solo", 1),
+    ("mpi", 2),
+    ("mpi", 3),
+    pytest.param("horovod-gloo", 2, marks=needs_horovod),
+    ("mwms", 2),
+    ("mirrored", 2),
+]
+
+
 @pytest.mark.parametrize(("engine", "size"), ENGINES)
 def test_contract(engine: str, size: int) -> None:
-    suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "contract", "--timeout=240"]
+    run_suite(engine, size, "test_communicator.py", "test_step.py")
+
+
+@pytest.mark.parametrize(("engine", "size"), FITTING)
+def test_fit(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_fit.py")
+
+
+def run_suite(engine: str, size: int, *files: str) -> None:
+    paths = [ROOT / "tests" / "contract" / name for name in files]
+    suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths, "--timeout=240"]
     for job in launch(engine, size, suite, timeout=540):
         assert job.status == 0, job.out[-6000:] + job.err[-3000:]
         assert " passed" in job.out

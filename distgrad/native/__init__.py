@@ -5,6 +5,9 @@
     ops.cpp           both as operations of TensorFlow, and as functions for Python
     tensorflow.h      the part of TensorFlow's C API that the operations use
 
+Compiled, because the way into Python costs a small step more than its sum does, and because only so one pass over the
+parts can add, describe and divide.
+
 pip builds it, with any C++17 compiler and without TensorFlow; it works with every TensorFlow that has this C API.
 """
 

@@ -110,6 +110,35 @@ def test_two_models_against_each_other_in_a_loop_of_one_s_own(comm: Communicator
     np.testing.assert_allclose(trained(comm), trained(distgrad.connect("solo")), atol=1e-5)
 
 
+# ---- where Keras alone goes wrong
+
+
+def test_nan_on_one_worker_skips_the_batch_on_all(comm: Communicator) -> None:
+    x, y = numbers(16)
+    x[7] = np.nan  # the last worker's row of the first batch
+    model, spared = line(comm), line(distgrad.connect("solo"))
+    how = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    model.fit(x, y, **how)
+    spared.fit(x[8:], y[8:], **how)
+    assert np.abs(weights(spared)).max() > 0
+    np.testing.assert_allclose(weights(model), weights(spared), atol=1e-6)
+
+
+@pytest.mark.parametrize("clipping", [{"global_clipnorm": 0.5}, {"clipnorm": 0.5}, {"clipvalue": 0.3}])
+def test_clipping_sees_the_whole_batch(comm: Communicator, clipping: dict[str, float]) -> None:
+    """The workers' own gradients are large and point away from each other; their mean is smaller than the limit."""
+    x = np.repeat([[1.0, 2.0, 3.0]], 12, axis=0).astype("float32")
+    y = np.array([20.0] * 6 + [-19.9] * 6, "float32")[:, np.newaxis]
+    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    models = [line(comm), keras.Sequential([keras.Input((3,)), layer])]
+    for model in models:
+        with comm.scope() if model is models[0] else contextlib.nullcontext():
+            model.compile(keras.optimizers.SGD(0.1, **clipping), "mse", run_eagerly=model is models[1])
+        model.fit(x, y, batch_size=12, shuffle=False, verbose=0)
+    assert np.abs(weights(models[1])).max() > 0
+    np.testing.assert_allclose(weights(models[0]), weights(models[1]), atol=1e-6)
+
+
 # ---- what fit takes
 
 
