@@ -4,6 +4,7 @@ A step sends one flat vector, which measured as well as groups or single tensors
 left alone: HOROVOD_CYCLE_TIME=0.1 makes small models faster and large ones slower (tests/benchmarks.md).
 """
 
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -29,8 +30,20 @@ class Horovod(Communicator):
     backend = "horovod"
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        # Its default would average.
-        return hvd.allreduce(joined(pieces), op=hvd.Sum, name="distgrad_all_sum")
+        # Horovod takes one operation of a name at a time, and workers must share the name: so one after the other,
+        # which TensorFlow sees to by a variable that each sum reads before and writes afterwards.
+        with tf.control_dependencies([self._sums.read_value()]):
+            # Its default would average.
+            total = hvd.allreduce(joined(pieces), op=hvd.Sum, name="distgrad_all_sum")
+        with tf.control_dependencies([total]):
+            self._sums.assign_add(1)
+        return total
+
+    @functools.cached_property
+    def _sums(self) -> tf.Variable:
+        """How many sums there were."""
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def close(self) -> None:
         hvd.shutdown()
