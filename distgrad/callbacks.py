@@ -77,7 +77,7 @@ class WarmUp(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Set the rate of the step that is about to be taken."""
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if step <= self._steps:
             self.model.optimizer.learning_rate = self._base * (1 + (self._scale - 1) * step / self._steps)
 
