@@ -267,7 +267,7 @@ def test_the_rate_warms_up(comm: Communicator) -> None:
     model = line(comm)
 
     def look(*_: Any, **__: Any) -> None:
-        seen.append(float(model.optimizer.learning_rate))
+        seen.append(float(model.optimizer.learning_rate.numpy()))
 
     looking = keras.callbacks.LambdaCallback(on_train_batch_end=look)
     model.fit(*numbers(), batch_size=4, epochs=2, callbacks=[distgrad.WarmUp(0.01, 3, steps=4), looking], verbose=0)
