@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from distgrad.gradient import GradientSum
     from distgrad.join import connect
     from distgrad.report import StepReport
-    from distgrad.step import DistributedStep, sum_gradients
+    from distgrad.step import DistributedStep
+    from distgrad.sums import sum_gradients
 
 __all__ = [
     "Communicator",
@@ -38,7 +39,7 @@ _ROOMS = {
     "WarmUp": "callbacks",
     "connect": "join",
     "distribute": "fit",
-    "sum_gradients": "step",
+    "sum_gradients": "sums",
 }
 
 

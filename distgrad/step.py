@@ -14,15 +14,14 @@ Every worker runs this; all the communication of a step is one sum of one vector
 import functools
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distgrad import agreement, objective
-from distgrad import loss as losses
-from distgrad.accumulate import Accumulated, Totals, accumulate
+from distgrad.accumulate import accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
@@ -32,6 +31,7 @@ from distgrad.layout import LANES, WEIGHT, Lanes, Layout
 from distgrad.report import StepReport, blame, print_report
 from distgrad.riders import Outcome, Pass, Rider, Riders
 from distgrad.statistics import moments, statistics, statistics_of_ranges
+from distgrad.sums import vector_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
@@ -289,7 +289,7 @@ class DistributedStep:
         riders = tf.zeros(self._riders.entries, self._layout.dtype)
         sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._variables), riders=riders)
         self._depends = sums.depends
-        return _vector(self._layout, self._totals, sums, row_count(batch), more)
+        return vector_of(sums, self._layout, self._totals, row_count(batch), more)
 
     def _micro_batch_sum(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> tuple[GradientSum, tf.Tensor]:
         seen: list[Pass] = []
@@ -348,75 +348,6 @@ class DistributedStep:
             anywhere = ["1" in column for column in zip(*by_rank, strict=True)]
             self._has_gradient = [a or b for a, b in zip(anywhere, penalised, strict=True)]
         return self._has_gradient
-
-
-def sum_gradients(
-    per_example_loss: Callable[..., tf.Tensor],
-    variables: Sequence[Any],
-    batch: Any,
-    *,
-    comm: Communicator,
-    micro_batch_size: int | None = None,
-) -> GradientSum:
-    """Sum the gradients of any loss over all examples of all workers. Nothing is divided or applied.
-
-        gradients_v = Σ_workers Σ_examples ∂loss(example)/∂v
-
-    Usable in a loop of one's own, eagerly or, which is faster, inside a `tf.function`.
-
-    Args:
-        per_example_loss: takes this worker's (micro-)batch, as positional arguments if it is a tuple, and returns
-            its losses, shape (b,) or (b, ...).
-        variables: Keras or TensorFlow variables of any float dtype, the same on every worker.
-        batch: nest of (b, ...) tensors or arrays; b may differ between workers and be 0.
-        micro_batch_size: rows differentiated at once; None takes the whole batch.
-
-    Returns:
-        gradients: one per variable, summed in float32 (float64 if any variable is), zeros where the loss does not
-        depend on it; loss: () float64; weight: () float64, the number of losses summed.
-
-    Raises:
-        ModelMismatch: the variables differ between workers; nothing was summed.
-        UnsupportedLoss: the loss is not per example.
-
-    >>> from distgrad import connect
-    >>> slope = tf.Variable(3.0)
-    >>> loss = lambda x, y: tf.square(slope * x - y)
-    >>> batch = tf.constant([1.0, 2.0, 4.0]), tf.constant([0.0, 0.0, 1.0])
-    >>> sums = sum_gradients(loss, [slope], batch, comm=connect("solo"), micro_batch_size=2)
-    >>> float(sums.gradients[0]), float(sums.loss), float(sums.weight)  # Σ 2x(3x - y), Σ (3x - y)², 3
-    (118.0, 166.0, 3.0)
-    """
-    layout = Layout(variables)
-    agreement.require_same_variables_once(comm, variables)
-    totals = comm.totals(layout, riders=0)
-    arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
-
-    def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        name = getattr(per_example_loss, "__name__", "loss")
-        return losses.summed_values(per_example_loss(*micro_batch), name)
-
-    def local_sums(*share: Any) -> Vector:
-        nothing = tf.zeros(0, layout.dtype)
-        sums = accumulate(
-            lambda part: (micro_batch_sum(objective, variables, part), nothing),
-            share,
-            micro_batch_size,
-            totals,
-            len(variables),
-            riders=nothing,
-        )
-        return _vector(layout, totals, sums, row_count(share), more=tf.constant(0))
-
-    total = comm.sum_over_workers(local_sums, arguments)
-    lanes = layout.lanes(total[layout.entries :])
-    return GradientSum(layout.unflatten(total[: layout.entries]), lanes.loss, lanes.weight)
-
-
-def _vector(layout: Layout, totals: Totals, sums: Accumulated, rows: tf.Tensor, more: tf.Tensor) -> Vector:
-    """What this worker sends: (s,) its sums and the lanes."""
-    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, sums.riders))
-    return totals.vector(sums.carried, rows > 0, lanes)
 
 
 def _symbolic(tensor: Any) -> keras.KerasTensor:
