@@ -145,8 +145,9 @@ class SharedArrays(Share):
         if self._shuffle == "batch":
             batches = tf.data.Dataset.zip(batches, self._seeds(self._whole._size)).map(_shuffled)
         own = batches.map(lambda rows: share(rows, comm.rank, comm.rank + comm.span, comm.size))
-        # The arrays are captured once; an element of the dataset is a batch of row numbers.
-        gathered = own.map(lambda rows: keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays))
+        # An element is a batch of row numbers. The arrays come as a dataset of one element: what a function captures
+        # becomes a constant of its graph, which would be copied and written out for every iterator.
+        gathered = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensors(arrays).repeat()).map(_gathered)
         return gathered.prefetch(READY).with_options(_plain())
 
     def _orders(self) -> tf.data.Dataset:
@@ -173,7 +174,12 @@ def _plain() -> tf.data.Options:
     """Nothing is tuned: there is little to gain, and the end of an iterator waits for its tuning thread to wake up."""
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     return options
+
+
+def _gathered(rows: tf.Tensor, arrays: Any) -> Any:
+    return keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays)
 
 
 def _shuffled(rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -9,14 +9,13 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import tensorflow as tf
 
 from distgrad.accumulate import Totals
-from distgrad.communicators import Communicator, DividedSum, Vector, pieces_of
 from distgrad.errors import EngineMissing
 from distgrad.layout import Layout
 from distgrad.world import World
@@ -34,15 +33,12 @@ except (ImportError, RuntimeError) as failure:
         everywhere=True,
     ) from None
 
-from distgrad.communicators.window import InWindow, Placed, Window
+from distgrad.communicators.shared_window import SharedWindow
+from distgrad.communicators.window import InWindow, Windowed
 
 
-class Mpi(Communicator):
-    """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own.
-
-    Attributes:
-        window: what this host's ranks share.
-    """
+class Mpi(Windowed):
+    """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own."""
 
     backend = "mpi"
 
@@ -52,40 +48,13 @@ class Mpi(Communicator):
         self._before_end = _unname_segment(host)
         atexit.register(self._before_end)
         self._comm, self._host = world.Dup(), host
-        self.window = Window(self._comm, host, self._fail)
+        self.window = SharedWindow(self._comm, host, self._fail)
 
     def totals(self, layout: Layout, riders: int) -> Totals:
         # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
         if tf.config.list_logical_devices("GPU"):
             return super().totals(layout, riders)
         return InWindow(self.window, layout, riders)
-
-    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        return self._sum(list(pieces), borrow)[0]
-
-    def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
-        return self._sum(fn(*args), borrow)[0]
-
-    def sum_and_divide(
-        self, fn: Callable[..., Any], args: Sequence[Any], divided: int, divisor: tf.Tensor, describe: bool = True
-    ) -> DividedSum:
-        described = divided if describe else 0
-        flat, divisor, moments, nonfinite = self._sum(fn(*args), True, divisor, divided=divided, described=described)
-        return DividedSum(flat[:divided], flat[divided:], divisor[0], moments, nonfinite)
-
-    def _sum(
-        self, vector: Placed | Vector, borrow: bool, divisor: Any = (1.0,), divided: int = 0, described: int = 0
-    ) -> Sequence[tf.Tensor]:
-        placed, filled, rest = vector if isinstance(vector, Placed) else (0, True, vector)
-        pieces = pieces_of(rest)
-        entries = {"placed": placed, "divided": divided, "described": described}
-        outputs = self.window.run("sum", filled, divisor, pieces, **entries, borrow=int(borrow))
-        for output, size in zip(outputs, (_size(placed, pieces), 1, 4, self.size), strict=True):
-            output.set_shape([size])
-        return cast(Sequence[tf.Tensor], outputs)
-
-    def _fail(self, error: Exception) -> None:
-        self.failure = error
 
     def close(self) -> None:
         if self._comm:
@@ -101,11 +70,6 @@ class Mpi(Communicator):
         self._before_end()
         MPI.Finalize()
         os._exit(status)
-
-
-def _size(placed: int, pieces: Sequence[tf.Tensor]) -> int | None:
-    sizes = [piece.shape[0] for piece in pieces]
-    return None if None in sizes else placed + sum(sizes)
 
 
 def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:

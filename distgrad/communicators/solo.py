@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from distgrad.communicators import Communicator, joined
+from distgrad.communicators.window import Window, Windowed
 from distgrad.world import World
 
 
 class Solo(Communicator):
-    """A world of one."""
+    """A world of one, on any device."""
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return tf.identity(joined(pieces))
@@ -20,6 +21,18 @@ class Solo(Communicator):
         super().leave(status, together)
 
 
+class SoloOnCpu(Windowed, Solo):
+    """A world of one whose gradient the core divides and describes in one pass."""
+
+    def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
+        super().__init__(rank, size, local_rank, local_size)
+        self.window = Window(size, self._fail)
+
+    def close(self) -> None:
+        self.window.close()
+
+
 def connect(world: World, timeout: float) -> Solo:
     """Run alone, whatever the launcher says."""
-    return Solo(rank=0, size=1, local_rank=0, local_size=1)
+    kind = Solo if tf.config.list_logical_devices("GPU") else SoloOnCpu  # a gradient stays on its GPU
+    return kind(rank=0, size=1, local_rank=0, local_size=1)

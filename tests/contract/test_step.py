@@ -85,7 +85,7 @@ def test_exactly_one_reduction_a_step(comm: Communicator) -> None:
     nodes = [node.op for node in graph.as_graph_def().node]
     nodes += [node.op for function in graph.as_graph_def().library.function for node in function.node_def]
     collectives = [op for op in nodes if op in COLLECTIVES]
-    assert len(collectives) == (0 if comm.size == comm.span and comm.backend in ("solo", "tf") else 1)
+    assert len(collectives) == (0 if comm.size == comm.span and comm.backend == "tf" else 1)
 
 
 def linear(comm: Communicator, value: float = 1.0) -> keras.Model:
