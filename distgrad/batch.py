@@ -1,7 +1,9 @@
 """A batch: a tuple (x, [y, [sample_weight]]) of nests of tensors whose first axis counts the same rows."""
 
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distgrad.errors import BadArgument
@@ -45,6 +47,23 @@ def any_rows(tensor: Any) -> tf.TypeSpec:
 def one_row_like(x: Any) -> Any:
     """Zeros for a model to be built on: one row, so that no layer meets an empty batch."""
     return tf.nest.map_structure(lambda tensor: tf.zeros([1, *tensor.shape[1:]], tensor.dtype), x)
+
+
+def filled(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
+    """A made-up batch.
+
+    Args:
+        like: nest of `KerasTensor`s, or None. Axes of unknown length get 3 entries.
+        draw: shape -> an array of numbers; integers that it gives between -1 and 1 are 0.
+    """
+
+    def fill(tensor: keras.KerasTensor | None) -> tf.Tensor | None:
+        if tensor is None:
+            return None
+        shape = [rows, *(size or 3 for size in tensor.shape[1:])]
+        return tf.cast(draw(shape), tensor.dtype) if tensor.dtype != "string" else tf.zeros(shape, tf.string)
+
+    return keras.tree.map_structure(fill, like)
 
 
 def no_rows_like(batch: Any) -> tuple[Any, ...]:

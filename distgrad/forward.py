@@ -8,15 +8,18 @@ Random numbers: a worker draws from the root's seed plus its rank, so that no tw
 started again draws the same, and the root draws what one process would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 
-from distgrad.errors import UnsupportedLoss
+from distgrad.batch import filled, row_count
 from distgrad.riders import Outcome, Pass
+
+ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
 
 
 class Forward:
@@ -25,23 +28,41 @@ class Forward:
     def __init__(self, model: keras.Model, training: bool) -> None:
         self._model, self._training = model, training
 
-    def outputs_like(self, x: Any) -> tuple[Any, list[keras.Variable]]:
-        """What the model gives for such an input, and which float variables such a pass would assign.
+    def try_on(self, like: Sequence[Any], look: Callable[[Pass], None]) -> tuple[Any, list[keras.Variable]]:
+        """What the model gives for such a batch, and which float variables such a pass would assign.
 
         Args:
-            x: a nest of `KerasTensor`s.
+            like: (x, [y, [sample_weight]]), nests of `KerasTensor`s.
+            look: is shown the pass, as tensors of a graph that is thrown away.
 
         Returns:
             (a nest of `KerasTensor`s, variables that are not trainable). Nothing is computed or assigned.
         """
         found: list[keras.Variable] = []
 
-        def trial(x: Any) -> Any:
+        def trial(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
             y_pred, scope = self.run(x, tf.constant(0))
             found[:] = [v for v in _floats(self._model) if scope.get_current_value(v) is not None]
+            look(Pass(x, y, sample_weight, y_pred, row_count(x), scope))
             return y_pred
 
-        return compute_output_spec(trial, x), found
+        return compute_output_spec(trial, *like), found
+
+    def added_sums(self, x: Any) -> list[bool]:
+        """For each loss that layers add, whether it is a sum over the rows rather than a mean.
+
+        Its value does not tell. But where the same rows are shown twice over, a sum is twice as large.
+
+        Args:
+            x: a nest of `KerasTensor`s.
+        """
+        once = filled(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
+        twice = tf.nest.map_structure(lambda rows: tf.concat([rows, rows], 0), once)
+        values = [
+            np.array([float(tf.reduce_sum(loss)) for loss in self.run(rows, tf.constant(0))[1].losses])
+            for rows in (once, twice)
+        ]
+        return [bool(abs(second) > np.sqrt(2) * abs(first)) for first, second in zip(*values, strict=True)]
 
     def run(self, x: Any, worker: tf.Tensor, zeroed: Sequence[keras.Variable] = ()) -> tuple[Any, keras.StatelessScope]:
         """Run the model.
@@ -52,17 +73,12 @@ class Forward:
             zeroed: variables that the pass shall find to be zero.
 
         Returns:
-            (the output, the scope that holds what would have been assigned).
-
-        Raises:
-            UnsupportedLoss: layers added losses.
+            (the output, the scope that holds what would have been assigned and the losses that layers added).
         """
         offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in _seeds(self._model)]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
         with keras.StatelessScope(known, collect_losses=True) as scope:
             y_pred = self._model(x, training=self._training)
-        if scope.losses and self._training:
-            _refuse_added_losses(self._model)
         return y_pred, scope
 
     def keep_states(self, scope: keras.StatelessScope, worker: tf.Tensor) -> None:
@@ -120,12 +136,3 @@ def _seeds(model: keras.Model) -> list[keras.Variable]:
 
 def _is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
-
-
-def _refuse_added_losses(model: keras.Model) -> None:
-    """One added loss is a mean over the micro-batch and another a sum, and the value does not tell which."""
-    raise UnsupportedLoss(
-        f"layers of model {model.name!r} add losses of their own during the call",
-        "return them as outputs and count them per example in the loss function",
-        everywhere=True,
-    )

@@ -44,22 +44,38 @@ def micro_batch_sum(objective: Objective, variables: Sequence[Any], batch: Any, 
     Returns:
         Gradients as the tape gives them: dense, IndexedSlices, or None where the loss does not depend on the variable.
     """
+    return micro_batch_sums(lambda *tensors: [objective(*tensors)], 1, variables, batch, scale)[0]
+
+
+def micro_batch_sums(
+    objectives: Callable[..., Sequence[tuple[tf.Tensor, tf.Tensor]]],
+    count: int,
+    variables: Sequence[Any],
+    batch: Any,
+    scale: Any = None,
+) -> list[GradientSum]:
+    """The same of so many objectives, which come of one forward pass."""
     sources = [tensor_of(variable) for variable in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    with tf.GradientTape(persistent=count > 1, watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        loss, weight = objective(*batch)
-        if scale is not None:
-            # Keras chooses scales for a mean: the gradient of a scaled sum would overflow float16 sooner.
-            divisor = tf.maximum(tf.cast(weight, loss.dtype), 1)
-            target = loss * tf.cast(scale, loss.dtype) / divisor
-    if scale is None:
-        return GradientSum(tape.gradient(loss, sources), loss, weight)
-    return GradientSum([_times(gradient, divisor) for gradient in tape.gradient(target, sources)], loss, weight)
+        pairs = objectives(*batch)
+        # Keras chooses scales for a mean: the gradient of a scaled sum would overflow float16 sooner.
+        divisors = [None if scale is None else tf.maximum(tf.cast(weight, loss.dtype), 1) for loss, weight in pairs]
+        targets = [_scaled(loss, scale, divisor) for (loss, _), divisor in zip(pairs, divisors, strict=True)]
+    found = [tape.gradient(target, sources) for target in targets]
+    return [
+        GradientSum([_times(gradient, divisor) for gradient in gradients], loss, weight)
+        for gradients, divisor, (loss, weight) in zip(found, divisors, pairs, strict=True)
+    ]
 
 
-def _times(gradient: Gradient, factor: tf.Tensor) -> Gradient:
-    if gradient is None:
-        return None
+def _scaled(loss: tf.Tensor, scale: Any, divisor: tf.Tensor | None) -> tf.Tensor:
+    return loss if divisor is None else loss * tf.cast(scale, loss.dtype) / divisor
+
+
+def _times(gradient: Gradient, factor: tf.Tensor | None) -> Gradient:
+    if gradient is None or factor is None:
+        return gradient
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(_times(gradient.values, factor), gradient.indices, gradient.dense_shape)
     return tf.cast(gradient, factor.dtype) * factor

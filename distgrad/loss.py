@@ -11,7 +11,7 @@ over micro-batches and workers:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -50,8 +50,28 @@ def divides(loss: keras.losses.Loss) -> bool:
     return loss.reduction != "sum"
 
 
-def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+ROWS, NOTHING = "rows", "nothing"  # what most divisors count, and what a plain sum does
+
+
+class Term(NamedTuple):
     """The loss of one micro-batch as numerator and divisor.
+
+    Attributes:
+        loss: () Σ w·mask·loss, in the loss's dtype.
+        weight: () N.
+        counted: of what N is a multiple, in every micro-batch: ROWS, a mask, NOTHING (it is a plain sum), or something
+            that no other term shares.
+        each: N = each · count.
+    """
+
+    loss: tf.Tensor
+    weight: tf.Tensor
+    counted: Any = ROWS
+    each: float = 1.0
+
+
+def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> Term:
+    """Take the loss of one micro-batch apart.
 
     Args:
         loss: a Keras loss; its `reduction` decides the divisor, not the sum.
@@ -59,26 +79,24 @@ def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any
         y_pred: (b, ...) the model's output, perhaps with a Keras mask.
         sample_weight: (b, ...) or None.
 
-    Returns:
-        (() Σ w·mask·loss, () N), in the loss's dtype.
-
     Raises:
         UnsupportedLoss: the loss gives one number for the whole micro-batch.
     """
     values, mask = _values(loss, y_true, y_pred)
     losses = _per_example(values, loss.name)
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
-    return _weighted_sum(losses, weights), _divisor(losses, weights, mask, loss.reduction)
+    counted, each = _counted(losses, weights, mask, loss.reduction)
+    return Term(_weighted_sum(losses, weights), _divisor(losses, weights, mask, loss.reduction), counted, each)
 
 
-def shape_and_mask(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[tf.TensorShape, bool]:
-    """The shape (b, ...) of the per-example losses, and whether a mask leaves some of them out.
-
-    Raises:
-        UnsupportedLoss: the loss gives one number for the whole micro-batch.
-    """
-    values, mask = _values(loss, y_true, y_pred)
-    return _per_example(values, loss.name).shape, mask is not None
+def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction: str | None) -> tuple[Any, float]:
+    """What N counts and how often, see `Term`; where that depends on the data, something of its own, once."""
+    if reduction == "sum":
+        return NOTHING, 1.0
+    entry = losses.shape[1 if mask is None else mask.shape.rank :]
+    if (reduction == "mean_with_sample_weight" and weights is not None) or not entry.is_fully_defined():
+        return object(), 1.0
+    return ROWS if mask is None else mask, float(entry.num_elements())
 
 
 def _values(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[Any, tf.Tensor | None]:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 
+from distgrad.batch import filled
 from distgrad.errors import UnsupportedMetric
 from distgrad.riders import Outcome, Pass
 
@@ -47,27 +48,24 @@ class MetricSums:
         known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
         self.zeroed = [variable for variable in model.metrics_variables if id(variable) not in known]
         self._require_sums(like)
-        return [
-            *(tf.TensorShape(variable.shape) for variable in self.zeroed),
-            *(tf.TensorShape(()) for _ in like.terms),
-        ]
+        return [tf.TensorShape(variable.shape) for variable in self.zeroed]
 
     def parts(self, seen: Pass) -> list[tf.Tensor]:
-        """What the micro-batch adds to the metrics' state, and to each output's loss."""
+        """What the micro-batch adds to the metrics' state."""
         with seen.scope:
             self._model.compute_metrics(seen.x, seen.y, seen.y_pred, sample_weight=seen.sample_weight)
-        return [*(seen.scope.get_current_value(variable) for variable in self.zeroed), *seen.terms]
+        return [seen.scope.get_current_value(variable) for variable in self.zeroed]
 
     def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
         """Add to the metrics' state what all workers added, and tell the results so far."""
-        for variable, change in zip(self.zeroed, sums, strict=False):
+        for variable, change in zip(self.zeroed, sums, strict=True):
             variable.assign(variable.value + tf.cast(change, variable.dtype))
         self._model._loss_tracker.update_state(
             tf.cast(outcome.loss, tf.float32), sample_weight=tf.cast(outcome.examples, tf.float32)
         )
-        for mean, total in zip(self._means, sums[len(self.zeroed) :], strict=True):
+        for mean, loss in zip(self._means, outcome.outputs, strict=True):
             # Keras counts each batch once, however many rows the last one has.
-            mean.update_state(total / tf.cast(outcome.weight, total.dtype))
+            mean.update_state(tf.cast(loss, tf.float32))
         told = dict(self._model.get_metrics_result())
         if self._with_gradient:
             told |= {"gradient_sum": outcome.gradient_sum, "gradient_norm": outcome.gradient_norm}
@@ -121,18 +119,9 @@ def _made_up(like: Pass, seed: int) -> tuple[Any, ...]:
     """A batch in the shapes of a pass: zeros, targets of 0 and 1, predictions and weights between 0 and 1."""
     rng = np.random.default_rng(seed)
 
-    def filled(draw: Any, tensors: Any) -> Any:
-        def fill(tensor: keras.KerasTensor | None) -> tf.Tensor | None:
-            if tensor is None:
-                return None
-            shape = [ROWS, *(size or 3 for size in tensor.shape[1:])]
-            return tf.cast(draw(shape), tensor.dtype)
-
-        return keras.tree.map_structure(fill, tensors)
-
     return (
-        filled(np.zeros, like.x),
-        filled(lambda shape: rng.integers(0, 2, shape), like.y),
-        filled(lambda shape: rng.uniform(0.05, 0.95, shape), like.y_pred),
-        filled(lambda shape: rng.uniform(0.5, 1.5, shape), like.sample_weight),
+        filled(like.x, ROWS, np.zeros),
+        filled(like.y, ROWS, lambda shape: rng.integers(0, 2, shape)),
+        filled(like.y_pred, ROWS, lambda shape: rng.uniform(0.05, 0.95, shape)),
+        filled(like.sample_weight, ROWS, lambda shape: rng.uniform(0.5, 1.5, shape)),
     )

@@ -13,24 +13,36 @@ import keras
 import tensorflow as tf
 
 
+class Sums(NamedTuple):
+    """The losses of one micro-batch; each is (() Σ loss, () what it will be divided by).
+
+    Attributes:
+        groups: those that are differentiated, see objective.py; the first one has lanes of its own.
+        outputs: those of the outputs that are told apart.
+    """
+
+    groups: Sequence[tuple[tf.Tensor, tf.Tensor]]
+    outputs: Sequence[tuple[tf.Tensor, tf.Tensor]]
+
+
 class Pass(NamedTuple):
     """One micro-batch's way through the model.
 
     Attributes:
         x, y, sample_weight: the micro-batch, (b, ...) each; y and sample_weight may be None.
         y_pred: (b, ...) the model's output, or a nest of them.
-        terms: for each output that has a loss, () Σ loss over the micro-batch.
         rows: () int32, b.
-        scope: what the pass would have assigned to Keras variables.
+        scope: what the pass would have assigned to Keras variables, and the losses that layers added.
+        sums: its losses, once they are known.
     """
 
     x: Any
     y: Any
     sample_weight: Any
     y_pred: Any
-    terms: Sequence[tf.Tensor]
     rows: tf.Tensor
     scope: keras.StatelessScope
+    sums: Any = None
 
 
 class Outcome(NamedTuple):
@@ -40,7 +52,7 @@ class Outcome(NamedTuple):
         loss: () float64, the global batch's loss.
         gradient_sum, gradient_norm: () float64, of the global gradient.
         examples: () int64, rows of the global batch.
-        weight: () float64, what the losses are divided by.
+        outputs: for each output that is told apart, () float64 its mean loss.
         applied: () bool, whether the weights change.
     """
 
@@ -48,7 +60,7 @@ class Outcome(NamedTuple):
     gradient_sum: tf.Tensor
     gradient_norm: tf.Tensor
     examples: tf.Tensor
-    weight: tf.Tensor
+    outputs: Sequence[tf.Tensor]
     applied: tf.Tensor
 
 
@@ -90,15 +102,15 @@ class Riders:
         parts = itertools.chain.from_iterable(rider.parts(seen) for rider in self.riders)
         return tf.concat([tf.zeros(0, dtype), *(tf.reshape(tf.cast(part, dtype), [-1]) for part in parts)], 0)
 
-    def settle(self, flat: tf.Tensor, outcome: Outcome) -> dict[str, tf.Tensor]:
-        """Hand each rider its sums out of the flat vector (entries,); returns all that they tell."""
+    def cut(self, flat: tf.Tensor) -> list[list[tf.Tensor]]:
+        """Each rider's sums, out of the flat vector (entries,)."""
+        sizes = [int(shape.num_elements()) for shape in itertools.chain(*self._shapes)]
+        parts = iter(tf.split(flat, sizes) if sizes else [])
+        return [[tf.reshape(next(parts), shape) for shape in shapes] for shapes in self._shapes]
+
+    def settle(self, sums: Sequence[Sequence[tf.Tensor]], outcome: Outcome) -> dict[str, tf.Tensor]:
+        """Hand each rider its sums; returns all that they tell."""
         told: dict[str, tf.Tensor] = {}
-        start = 0
-        for rider, shapes in zip(self.riders, self._shapes, strict=True):
-            sums = []
-            for shape in shapes:
-                size = int(shape.num_elements())
-                sums.append(tf.reshape(flat[start : start + size], shape))
-                start += size
-            told |= rider.settle(sums, outcome)
+        for rider, own in zip(self.riders, sums, strict=True):
+            told |= rider.settle(own, outcome)
         return told

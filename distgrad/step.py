@@ -14,20 +14,21 @@ Every worker runs this; all the communication of a step is one sum of one vector
 import functools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from distgrad import agreement, objective
+from distgrad import agreement
 from distgrad.accumulate import accumulate
 from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.forward import Forward, MovingStatistics
-from distgrad.gradient import GradientSum, micro_batch_sum, regularisation
-from distgrad.layout import LANES, WEIGHT, Lanes, Layout
+from distgrad.gradient import GradientSum, micro_batch_sums, regularisation
+from distgrad.layout import LANES, WEIGHT, Layout
+from distgrad.objective import Objective
 from distgrad.report import StepReport, blame, print_report
 from distgrad.riders import Outcome, Pass, Rider, Riders
 from distgrad.statistics import moments, statistics, statistics_of_ranges
@@ -81,7 +82,7 @@ class DistributedStep:
         _require(log_format in ("text", "json"), "log_format", log_format, '"text" or "json"')
         _require(log_every >= 0, "log_every", log_every, "0 or more")
         self.model, self.comm = model, comm
-        self._objective = objective.of(loss, model)
+        self._objective = Objective(loss, model)
         self._forward = Forward(model, training=self._trains)
         self._own_riders: list[Rider] = []
         with comm.scope():
@@ -193,15 +194,16 @@ class DistributedStep:
         with self.comm.scope():
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
-        self._prepare(*keras.tree.map_structure(_symbolic, batch))
+        self._prepare(keras.tree.map_structure(_symbolic, batch))
         self._variables = self._differentiated()
-        self._layout = Layout(self._variables)
+        self._layout = Layout(self._variables)  # of G
+        self._sent = Layout(self._variables * self._objective.groups)  # of each group's sums
         ranges = self._layout.ranges()
         self._described = [(v.path, tuple(v.shape), *range_) for v, range_ in zip(self._variables, ranges, strict=True)]
         self._group_ranges = [[ranges[index] for index in self._members(label)] for label in self._groups]
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
-        self._totals = self.comm.totals(self._layout, self._riders.entries)
+        self._totals = self.comm.totals(self._sent, self._riders.entries)
         self._broadcast()
         self.compiled: Any = self._one_step
         if not self.run_eagerly:
@@ -210,14 +212,21 @@ class DistributedStep:
             self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec((), tf.int32))
         self._joined = True
 
-    def _prepare(self, x: Any, y: Any = None, sample_weight: Any = None) -> None:
+    def _prepare(self, like: tuple[Any, ...]) -> None:
         """Learn from a batch of `KerasTensor`s what the model will give, and who rides along."""
-        y_pred, moving = self._forward.outputs_like(x)
-        self._objective.prepare(y, y_pred, sample_weight)
+
+        def look(seen: Pass) -> None:
+            are_sums: list[bool] = []
+            if seen.scope.losses:
+                with tf.init_scope(), self.comm.scope():
+                    are_sums = self._forward.added_sums(like[0])
+            self._objective.learn(seen, are_sums)
+
+        y_pred, moving = self._forward.try_on(like, look)
         self._divides = self._reduction == "mean" and self._objective.divides
-        self._riders = Riders([MovingStatistics(moving if self._trains else []), *self._own_riders])
-        terms = [keras.KerasTensor(()) for _ in self._objective.names]
-        self._riders.prepare(Pass(x, y, sample_weight, y_pred, terms, keras.KerasTensor(()), keras.StatelessScope()))
+        self._riders = Riders([self._objective, MovingStatistics(moving if self._trains else []), *self._own_riders])
+        x, y, sample_weight = (*like, None, None)[:3]
+        self._riders.prepare(Pass(x, y, sample_weight, y_pred, keras.KerasTensor(()), keras.StatelessScope()))
 
     def _broadcast(self) -> None:
         self.comm.broadcast(self._state())
@@ -256,30 +265,35 @@ class DistributedStep:
             ((v,) float64 what a StepReport reads, (entries,) G, what riders tell).
         """
         total = self._sum_over_workers(batch, more)  # the only communication, and the one division
-        lanes = self._layout.lanes(total.rest)  # what rode along
+        lanes = self._sent.lanes(total.rest)  # what rode along
+        ridden = self._riders.cut(lanes.riders)
+        means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
-        gradient, described = self._gradient(total, penalty)  # (entries,) G, (4,) its statistics
+        gradient, described = self._gradient(total, means.counts, penalty)  # (entries,) G, (4,) its statistics
         finite = tf.equal(described[3], 0)
-        weight = self._weight(lanes)
-        loss = lanes.loss / weight + penalty.loss
+        loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
         self._update(gradient, finite, applied)
-        outcome = Outcome(loss, described[0], described[1], lanes.examples, weight, applied)
-        logs = self._riders.settle(lanes.riders, outcome)
+        outcome = Outcome(loss, described[0], described[1], lanes.examples, means.outputs, applied)
+        logs = self._riders.settle(ridden, outcome)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
         values = tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0)
         return values, gradient, logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
-        return self.comm.sum_and_divide(self._local_sums, (batch, more), self._layout.entries, self._divisor())
+        return self.comm.sum_and_divide(self._local_sums, (batch, more), self._sent.entries, self._divisor())
 
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
         terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
-        scale = self._loss_scale()
         terms += [0.0] * self._riders.entries
-        return tf.constant(terms, tf.float64) * tf.cast(1.0 if scale is None else scale, tf.float64)
+        return tf.constant(terms, tf.float64) * self._scale()
+
+    def _scale(self) -> tf.Tensor:
+        """() float64, by which the gradients are larger on their way."""
+        scale = self._loss_scale()
+        return tf.cast(1.0 if scale is None else scale, tf.float64)
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
         """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
@@ -287,25 +301,26 @@ class DistributedStep:
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
         riders = tf.zeros(self._riders.entries, self._layout.dtype)
-        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._variables), riders=riders)
+        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._sent.shapes), riders=riders)
         self._depends = sums.depends
-        return vector_of(sums, self._layout, self._totals, row_count(batch), more)
+        return vector_of(sums, self._sent, self._totals, row_count(batch), more)
 
     def _micro_batch_sum(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> tuple[GradientSum, tf.Tensor]:
         seen: list[Pass] = []
-        objective = functools.partial(self._summed_loss, seen, worker)
-        sums = micro_batch_sum(objective, self._variables, batch, self._loss_scale())
+        losses = functools.partial(self._summed_losses, seen, worker)
+        groups = micro_batch_sums(losses, self._objective.groups, self._variables, batch, self._loss_scale())
         self._forward.keep_states(seen[0].scope, worker)
-        return sums, self._riders.part(seen[0], self._layout.dtype)
+        gradients = [gradient for group in groups for gradient in group.gradients]
+        return groups[0]._replace(gradients=gradients), self._riders.part(seen[0], self._layout.dtype)
 
-    def _summed_loss(
+    def _summed_losses(
         self, seen: list[Pass], worker: tf.Tensor, x: Any, y: Any = None, sample_weight: Any = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        rows = row_count(x)
+    ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
         y_pred, scope = self._forward.run(x, worker, self._riders.zeroed)
-        sums = self._objective.sums(y, y_pred, sample_weight, rows)
-        seen.append(Pass(x, y, sample_weight, y_pred, sums.terms, rows, scope))
-        return sums.loss, sums.weight
+        one = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+        sums = self._objective.sums(one)
+        seen.append(one._replace(sums=sums))
+        return sums.groups
 
     def _penalty(self) -> GradientSum:
         return regularisation(self._variables)
@@ -317,18 +332,25 @@ class DistributedStep:
         tf.cond(applied, lambda: self._apply(gradient), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
 
-    def _gradient(self, total: DividedSum, penalty: GradientSum) -> tuple[tf.Tensor, tf.Tensor]:
+    def _gradient(
+        self, total: DividedSum, counts: Sequence[tf.Tensor], penalty: GradientSum
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """G, what is counted once included, and its statistics."""
-        gradient = total.entries
-        if all(part is None for part in penalty.gradients):
-            return gradient, statistics(total.moments, total.divisor, gradient.dtype)
-        gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
+        penalised = any(part is not None for part in penalty.gradients)
+        if len(counts) == 1 and not penalised:
+            return total.entries, statistics(total.moments, total.divisor, total.entries.dtype)
+        gradient = total.entries if len(counts) == 1 else self._of_groups(total, counts)
+        if penalised:
+            gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
         return gradient, statistics(moments(gradient))
 
-    def _weight(self, lanes: Lanes) -> tf.Tensor:
-        """() float64 what the loss is divided by: N."""
-        weight = lanes.weight if self._divides else tf.ones((), tf.float64)
-        return tf.where(tf.equal(weight, 0), tf.ones((), tf.float64), weight)  # all masked: Keras takes 0, not 0/0
+    def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor]) -> tf.Tensor:
+        """(entries,) the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
+        shares = [total.divisor / (count * self._scale()) for count in counts]
+        parts, count = self._sent.unflatten(total.entries), len(self._variables)
+        scaled = [part * tf.cast(shares[number // count], part.dtype) for number, part in enumerate(parts)]
+        sums = [tf.add_n(scaled[index::count]) for index in range(count)]
+        return tf.concat([total.entries[:0], *self._layout.flatten(sums)], 0)
 
     def _apply(self, gradient: tf.Tensor) -> None:
         parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
@@ -342,7 +364,8 @@ class DistributedStep:
         Asked of the other workers while the first trace is made; every worker makes it before its first step.
         """
         if self._has_gradient is None:
-            own = "".join("1" if has_gradient else "0" for has_gradient in self._depends)
+            count = len(self._variables)
+            own = "".join("1" if any(self._depends[index::count]) else "0" for index in range(count))
             by_rank = [text for text in self.comm.exchange(own) if text]
             penalised = [getattr(variable, "regularizer", None) is not None for variable in self._variables]
             anywhere = ["1" in column for column in zip(*by_rank, strict=True)]

@@ -132,6 +132,30 @@ def normalised() -> keras.Model:
     )
 
 
+class Code(layers.Layer):
+    """A mean and a spread -> a draw, with the divergence from the standard normal added to the loss."""
+
+    def call(self, mean: Any, spread: Any, noise: Any) -> Any:
+        divergence = ops.square(mean) + ops.exp(spread) - spread - 1
+        self.add_loss(0.5 * ops.mean(ops.sum(divergence, axis=-1)))
+        return mean + ops.exp(0.5 * spread) * noise
+
+
+def variational_autoencoder() -> keras.Model:
+    """Its noise is an input, so that the oracle meets the same."""
+    x, noise = keras.Input((6,)), keras.Input((2,))
+    hidden = layers.Dense(5, "relu", activity_regularizer=keras.regularizers.L1(0.01))(x)
+    code = Code()(layers.Dense(2)(hidden), layers.Dense(2)(hidden), noise)
+    return keras.Model([x, noise], layers.Dense(6)(code))
+
+
+def two_taggers() -> keras.Model:
+    words = keras.Input((5,), dtype="int32")
+    x, last = layers.GRU(4, return_sequences=True, return_state=True)(layers.Embedding(9, 5, mask_zero=True)(words))
+    tags = [layers.Dense(3, "softmax", name="part")(x), layers.Dense(2, name="span")(x)]
+    return keras.Model(words, [*tags, layers.Dense(1, name="mood")(last)])
+
+
 def averaged() -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.01, use_ema=True, ema_overwrite_frequency=2)
 
@@ -220,6 +244,26 @@ FITS = {
         },
         reals(5),
         [reals(2), ids(2, 1)],
+        batch_size=EVEN,
+    ),
+    "variational autoencoder": Fit(
+        variational_autoencoder,
+        lambda: {"optimizer": "adam", "loss": "mse", "metrics": ["mae"]},
+        [reals(6), reals(2)],
+        reals(6),
+        {"sample_weight": RNG.uniform(0.2, 3, ROWS).astype("float32")},
+        batch_size=EVEN,
+    ),
+    "two taggers": Fit(
+        two_taggers,
+        lambda: {
+            "optimizer": "sgd",
+            "loss": [SPARSE(), "mse", keras.losses.Huber(reduction="sum")],
+            "loss_weights": [1.0, 0.5, 0.1],
+            "weighted_metrics": [["accuracy"], [], []],
+        },
+        ids(9, 5) * (np.arange(5) < RNG.integers(1, 6, (ROWS, 1))),
+        [ids(3, 5), reals(5, 2), reals(1)],
         batch_size=EVEN,
     ),
     "frozen backbone": Fit(
