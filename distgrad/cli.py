@@ -1,18 +1,78 @@
 """The command line: `distgrad ...`, or `python -m distgrad ...`."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from distgrad.bench.cases import PEERS, TABLES
-from distgrad.bench.run import run as run_benchmark
+from distgrad.errors import DistgradError, print_line
+from distgrad.launching import hosts
+from distgrad.launching.run import START_TIMEOUT, Request, dry_run
+from distgrad.launching.run import run as run_job
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Errors end with the statuses that all of distgrad has."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            error.show()
+            context.exit(os.EX_USAGE)
+        except DistgradError as error:
+            print_line(str(error), sys.stderr)
+            context.exit(error.status)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="distgrad")
 def main() -> None:
     """The right global gradient sum for TensorFlow and Keras 3."""
+
+
+@main.command(context_settings={"allow_interspersed_args": False})
+@click.option("-np", "-n", "--num-proc", "size", type=click.IntRange(1), help="Workers in all; else one a slot.")
+@click.option("--nproc-per-node", "--nproc_per_node", "per_host", type=click.IntRange(1), help="Workers of each host.")
+@click.option("-H", "--host", "--hosts", "host_list", metavar="H1:2,H2:2", help="Hosts and their slots; else this one.")
+@click.option("--backend", default="auto", show_default=True, help="auto, mpi, horovod, tf or solo.")
+@click.option("--controller", type=click.Choice(["mpi", "gloo"]), help="How Horovod's workers meet.")
+@click.option("--max-restarts", default=0, show_default=True, type=click.IntRange(0), help="After lost workers (75).")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds to wait for a worker in a sum.")
+@click.option(
+    "--start-timeout", type=click.FloatRange(0, min_open=True), help="And at the start; else --timeout, or 60."
+)
+@click.option("--expect-size", type=click.IntRange(1), help="Refuse to train with another number of workers (76).")
+@click.option("--oversubscribe", is_flag=True, help="Allow more workers than slots.")
+@click.option("--tag-output", is_flag=True, help="Begin each line with its worker's rank.")
+@click.option("--dry-run", "only_print", is_flag=True, help="Print the command that does the same by hand.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    *, per_host: int | None, host_list: str | None, start_timeout: float | None, only_print: bool, **chosen: Any
+) -> None:
+    r"""Launch n workers of a script, or of a program, with whatever is installed here.
+
+    \b
+    distgrad run -np 4 train.py --epochs 3
+    distgrad run -H h1:2,h2:2 --max-restarts 3 train.py
+    distgrad run -np 2 --backend horovod --controller gloo train.py
+
+    The exit status is that of the worker which failed first. A job that is told to end (SIGTERM, SIGUSR1, Ctrl-C)
+    has 30 seconds to save; a second Ctrl-C ends it at once.
+    """
+    named = hosts.parse(host_list) if host_list else ()
+    if per_host is not None:
+        named = tuple(host._replace(slots=per_host) for host in named)
+        chosen["size"] = chosen["size"] or per_host * max(1, len(named))
+    patience = start_timeout or chosen["timeout"] or START_TIMEOUT
+    request = Request(hosts=named, start_timeout=patience, **chosen)
+    if only_print:
+        print_line(dry_run(request, os.environ), sys.stdout)
+    else:
+        sys.exit(run_job(request, os.environ))
 
 
 def _peers(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:  # noqa: ARG001 (click's form)
@@ -39,4 +99,6 @@ def bench(tables: tuple[str, ...], num_proc: int, **chosen: Any) -> None:
     accumulate  a further micro-batch against its bare forward and backward pass
     stats       a step with and without its statistics
     """
+    from distgrad.bench.run import run as run_benchmark  # noqa: PLC0415 (NumPy, which the other commands do without)
+
     run_benchmark(tables or tuple(TABLES), size=num_proc, **chosen)

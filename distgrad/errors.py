@@ -148,6 +148,24 @@ class FitMismatch(DistgradError):
     code, status = "DG044", os.EX_USAGE
 
 
+class WorkerLost(DistgradError):
+    """A worker's process has ended while the others needed it."""
+
+    code, status = "DG060", os.EX_TEMPFAIL
+
+
+class NotArrived(DistgradError):
+    """A worker did not come to a sum within `connect(timeout=...)` seconds."""
+
+    code, status = "DG061", os.EX_TEMPFAIL
+
+
+class WorkerFailed(DistgradError):
+    """A worker ended with a status of its own, which becomes the job's."""
+
+    code = "DG063"
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr; the caller decides which worker speaks."""
     print_line(f"distgrad: warning: {message}", sys.stderr)

@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
-from distgrad.errors import EngineMissing, UnknownBackend, WorldMismatch, end_process_on_uncaught
+from distgrad.errors import BadEnvironment, EngineMissing, UnknownBackend, WorldMismatch, end_process_on_uncaught
+from distgrad.launching.session import say_from_worker
 from distgrad.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -41,22 +42,27 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
         backend: "solo", "mpi", "horovod", "tf", or "auto": `DISTGRAD_BACKEND` if that is set, else what the
             launcher's environment variables say, else "solo".
         timeout: seconds that a worker waits for the others in a sum. Only MultiWorkerMirroredStrategy takes such a
-            limit; under the other engines it waits until their launcher ends the job.
+            limit; under the other engines it waits until their launcher ends the job. `distgrad run --timeout`, which
+            sets `DISTGRAD_TIMEOUT`, overrides it.
 
     Raises:
         UnknownBackend: no such backend (exit status 64).
         EngineMissing: the engine is not installed or does not load (69).
         BadEnvironment: the launcher's variables are broken (78).
-        WorldMismatch: fewer or more workers connected than the launcher started (76).
+        WorldMismatch: fewer or more workers connected than the launcher started, or than `DISTGRAD_EXPECT_SIZE` says
+            (76).
     """
     asked = os.environ.get("DISTGRAD_BACKEND", "auto") if backend == "auto" else backend
     end_process_on_uncaught(True, _leave_alone)
     world = ALONE if asked == "solo" else World.from_environment(os.environ)
     end_process_on_uncaught(world.speaks, _leave_alone)
-    engine = ENGINES[_choose(_known(asked), world)]
-    _require_installed(engine)
+    engine = ENGINES[_choose(known(asked), world)]
+    require_installed(engine)
+    timeout = _number("DISTGRAD_TIMEOUT", timeout)
+    say_from_worker(world.rank, "joining")
     module = importlib.import_module(f"distgrad.communicators.{engine.module}")
     comm = cast("Communicator", module.connect(world, timeout))
+    say_from_worker(world.rank, "joined")
     _require_whole_world(comm, world)
     end_process_on_uncaught(comm.is_root, comm.leave)
     return comm
@@ -66,7 +72,20 @@ def _leave_alone(status: int, together: bool) -> NoReturn:  # noqa: ARG001 (alon
     os._exit(status)
 
 
-def _known(name: str) -> str:
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name, str(default))
+    try:
+        return float(text)
+    except ValueError:
+        raise BadEnvironment(f"{name}={text!r} is no number", f"set {name} to one, or unset it") from None
+
+
+def known(name: str) -> str:
+    """The backend's name, if there is one of that name.
+
+    Raises:
+        UnknownBackend: there is none; it names the nearest.
+    """
     if name in ENGINES or name == "auto":
         return name
     names = ["auto", *ENGINES]
@@ -79,17 +98,23 @@ def _choose(name: str, world: World) -> str:
     """Under mpirun both MPI and Horovod fit; the one that is installed is taken, mpi4py first."""
     if name != "auto":
         return name
-    if world.backend == "mpi" and not _installed("mpi4py") and _installed("horovod"):
+    if world.backend == "mpi" and not installed("mpi4py") and installed("horovod"):
         return "horovod"
     return world.backend
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether Python finds a package, which is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
-def _require_installed(engine: Engine) -> None:
-    if engine.package is not None and not _installed(engine.package):
+def require_installed(engine: Engine) -> None:
+    """Say so, and how to get it, where an engine's package is not there.
+
+    Raises:
+        EngineMissing: it is not.
+    """
+    if engine.package is not None and not installed(engine.package):
         raise EngineMissing(f"{engine.package} is not installed", engine.fix, everywhere=True)
     if engine.package == "horovod":
         _find_horovod_library(engine)
@@ -108,6 +133,13 @@ def _require_whole_world(comm: "Communicator", world: World) -> None:
         raise WorldMismatch(
             f"{world.launcher} started {world.size} workers but {comm.backend} connected {comm.size}",
             "launch with the mpirun of the MPI that mpi4py or Horovod uses, or with horovodrun",
+            rank=world.rank,
+            everywhere=True,
+        )
+    if comm.size != _number("DISTGRAD_EXPECT_SIZE", comm.size):
+        raise WorldMismatch(
+            f"{os.environ['DISTGRAD_EXPECT_SIZE']} workers are expected but {comm.backend} connected {comm.size}",
+            "see that every host starts its workers, or set DISTGRAD_EXPECT_SIZE to the number that there should be",
             rank=world.rank,
             everywhere=True,
         )

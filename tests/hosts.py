@@ -15,6 +15,9 @@ from pathlib import Path
 
 from launching import Job, run
 
+from distgrad.launching.commands import Order, open_mpi_4
+from distgrad.launching.hosts import Host
+
 CABLE = "cable0"  # the name of either end
 SUBNET = "10.77.0.0/30"  # it meets no other network, so that every pair of hosts can have the same
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -43,16 +46,15 @@ class Hosts:
             "OMPI_MCA_btl": "tcp,self",  # the hosts have one name and one memory, which must not be used
             "OMPI_MCA_btl_tcp_if_include": SUBNET,
             "OMPI_MCA_oob_tcp_if_include": SUBNET,
-            "OMPI_MCA_hwloc_base_binding_policy": "none",  # either daemon would bind its first rank to the same core
-            "OMPI_MCA_mpi_yield_when_idle": "1",  # and knows only of its own ranks
+            "OMPI_MCA_mpi_yield_when_idle": "1",  # either daemon knows only of its own ranks
         }
 
     def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
         """Run a Python command line with so many ranks on each host."""
-        slots = ",".join(f"{address}:{ranks}" for address in ADDRESSES)
-        mpirun = ["mpirun", "-H", slots, "-np", str(2 * ranks), "python"]
+        hosts = [Host(address, ranks) for address in ADDRESSES]
+        mpirun = open_mpi_4(Order(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words
         env = {"DISTGRAD_BACKEND": backend} | self._settings | env
-        return run(["ip", "netns", "exec", self.names[0], *mpirun, *command], timeout=timeout, env=env)
+        return run(["ip", "netns", "exec", self.names[0], *mpirun], timeout=timeout, env=env)
 
 
 @contextlib.contextmanager

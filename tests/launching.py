@@ -13,25 +13,17 @@ from typing import NamedTuple
 
 import pytest
 
-from distgrad.bench.jobs import tf_workers
+from distgrad.launching.commands import LAUNCHERS, Order
+from distgrad.launching.environment import launchable, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings.
-CLEAN = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("OMPI_", "PMI", "HOROVOD_", "SLURM_", "DISTGRAD_")) and name != "TF_CONFIG"
-} | {
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "NO_COLOR": "1",
-}
-if shutil.which("ssh") is None:
-    CLEAN["OMPI_MCA_plm"] = "isolated"  # mpirun would give up, although all workers are on this host
+CLEAN = (
+    plain(os.environ)
+    | launchable(os.environ)
+    | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "NO_COLOR": "1"}
+)
 
 
 class Job(NamedTuple):
@@ -102,22 +94,18 @@ def launch(
     Returns:
         One job a process that was started from here: one, except for TensorFlow's workers.
     """
-    env = {"DISTGRAD_TEST_SIZE": str(size), **(env or {})}
-    python = [sys.executable, *command]
-    if engine == "mwms":
-        return _launch_tensorflow_workers(size, python, timeout, env)
-    prefix, extra = {
-        "solo": ([], {}),
-        "mirrored": ([], {"DISTGRAD_BACKEND": "tf", "DISTGRAD_TEST_LOGICAL_CPUS": str(size)}),
-        "mpi": (["mpirun", "--oversubscribe", "-np", str(size)], {}),
-        "horovod-gloo": (["horovodrun", "--gloo", "-np", str(size)], {}),
-        # To the workers, horovodrun over MPI looks like any mpirun.
-        "horovod-mpi": (["horovodrun", "--mpi", "-np", str(size)], {"DISTGRAD_BACKEND": "horovod"}),
-    }[engine]
-    return [run([*prefix, *python], timeout=timeout, env=extra | env)]
-
-
-def _launch_tensorflow_workers(size: int, python: list[str | Path], timeout: float, env: dict[str, str]) -> list[Job]:
-    commands = tf_workers([str(word) for word in python], size)
-    processes = [start(command, env | config) for command, config in commands]
+    launcher, settings = ENGINES[engine]
+    env = {"DISTGRAD_TEST_SIZE": str(size), "DISTGRAD_TEST_LOGICAL_CPUS": str(size)} | settings | dict(env or {})
+    commands = LAUNCHERS[launcher](Order([sys.executable, *map(str, command)], size))
+    processes = [start(words, dict(added) | env) for words, added in commands]
     return [finish(process, timeout) for process in processes]
+
+
+ENGINES: dict[str, tuple[str, dict[str, str]]] = {
+    "solo": ("alone", {}),
+    "mirrored": ("alone", {"DISTGRAD_BACKEND": "tf"}),
+    "mpi": ("Open MPI 4", {}),
+    "horovod-gloo": ("horovodrun --gloo", {}),
+    "horovod-mpi": ("horovodrun --mpi", {}),
+    "mwms": ("TF_CONFIG", {}),
+}

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import BIN, horovod_installed, run, start
+from processes import read, state, wait_until, with_environment
 
 from distgrad.bench import output
 from distgrad.bench.cases import HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
@@ -155,7 +155,7 @@ def test_the_command_line() -> None:
     assert help_text.status == 0
     assert all(table in help_text.out for table in TABLES)
     refused = run([distgrad, "bench", "--peers", "mpi,nobody"])
-    assert refused.status == 2
+    assert refused.status == 64
     assert "'nobody' is none of mpi, " in refused.err
 
 
@@ -179,32 +179,6 @@ def test_a_driver_that_is_killed_leaves_nothing_behind() -> None:
     driver.kill()
     driver.communicate()
     wait_until(lambda: not with_environment(mark), 10)
-
-
-def with_environment(entries: Mapping[str, str]) -> set[int]:
-    """Numbers of the processes that were started with these variables, at whatever remove."""
-    wanted = {f"{name}={value}" for name, value in entries.items()}
-    processes = Path("/proc").glob("[0-9]*")
-    return {int(one.name) for one in processes if wanted <= set(read(one / "environ").split("\0"))}
-
-
-def state(pid: int) -> str:
-    """One letter, as in ps: T for a process that was stopped."""
-    return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
-
-
-def read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:  # the process has ended
-        return ""
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def workers() -> set[str]:

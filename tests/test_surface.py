@@ -112,6 +112,10 @@ def test_importing_distgrad_imports_nothing_heavy() -> None:
     }
 
 
+def test_the_command_line_is_there_at_once() -> None:
+    assert not imported_by("import distgrad.cli") & {"tensorflow", "keras", "numpy", "mpi4py", "horovod"}
+
+
 def test_a_step_imports_no_foreign_engine() -> None:
     modules = imported_by("import distgrad; distgrad.DistributedStep; distgrad.connect('solo')")
     assert "tensorflow" in modules

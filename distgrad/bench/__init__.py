@@ -2,7 +2,6 @@
 
     cases.py     who meets whom on what: the tables, their cases, the contestants and the jobs they run in
     jobs.py      start every engine's own launcher; wake one job at a time
-    warden.py    leave no process behind, even when the driver is killed
     worker.py    what a rank of such a job does: prepare a turn, take it, say how long it took
     engines/     the turns themselves: what is timed
     data.py      what goes in, and what must come out

@@ -7,20 +7,23 @@ import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from distgrad.bench import warden
 from distgrad.bench.cases import Job
+from distgrad.launching import choice, commands
+from distgrad.launching.commands import Command, Order
+from distgrad.launching.environment import launchable, plain
+from distgrad.launching.session import MARK
+from distgrad.launching.warden import end_all, watching
 
 START = 120.0  # seconds until all ranks of a job must have said hello
 ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
@@ -47,7 +50,7 @@ def why_absent(job: Job) -> str | None:
     program = job.launcher.split()[0]
     if importlib.util.find_spec(needs[program]) is None:
         return f"{needs[program]} is not installed"
-    if program in ("mpirun", "horovodrun") and shutil.which(program, path=_path()) is None:
+    if program in ("mpirun", "horovodrun") and choice.found(program, os.environ) is None:
         return f"{program} is not on PATH"
     return None
 
@@ -61,15 +64,11 @@ class Jobs:
         self._jobs = {name: job for name, job in jobs.items() if not self._is_absent(name, job)}
         self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
         self._ranks: dict[str, list[Rank]] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="distgrad-bench-")
+        self._folder = tempfile.mkdtemp(prefix="distgrad-bench-")
+        self._watched = watching(self._folder)
 
     def __enter__(self) -> "Jobs":
-        # Isolated: else this folder would be the first that modules are looked for in.
-        command = [sys.executable, "-I", warden.__file__, self._folder.name]
-        nowhere = subprocess.DEVNULL  # whoever reads the driver's output need not wait for the warden
-        self._warden = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
-        )
+        self._watched.__enter__()
         # One after the other: what a rank does while it starts can ask for all cores.
         for name, job in self._jobs.items():
             try:
@@ -83,8 +82,7 @@ class Jobs:
     ) -> None:
         for name in list(self._processes):
             self._end(name)
-        self._warden.communicate()
-        self._folder.cleanup()
+        self._watched.__exit__(None, None, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._jobs and name not in self.lost
@@ -137,13 +135,16 @@ class Jobs:
                 self._processes[name] = [
                     subprocess.Popen(
                         command,
-                        env=_environment() | dict(job.environment) | environment | {warden.MARK: address},
+                        env=_environment()
+                        | dict(job.environment)
+                        | dict(environment)
+                        | {MARK: str(Path(address).parent)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
                     )
-                    for command, environment in LAUNCHERS[job.launcher](worker, self.size)
+                    for command, environment in _commands(job.launcher, Order(worker, self.size))
                 ]
             self._ranks[name] = self._hear(listener, self._processes[name])
         self._pause(name)
@@ -167,11 +168,13 @@ class Jobs:
         return [ranks[rank] for rank in range(self.size)]
 
     def _address(self, name: str) -> str:
-        """Where the job's ranks call; it marks its processes, too."""
-        return str(Path(self._folder.name, f"{list(self._jobs).index(name)}.socket"))
+        """Where the job's ranks call, in a folder of its own that marks its processes."""
+        folder = Path(self._folder, str(list(self._jobs).index(name)))
+        folder.mkdir(exist_ok=True)
+        return str(folder / "socket")
 
     def _log(self, name: str) -> Path:
-        return Path(self._folder.name, f"{name}.log")
+        return Path(self._folder, f"{name}.log")
 
     def _pause(self, name: str) -> None:
         if self._jobs[name].can_pause:
@@ -193,67 +196,29 @@ class Jobs:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-        warden.end_all(self._address(name))
+        end_all(f"{Path(self._address(name)).parent}\0")
         for process in processes:
             process.wait()
 
 
-def _path() -> str:
-    """Where launchers are looked for: first beside this Python, whose environment may not be activated."""
-    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-
-
 def _environment() -> dict[str, str]:
     """The same for all: one compute thread a rank, no chatter, and no launcher's variables from outside."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("OMPI_", "PMI", "HOROVOD_", "DISTGRAD_")) and name != "TF_CONFIG"
-    }
     threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_plm": "isolated"}  # all ranks are on this host: no ssh is needed
-    return inherited | {"PATH": _path()} | threads | root | quiet
+    return plain(os.environ) | launchable(os.environ) | threads | quiet
 
 
-Commands = list[tuple[list[str], dict[str, str]]]  # command lines to start, and what each adds to the environment
+def _commands(launcher: str, order: Order) -> list[Command]:
+    if launcher == "torch":
+        return _torch(order)
+    if launcher == "mpirun":
+        mpirun = choice.found("mpirun", os.environ)
+        assert mpirun is not None  # why_absent has looked
+        launcher = choice.mpi_kind(mpirun)
+    return commands.LAUNCHERS[launcher](order)
 
 
-def _mpirun(worker: list[str], size: int) -> Commands:
-    return [(["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(size), *worker], {})]
-
-
-def _horovodrun(controller: str) -> Callable[[list[str], int], Commands]:
-    return lambda worker, size: [(["horovodrun", controller, "-np", str(size), *worker], {})]
-
-
-def tf_workers(worker: list[str], size: int) -> Commands:
-    """A process for each task of MultiWorkerMirroredStrategy, on ports that are free now."""
-    addresses = _free_addresses(size)
-    tasks = [{"type": "worker", "index": index} for index in range(size)]
-    configs = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
-    return [(worker, {"TF_CONFIG": config}) for config in configs]
-
-
-def _torch(worker: list[str], size: int) -> Commands:
-    host, port = _free_addresses(1)[0].split(":")
-    common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-    return [(worker, common | {"RANK": str(rank)}) for rank in range(size)]
-
-
-def _free_addresses(count: int) -> list[str]:
-    """Ports of the loopback that nobody listens on; all are held at once so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-
-
-LAUNCHERS: dict[str, Callable[[list[str], int], Commands]] = {
-    "mpirun": _mpirun,
-    "horovodrun --mpi": _horovodrun("--mpi"),
-    "horovodrun --gloo": _horovodrun("--gloo"),
-    "TF_CONFIG": tf_workers,
-    "torch": _torch,
-}
+def _torch(order: Order) -> list[Command]:
+    host, port = commands.free_addresses(1)[0].split(":")
+    common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(order.size)}
+    return [Command(list(order.worker), common | {"RANK": str(rank)}) for rank in range(order.size)]

@@ -1,0 +1,127 @@
+"""Where workers may run: the hosts that were named, their slots, and which of them still answer."""
+
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from distgrad.errors import BadArgument, BadEnvironment
+
+ANSWER = 10.0  # seconds for a host to say that it is there
+AGENTS = ("OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent", "HYDRA_LAUNCHER_EXEC")  # what stands in for ssh
+# Whoever sets one of these has told the launcher about hosts already: a batch system, or the MPI operator.
+ALLOCATIONS = (
+    "SLURM_JOB_ID",
+    "PBS_NODEFILE",
+    "LSB_HOSTS",
+    "OMPI_MCA_orte_default_hostfile",
+    "PRTE_MCA_prte_default_hostfile",
+    "HYDRA_HOST_FILE",
+)
+
+
+class Host(NamedTuple):
+    """A host and how many workers it takes."""
+
+    name: str
+    slots: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it goes by a name of this machine."""
+        return self.name in ("localhost", "127.0.0.1", "::1", socket.gethostname())
+
+
+def parse(text: str) -> tuple[Host, ...]:
+    """Read `h1:2,h2:2`; a host without a number takes one worker.
+
+    Raises:
+        BadArgument: no name, or no number above 0.
+
+    >>> parse("h1:2,h2")
+    (Host(name='h1', slots=2), Host(name='h2', slots=1))
+    """
+    return tuple(_parse_one(part.strip()) for part in text.split(","))
+
+
+def _parse_one(text: str) -> Host:
+    name, colon, slots = text.partition(":")
+    if not name or (colon and not (slots.isdecimal() and int(slots))):
+        raise BadArgument(f"{text!r} is no host with a number of workers", "write -H h1:2,h2:2")
+    return Host(name, int(slots or 1))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus(environment: Mapping[str, str]) -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, none of them twice; None where it is not set.
+
+    Raises:
+        BadEnvironment: a GPU is named twice, so that two workers would share it.
+    """
+    text = environment.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    named = named[: named.index("-1")] if "-1" in named else named  # CUDA reads no further
+    twice = next((one for one in named if named.count(one) > 1), None)
+    if twice is not None:
+        raise BadEnvironment(
+            f"CUDA_VISIBLE_DEVICES={text} names GPU {twice} twice, and two workers would share it", "name each GPU once"
+        )
+    return named
+
+
+def require_slots(size: int, hosts: Sequence[Host]) -> None:
+    """Say so where there are more workers than slots.
+
+    Raises:
+        BadArgument: there are.
+    """
+    slots = sum(host.slots for host in hosts)
+    if size > slots:
+        room = f"-H {','.join(f'{host.name}:{-(-size // len(hosts))}' for host in hosts)}"
+        raise BadArgument(
+            f"{size} workers do not fit the {slots} slots of {', '.join(map(str, hosts))}",
+            f"ask for at most -np {slots}, name more room with {room}, or say --oversubscribe",
+        )
+
+
+def require_gpus(workers: int, environment: Mapping[str, str]) -> None:
+    """Say so where workers of one host would share a GPU.
+
+    Raises:
+        BadEnvironment: they would.
+    """
+    named = gpus(environment)
+    if named and workers > len(named):
+        raise BadEnvironment(
+            f"{workers} workers on this host would share its {len(named)} GPU(s) {','.join(named)}",
+            f"run {len(named)} here, or set CUDA_VISIBLE_DEVICES= to compute on the CPU",
+        )
+
+
+def answering(hosts: Sequence[Host], environment: Mapping[str, str]) -> tuple[Host, ...]:
+    """Those hosts that can still be reached, in their order."""
+    agent = next((environment[name] for name in AGENTS if name in environment), "ssh -o BatchMode=yes")
+    return tuple(host for host in hosts if host.is_local or _answers(shlex.split(agent), host.name, environment))
+
+
+def _answers(agent: list[str], name: str, environment: Mapping[str, str]) -> bool:
+    command = [*agent, name, "true"]
+    silent = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=silent, stdout=silent, stderr=silent, env=environment, timeout=ANSWER, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

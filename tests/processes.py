@@ -1,0 +1,31 @@
+"""Looking at processes from outside: which ones there are, by what they were started with, and in what state."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def with_environment(entries: Mapping[str, str]) -> set[int]:
+    """Numbers of the processes that were started with these variables, at whatever remove."""
+    wanted = {f"{name}={value}" for name, value in entries.items()}
+    processes = Path("/proc").glob("[0-9]*")
+    return {int(one.name) for one in processes if wanted <= set(read(one / "environ").split("\0"))}
+
+
+def state(pid: int) -> str:
+    """One letter, as in ps: T for a process that was stopped."""
+    return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # the process has ended
+        return ""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
