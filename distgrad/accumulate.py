@@ -14,6 +14,7 @@ import tensorflow as tf
 from distgrad.batch import row_count
 from distgrad.gradient import Gradient, GradientSum
 from distgrad.layout import LARGE, Layout
+from distgrad.statistics import ROW, rows, whole
 
 
 class Totals(Protocol):
@@ -22,11 +23,14 @@ class Totals(Protocol):
     def start(self) -> list[tf.Tensor]:
         """What the loop over the micro-batches carries, before the first one."""
 
-    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
-        """Add a micro-batch's gradients, as the tape gives them; () bool `first`: they are the first ones.
+    def add(
+        self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Add a micro-batch's gradients, as the tape gives them; () bool `first`, `last`: they are those.
 
         Returns:
-            What the loop carries on.
+            What the loop carries on; and, for totals that describe, (2, 5) the rows of these gradients and, with the
+            last ones, of the sums (see statistics.py).
         """
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Any:
@@ -44,6 +48,8 @@ class Accumulated(NamedTuple):
         carried: the gradients' totals, for `Totals.vector`.
         loss, weight: () float64 Σ w·loss and N.
         riders: (r,) the sum of what else a micro-batch gives.
+        described: where totals do: () float64 Σ_micro-batches |gradients|²/N, see seeing/noise.py; () how many
+            micro-batches had an N; (5,) the row of the sums. Else nothing.
         depends: for each variable, whether the loss depends on it at all.
     """
 
@@ -51,6 +57,7 @@ class Accumulated(NamedTuple):
     loss: tf.Tensor
     weight: tf.Tensor
     riders: tf.Tensor
+    described: list[tf.Tensor]
     depends: list[bool]
 
 
@@ -62,6 +69,7 @@ def accumulate(
     variables: int,
     *,
     riders: tf.Tensor,
+    describes: bool = False,
 ) -> Accumulated:
     """Sum `one` over the micro-batches of a batch.
 
@@ -72,43 +80,57 @@ def accumulate(
         totals: where the gradients are added up.
         variables: how many there are.
         riders: (r,) zeros, to which what else there is is added.
+        describes: whether the totals do.
     """
-    rows = row_count(batch)
-    size = tf.maximum(rows, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
+    row_total = row_count(batch)
+    size = tf.maximum(row_total, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
     depends = [True] * variables
 
     def add_next(start: tf.Tensor, sums: Accumulated) -> tuple[tf.Tensor, Accumulated]:
         part, more = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
         depends[:] = [gradient is not None for gradient in part.gradients]
+        weight = tf.cast(part.weight, tf.float64)
+        carried, found = totals.add(sums.carried, part.gradients, tf.equal(start, 0), start + size >= row_total)
         added = Accumulated(
-            totals.add(sums.carried, part.gradients, tf.equal(start, 0)),
+            carried,
             sums.loss + tf.cast(part.loss, tf.float64),
-            sums.weight + tf.cast(part.weight, tf.float64),
+            sums.weight + weight,
             sums.riders + more,
+            _describe(sums.described, found, weight) if describes else [],
             [],
         )
         return start + size, added
 
     nothing = tf.zeros((), tf.float64)
+    undescribed = [nothing, nothing, tf.zeros(ROW, tf.float64)] if describes else []
     _, sums = tf.while_loop(
-        lambda start, _: start < rows,
+        lambda start, _: start < row_total,
         add_next,
-        (0, Accumulated(totals.start(), nothing, nothing, riders, [])),
+        (0, Accumulated(totals.start(), nothing, nothing, riders, undescribed, [])),
         parallel_iterations=1,  # more would keep several micro-batches' activations alive
     )
     return sums._replace(depends=depends)
 
 
+def _describe(so_far: list[tf.Tensor], found: tf.Tensor, weight: tf.Tensor) -> list[tf.Tensor]:
+    """Take in the rows that totals gave for a micro-batch of this N."""
+    between, count, _ = so_far
+    some = weight > 0
+    return [between + tf.math.divide_no_nan(found[0, 1], weight), count + tf.cast(some, tf.float64), found[1]]
+
+
 class Carried:
     """Totals in tensors of the loop: on any device, for any engine."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, describes: bool = False) -> None:
+        self._layout, self._describes = layout, describes
 
     def start(self) -> list[tf.Tensor]:
         return [tf.zeros(shape, self._layout.dtype) for shape in self._layout.shapes]
 
-    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
+    def add(
+        self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The first micro-batch's large gradients become the totals as they are, unread and uncopied."""
         large = [i for i, total in enumerate(carried) if _is_large(total, gradients[i])]
         sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(carried)]
@@ -117,7 +139,15 @@ class Carried:
             added = tf.cond(first, lambda: stored, lambda: [add(carried[i], gradients[i]) for i in large])
             for i, total in zip(large, tf.nest.flatten(added), strict=True):
                 sums[i] = total
-        return [tf.ensure_shape(total, shape) for total, shape in zip(sums, self._layout.shapes, strict=True)]
+        sums = [tf.ensure_shape(total, shape) for total, shape in zip(sums, self._layout.shapes, strict=True)]
+        return sums, self._rows(gradients, sums, last)
+
+    def _rows(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
+        if not self._describes:
+            return tf.zeros((0, ROW), tf.float64)
+        given = [tf.cast(values_of(gradient), self._layout.dtype) for gradient in gradients if gradient is not None]
+        total = tf.cond(last, lambda: whole(rows(sums)), lambda: tf.zeros(ROW, tf.float64))
+        return tf.stack([whole(rows(given)), total])
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
         return [*self._layout.flatten(carried), rest]
@@ -126,6 +156,19 @@ class Carried:
 def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:
     """Whether adding it to zeros costs more than the branch that avoids it."""
     return isinstance(gradient, tf.Tensor) and total.shape.num_elements() >= LARGE
+
+
+def values_of(gradient: Gradient) -> tf.Tensor:
+    """The entries of a gradient that are not zeros for certain, each once: of IndexedSlices, equal rows are summed."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return without_repeats(gradient).values
+
+
+def without_repeats(slices: tf.IndexedSlices) -> tf.IndexedSlices:
+    """The same gradient with each row once."""
+    indices, places = tf.unique(slices.indices)
+    return tf.IndexedSlices(tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices)), indices)
 
 
 def add(total: tf.Tensor, gradient: Gradient) -> tf.Tensor:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,19 +17,11 @@ import rich.console
 import rich.table
 
 from distgrad.errors import ReportExpired, print_line, warn
+from distgrad.seeing.told import Contents, GradientStatistics, Told
 
-# What the compiled step puts into one float64 vector, in this order, before groups (4 each) and workers (1 each).
+# What the compiled step puts into one float64 vector, in this order, before one number a worker and what `Told` reads.
 HEAD = ("loss", "examples", "weight", "more", "applied")
 STATISTICS = ("gradient_sum", "gradient_norm", "gradient_max", "nonfinite")
-
-
-class GradientStatistics(NamedTuple):
-    """The gradient of some variables: Σ entries, sqrt(Σ entries²), max |entry|, count of NaN and infinite entries."""
-
-    gradient_sum: float
-    gradient_norm: float
-    gradient_max: float
-    nonfinite: int
 
 
 class VariableRow(NamedTuple):
@@ -73,9 +65,8 @@ class StepReport:
     workers: int
     seconds: float
     _values: Any = field(repr=False)
-    _group_names: Sequence[str] = field(repr=False)
+    _contents: Contents = field(repr=False)
     _gradient: Any = field(repr=False)
-    _variables: Sequence[tuple[str, tuple[int, ...], int, int]] = field(repr=False)
     logs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -133,17 +124,19 @@ class StepReport:
     @property
     def groups(self) -> dict[str, GradientStatistics]:
         """The statistics of each group of variables, by label."""
-        start = len(HEAD) + len(STATISTICS)
-        rows = self._fetched[start : start + 4 * len(self._group_names)].reshape(-1, 4)
-        return {
-            name: GradientStatistics(float(row[0]), float(row[1]), float(row[2]), int(row[3]))
-            for name, row in zip(self._group_names, rows, strict=True)
-        }
+        return {label: GradientStatistics(*found[:4]) for label, found in self.told.groups.items()}
 
     @property
     def nonfinite_ranks(self) -> list[int]:
         """The workers whose own sums held NaN or infinity; empty when only the total overflowed."""
-        return [int(rank) for rank in np.flatnonzero(self._fetched[-self.workers :])]
+        start = len(HEAD) + len(STATISTICS)
+        return [int(rank) for rank in np.flatnonzero(self._fetched[start : start + self.workers])]
+
+    @cached_property
+    def told(self) -> Told:
+        """What `statistics=` asked for: `variables`, `zeros`, `workers`, `noise`, `times`."""
+        start = len(HEAD) + len(STATISTICS) + self.workers
+        return Told(self._fetched[start:], self._contents, self.weight, self.seconds)
 
     def table(self) -> VariableTable:
         """The gradient's statistics variable by variable, computed now.
@@ -156,9 +149,8 @@ class StepReport:
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
         flat = np.asarray(self._gradient)
-        return VariableTable(
-            VariableRow(path, shape, *_statistics(flat[first:last])) for path, shape, first, last in self._variables
-        )
+        places = self._contents.variables
+        return VariableTable(VariableRow(path, shape, *_statistics(flat[a:b])) for path, shape, a, b in places)
 
     def expire(self) -> None:
         """Let go of the gradient."""
@@ -168,7 +160,8 @@ class StepReport:
         """The fields by name, as Python numbers."""
         names = ("step", "loss", "examples", "weight", *STATISTICS, "applied", "workers", "seconds")
         fields = {name: getattr(self, name) for name in names}
-        return {**fields, "groups": {name: group._asdict() for name, group in self.groups.items()}}
+        groups = {name: group._asdict() for name, group in self.groups.items()}
+        return {**fields, "groups": groups, **self.told.as_dict()}
 
     def as_json(self) -> str:
         """One JSON object on one line; NaN and infinity, which JSON lacks, are null."""

@@ -1,12 +1,17 @@
 """Sum, norm, largest entry and non-finite count of a flat gradient.
 
-Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of NaN or infinite entries. The moments of a
-whole follow from those of its parts, so that workers which share out a vector share out its description, too.
+Their moments, (4,) float64: Σ entries, Σ entries², max |entry|, number of NaN or infinite entries; as a row, (5,), the
+number of zeros, too. The moments of a whole follow from those of its parts, so that workers which share out a vector
+share out its description, too.
 """
 
 from collections.abc import Sequence
 
 import tensorflow as tf
+
+from distgrad import native
+
+ROW = 5  # numbers that describe a tensor
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
@@ -22,27 +27,36 @@ def moments(flat: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.cast(value, tf.float64) for value in (tf.reduce_sum(flat), found[0], largest, found[1])])
 
 
+def rows(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """(n, 5) float64 the rows of n tensors, on the CPU: each is read once, by one operation for all of them."""
+    if not tensors:
+        return tf.zeros((0, ROW), tf.float64)
+    return tf.ensure_shape(native.operations().distgrad_describe(list(tensors)), (len(tensors), ROW))
+
+
+def whole(rows: tf.Tensor) -> tf.Tensor:
+    """(5,) the row of all that (n, 5) rows describe together."""
+    sums = tf.reduce_sum(rows, axis=0)
+    largest = tf.reduce_max(tf.concat([rows[:, 2], tf.zeros(1, tf.float64)], 0))
+    return tf.concat([sums[:2], [largest], sums[3:]], 0)
+
+
 def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DType = tf.float64) -> tf.Tensor:
     """What a report shows of a gradient.
 
     Args:
-        found: (4,) the moments of the entries before they were divided.
+        found: (..., m) the moments of the entries before they were divided; m is 4, or 5 for rows.
         divisor: () float64, above 0.
         dtype: of the divided entries; undivided ones cannot overflow, whatever theirs is.
 
     Returns:
-        (4,) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the division
-        by a small number makes entries overflow, that is 1, however many they are.
+        (..., m) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the
+        division by a small number makes entries overflow, that is 1, however many they are. Of rows, the zeros, too.
     """
-    total, squares, largest, nonfinite = tf.unstack(found)
+    total, squares, largest, nonfinite, *zeros = tf.unstack(found, axis=-1)
     overflow = tf.cast(largest / divisor > dtype.max, tf.float64)
-    return tf.stack([total / divisor, tf.sqrt(squares) / divisor, largest / divisor, tf.maximum(nonfinite, overflow)])
-
-
-def statistics_of_ranges(flat: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """(4,) the statistics of the entries in these [first, last) ranges taken together."""
-    chosen = [flat[first:last] for first, last in ranges]
-    return statistics(moments(tf.concat([*chosen, tf.zeros(0, flat.dtype)], 0)))
+    shown = [total / divisor, tf.sqrt(squares) / divisor, largest / divisor, tf.maximum(nonfinite, overflow)]
+    return tf.stack([*shown, *zeros], axis=-1)
 
 
 def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -31,7 +31,9 @@ from distgrad.layout import LANES, WEIGHT, Layout
 from distgrad.objective import Objective
 from distgrad.report import StepReport, blame, print_report
 from distgrad.riders import Outcome, Pass, Rider, Riders
-from distgrad.statistics import moments, statistics, statistics_of_ranges
+from distgrad.seeing.told import Contents
+from distgrad.seeing.watch import Watch, chosen
+from distgrad.statistics import moments, rows, statistics
 from distgrad.sums import vector_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
@@ -50,6 +52,8 @@ class DistributedStep:
             not the gradient.
         reduction: "mean" divides by N, "sum" does not.
         groups: {label: regular expression}, searched in the variables' paths; each adds statistics to the report.
+        statistics: what else each report tells, see `StepReport.told`: some of "variables", "workers", "noise",
+            "times", "updates", or "all".
         on_nonfinite: what NaN or infinity in G does on every worker: "skip" the update, "raise", or "apply" it.
         log_every: print every so many steps; 0 never prints.
         log_format: "text" or "json".
@@ -71,6 +75,7 @@ class DistributedStep:
         micro_batch_size: int | None = None,
         reduction: str = "mean",
         groups: Mapping[str, str] | None = None,
+        statistics: str | Iterable[str] = (),
         on_nonfinite: str = "skip",
         log_every: int = 1,
         log_format: str = "text",
@@ -90,6 +95,7 @@ class DistributedStep:
         self._micro_batch_size = micro_batch_size
         self._reduction = reduction
         self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
+        self._statistics = chosen(statistics)
         self._on_nonfinite = on_nonfinite
         self._log_every, self._log_format = log_every, log_format
         self._jit_compile = jit_compile
@@ -160,8 +166,7 @@ class DistributedStep:
             raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
         self._steps += 1
-        found = (values, list(self._groups), gradient, self._described, logs)
-        report = StepReport(self._steps, self.comm.size, seconds, *found)
+        report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, logs)
         self._last = report
         self._raise_if_bad(report, batch)
         if self.comm.is_root and self._log_every and self._steps % self._log_every == 0:
@@ -198,12 +203,12 @@ class DistributedStep:
         self._variables = self._differentiated()
         self._layout = Layout(self._variables)  # of G
         self._sent = Layout(self._variables * self._objective.groups)  # of each group's sums
-        ranges = self._layout.ranges()
-        self._described = [(v.path, tuple(v.shape), *range_) for v, range_ in zip(self._variables, ranges, strict=True)]
-        self._group_ranges = [[ranges[index] for index in self._members(label)] for label in self._groups]
+        self._contents = self._reported()
+        self._watch = Watch(self.comm, self._contents)
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
-        self._totals = self.comm.totals(self._sent, self._riders.entries)
+        ride_along = self._riders.entries + self._watch.entries
+        self._totals = self.comm.totals(self._sent, ride_along, self._watch.describes)
         self._broadcast()
         self.compiled: Any = self._one_step
         if not self.run_eagerly:
@@ -245,15 +250,35 @@ class DistributedStep:
     def _settings(self) -> list[str]:
         policy = [f"reduction={'mean' if self._divides else 'sum'}", f"on_nonfinite={self._on_nonfinite}"]
         versions = [f"tensorflow={tf.__version__}", f"keras={keras.__version__}"]
-        return [*policy, *self._objective.settings(), *versions]
+        asked = f"statistics={','.join(sorted(self._contents.asked))}"
+        described = f"by variable={self._contents.by_variable}"
+        return [*policy, asked, described, *self._objective.settings(), *versions]
 
-    def _members(self, label: str) -> list[int]:
+    def _reported(self) -> Contents:
+        """What the reports will tell."""
+        pairs = zip(self._variables, self._layout.ranges(), strict=True)
+        variables = [(variable.path, tuple(variable.shape), *range_) for variable, range_ in pairs]
+        paths = [path for path, *_ in variables]
+        groups = {label: self._members(label, paths) for label in self._groups} if self._trains else {}
+        return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self._divides)
+
+    def _asked(self) -> frozenset[str]:
+        """What statistics there will be of those that were asked for."""
+        of_one_sum = self._statistics & {"workers", "noise"}
+        if not self._trains:
+            return frozenset()
+        if self._objective.groups == 1 or not of_one_sum:
+            return self._statistics
+        if self.comm.is_root:
+            warn(f"no statistics {', '.join(sorted(of_one_sum))}: the losses are divided by several numbers")
+        return self._statistics - of_one_sum
+
+    def _members(self, label: str, paths: Sequence[str]) -> list[int]:
         """The variables of a group, by number."""
         pattern = self._groups[label]
-        members = [index for index, (path, *_) in enumerate(self._described) if pattern.search(path)]
+        members = [index for index, path in enumerate(paths) if pattern.search(path)]
         if not members and self.comm.is_root:
-            known = ", ".join(path for path, *_ in self._described)
-            warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {known}")
+            warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {', '.join(paths)}")
         return members
 
     # ---- one step, inside the graph
@@ -264,12 +289,15 @@ class DistributedStep:
         Returns:
             ((v,) float64 what a StepReport reads, (entries,) G, what riders tell).
         """
+        began, batch = self._watch.begin(batch)
         total = self._sum_over_workers(batch, more)  # the only communication, and the one division
         lanes = self._sent.lanes(total.rest)  # what rode along
         ridden = self._riders.cut(lanes.riders)
         means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
-        gradient, described = self._gradient(total, means.counts, penalty)  # (entries,) G, (4,) its statistics
+        # (entries,) G; its statistics: (4,), and (v, 5) by variable where asked for
+        gradient, described, by_variable = self._gradient(total, means.counts, penalty)
+        told = self._watch.told(total, by_variable, began, self._scale())
         finite = tf.equal(described[3], 0)
         loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
@@ -277,17 +305,18 @@ class DistributedStep:
         outcome = Outcome(loss, described[0], described[1], lanes.examples, means.outputs, applied)
         logs = self._riders.settle(ridden, outcome)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
-        groups = [statistics_of_ranges(gradient, ranges) for ranges in self._group_ranges]
-        values = tf.concat([head, described, *groups, tf.cast(total.nonfinite, tf.float64)], 0)
+        values = tf.concat([head, described, tf.cast(total.nonfinite, tf.float64), told], 0)
         return values, gradient, logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
-        return self.comm.sum_and_divide(self._local_sums, (batch, more), self._sent.entries, self._divisor())
+        ranges = self._watch.ranges if self._objective.groups == 1 else ()
+        entries, divisor = self._sent.entries, self._divisor()
+        return self.comm.sum_and_divide(self._local_sums, (batch, more), entries, divisor, ranges=ranges)
 
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
         terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
-        terms += [0.0] * self._riders.entries
+        terms += [0.0] * (self._riders.entries + self._watch.entries)
         return tf.constant(terms, tf.float64) * self._scale()
 
     def _scale(self) -> tf.Tensor:
@@ -300,9 +329,12 @@ class DistributedStep:
         one = functools.partial(self._micro_batch_sum, self.comm.worker())
         if self._jit_compile:
             one = tf.function(one, jit_compile=True, autograph=False)
+        began, batch = self._watch.begin(batch)
         riders = tf.zeros(self._riders.entries, self._layout.dtype)
-        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._sent.shapes), riders=riders)
+        to_add = (self._totals, len(self._sent.shapes))
+        sums = accumulate(one, batch, self._micro_batch_size, *to_add, riders=riders, describes=self._watch.describes)
         self._depends = sums.depends
+        sums = self._watch.brought(sums, began, self._layout.dtype)
         return vector_of(sums, self._sent, self._totals, row_count(batch), more)
 
     def _micro_batch_sum(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> tuple[GradientSum, tf.Tensor]:
@@ -334,15 +366,17 @@ class DistributedStep:
 
     def _gradient(
         self, total: DividedSum, counts: Sequence[tf.Tensor], penalty: GradientSum
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """G, what is counted once included, and its statistics."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """G, what is counted once included, and its statistics, whole and by variable."""
         penalised = any(part is not None for part in penalty.gradients)
-        if len(counts) == 1 and not penalised:
-            return total.entries, statistics(total.moments, total.divisor, total.entries.dtype)
         gradient = total.entries if len(counts) == 1 else self._of_groups(total, counts)
+        if len(counts) == 1 and not penalised:
+            found = (statistics(moments, total.divisor, gradient.dtype) for moments in (total.moments, total.rows))
+            return gradient, *found
         if penalised:
             gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        return gradient, statistics(moments(gradient))
+        by_variable = rows([gradient[first:last] for first, last in self._watch.ranges])
+        return gradient, statistics(moments(gradient)), statistics(by_variable)
 
     def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor]) -> tf.Tensor:
         """(entries,) the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""

@@ -37,7 +37,7 @@ def test_contract(engine: str, size: int) -> None:
 
 @pytest.mark.parametrize(("engine", "size"), FITTING)
 def test_fit(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_fit.py")
+    run_suite(engine, size, "test_fit.py", "test_seeing.py")
 
 
 def run_suite(engine: str, size: int, *files: str) -> None:

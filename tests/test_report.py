@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
-from distgrad.report import GradientStatistics, print_report
+from distgrad.report import print_report
+from distgrad.seeing.told import Contents, GradientStatistics
 
 LINE = re.compile(
     r"step (\d+) \| loss (-?\d+\.\d{5}|nan|inf) \| gradient sum (-?\d\.\d{4}e[+-]\d\d|nan)"
@@ -28,28 +29,23 @@ class Watched:
         return np.array(self.values)
 
 
+CONTENTS = Contents(
+    variables=[("a/kernel", (3, 1), 0, 3), ("b", (2,), 3, 5)],
+    groups={"head": [0, 1]},
+    workers=2,
+    rank=0,
+    asked=frozenset(),
+    divides=True,
+)
+
+
 def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> StepReport:
-    values = [
-        loss,
-        2048,
-        2000.5,
-        1,
-        applied,
-        -32.184,
-        1.9203,
-        0.5,
-        nonfinite,
-        -1.0,
-        2.0,
-        0.25,
-        0,
-        0,
-        float(nonfinite > 0),
-    ]
+    whole = [loss, 2048, 2000.5, 1, applied, -32.184, 1.9203, 0.5, nonfinite]
+    by_worker = [0, float(nonfinite > 0)]
+    by_variable = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
+    values = Watched([*whole, *by_worker, *np.ravel(by_variable)])
     gradient = tf.constant([1.0, -2.0, 2.0, np.nan, 3.0])
-    return StepReport(
-        12, 2, 0.0123, Watched(values), ["head"], gradient, [("a/kernel", (3, 1), 0, 3), ("b", (2,), 3, 5)]
-    )
+    return StepReport(12, 2, 0.0123, values, CONTENTS, gradient)
 
 
 def test_the_line_is_the_one_that_people_grep() -> None:

@@ -44,6 +44,7 @@ def test_signatures() -> None:
         "*micro_batch_size=None",
         "*reduction='mean'",
         "*groups=None",
+        "*statistics=()",
         "*on_nonfinite='skip'",
         "*log_every=1",
         "*log_format='text'",

@@ -28,7 +28,7 @@ from distgrad.accumulate import Carried, Totals
 from distgrad.batch import share
 from distgrad.errors import BadArgument, UnsupportedDtype
 from distgrad.layout import Layout
-from distgrad.statistics import all_finite, moments
+from distgrad.statistics import all_finite, moments, rows, whole
 
 BUNDLE = 1 << 22  # entries of variables that are sent together
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
@@ -46,6 +46,7 @@ class DividedSum(NamedTuple):
         divisor: () float64, by which.
         moments: (4,) float64 of the entries before they were divided, see `statistics`.
         nonfinite: (size,) 1 for each worker whose own vector held NaN or infinity.
+        rows: (v, 5) float64, the same of each range that was to be described, see `statistics`.
     """
 
     entries: tf.Tensor
@@ -53,6 +54,7 @@ class DividedSum(NamedTuple):
     divisor: tf.Tensor
     moments: tf.Tensor
     nonfinite: tf.Tensor
+    rows: tf.Tensor
 
 
 class Communicator:
@@ -90,9 +92,13 @@ class Communicator:
         """
         raise NotImplementedError
 
-    def totals(self, layout: Layout, riders: int) -> Totals:
-        """Where a step's gradients are added up; so many riders follow the lanes. Every worker calls it alike."""
-        return Carried(layout)
+    def totals(self, layout: Layout, riders: int, describes: bool = False) -> Totals:
+        """Where a step's gradients are added up, and described, if wanted. Every worker calls it alike.
+
+        Args:
+            riders: so many follow the lanes.
+        """
+        return Carried(layout, describes)
 
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
@@ -120,7 +126,14 @@ class Communicator:
         return self.all_sum(pieces_of(fn(*args)), borrow)
 
     def sum_and_divide(
-        self, fn: Callable[..., Vector], args: Sequence[Any], divided: int, divisor: tf.Tensor, describe: bool = True
+        self,
+        fn: Callable[..., Vector],
+        args: Sequence[Any],
+        divided: int,
+        divisor: tf.Tensor,
+        describe: bool = True,
+        *,
+        ranges: Sequence[tuple[int, int]] = (),
     ) -> DividedSum:
         """The same, with the one division of a step, and what the sum was like: in one reduction.
 
@@ -129,6 +142,8 @@ class Communicator:
             divisor: (1 + r,) float64; the first of these numbers plus Σ the others times the last r entries of the sum
                 is what it is divided by, unless that is 0.
             describe: whether moments and nonfinite are wanted; zeros if not.
+            ranges: [first, last) of divided entries in ascending order, to be described one by one. What lies between
+                them is zero.
 
         Returns:
             The sum, which may be the engine's own buffer, good until the next one.
@@ -142,8 +157,10 @@ class Communicator:
         voted = self.sum_over_workers(with_vote, args, borrow=True)
         summed, rest = voted[:divided], voted[divided : -self.size]
         by = _divisor(divisor, rest)
-        found = moments(summed) if describe else tf.zeros(4, tf.float64)
-        return DividedSum(summed / tf.cast(by, summed.dtype), rest, by, found, voted[-self.size :])
+        by_range = rows([summed[first:last] for first, last in ranges])
+        unranged = moments(summed) if describe and not ranges else tf.zeros(4, tf.float64)
+        found = whole(by_range)[:4] if ranges else unranged
+        return DividedSum(summed / tf.cast(by, summed.dtype), rest, by, found, voted[-self.size :], by_range)
 
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""

@@ -50,11 +50,11 @@ class Mpi(Windowed):
         self._comm, self._host = world.Dup(), host
         self.window = SharedWindow(self._comm, host, self._fail)
 
-    def totals(self, layout: Layout, riders: int) -> Totals:
+    def totals(self, layout: Layout, riders: int, describes: bool = False) -> Totals:
         # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
         if tf.config.list_logical_devices("GPU"):
-            return super().totals(layout, riders)
-        return InWindow(self.window, layout, riders)
+            return super().totals(layout, riders, describes)
+        return InWindow(self.window, layout, riders, describes)
 
     def close(self) -> None:
         if self._comm:

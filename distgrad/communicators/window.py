@@ -13,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import native
+from distgrad.accumulate import without_repeats
 from distgrad.communicators import Communicator, DividedSum, Vector, pieces_of
 from distgrad.gradient import Gradient
 from distgrad.layout import LANES, Layout
+from distgrad.statistics import ROW, whole
 
 ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
 EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
@@ -30,7 +32,7 @@ class Window:
     """
 
     def __init__(self, size: int, on_error: Callable[[Exception], None]) -> None:
-        self._on_error = on_error
+        self._size, self._on_error = size, on_error
         self._core = native.functions()
         self._event = native.Event(self._answer)  # the core keeps its address
         self._address: int = self._core.distgrad_window_new(self._event, size)
@@ -40,6 +42,10 @@ class Window:
     def close(self) -> None:
         """Free what it made. The memory goes when the last tensor that aliases it does."""
         self._core.distgrad_window_close(self._address)
+
+    def room_for_notes(self, ranges: int) -> int:
+        """Bytes behind a vector so many of whose ranges are described one by one."""
+        return (ranges * self._size + 1) * ROW * tf.float64.size
 
     def reserve(self, size: int, dtype: tf.DType) -> None:
         """Make room for vectors of so many entries. Every rank calls it, with the same size."""
@@ -117,30 +123,47 @@ class InWindow:
     Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient.
     """
 
-    def __init__(self, window: Window, layout: Layout, riders: int) -> None:
-        window.reserve(layout.entries + LANES + riders, layout.dtype)
+    def __init__(self, window: Window, layout: Layout, riders: int, describes: bool = False) -> None:
+        notes = window.room_for_notes(len(layout.shapes)) // layout.dtype.size
+        window.reserve(layout.entries + LANES + riders + notes, layout.dtype)
         self._layout, self._slots = layout, layout.slots()
-        self._window = window
+        self._window, self._describes = window, describes
 
     def start(self) -> list[tf.Tensor]:
         return []
 
-    def add(self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor) -> list[tf.Tensor]:
-        dense, places = [], []
+    def add(
+        self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        dense, places, found = [], [], []
         for gradient, slot in zip(gradients, self._slots, strict=True):
             if isinstance(gradient, tf.IndexedSlices):
-                self._add_rows(gradient, slot, first)
+                found.append(self._add_rows(gradient, slot, first, last))
             else:
                 dense.append(tf.zeros(0, self._layout.dtype) if gradient is None else self._cast(gradient))
                 places.append(slot)
         if dense:
             starts, stops = zip(*places, strict=True)
-            self._window.run("add", first, dense, starts=starts, stops=stops)
-        return carried
+            found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
+        return carried, self._together(found)
 
-    def _add_rows(self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor) -> None:
-        values, rows = self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
-        self._window.run("add_rows", first, values, rows, start=slot[0], stop=slot[1])
+    def _add_rows(
+        self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor, last: tf.Tensor
+    ) -> tf.Tensor:
+        if self._describes:
+            gradient = without_repeats(gradient)
+        values, indices = self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
+        return self._run("add_rows", first, last, values, indices, start=slot[0], stop=slot[1])
+
+    def _run(self, operation: str, *inputs: Any, **attributes: Any) -> tf.Tensor:
+        return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
+
+    def _together(self, found: list[tf.Tensor]) -> tf.Tensor:
+        """The rows of several operations as those of one."""
+        if not self._describes:
+            return tf.zeros((0, ROW), tf.float64)
+        both = tf.reshape(tf.stack(found, axis=1), (2, len(found), ROW))
+        return tf.stack([whole(both[0]), whole(both[1])])
 
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
         return tf.cast(gradient, self._layout.dtype)
@@ -165,21 +188,38 @@ class Windowed(Communicator):
         return self._sum(fn(*args), borrow)[0]
 
     def sum_and_divide(
-        self, fn: Callable[..., Any], args: Sequence[Any], divided: int, divisor: tf.Tensor, describe: bool = True
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        divided: int,
+        divisor: tf.Tensor,
+        describe: bool = True,
+        *,
+        ranges: Sequence[tuple[int, int]] = (),
     ) -> DividedSum:
         described = divided if describe else 0
-        flat, divisor, moments, nonfinite = self._sum(fn(*args), True, divisor, divided=divided, described=described)
-        return DividedSum(flat[:divided], flat[divided:], divisor[0], moments, nonfinite)
+        flat, *found = self._sum(fn(*args), True, divisor, divided=divided, described=described, ranges=ranges)
+        by, moments, nonfinite, rows = found
+        return DividedSum(flat[:divided], flat[divided:], by[0], moments, nonfinite, rows)
 
     def _sum(
-        self, vector: Placed | Vector, borrow: bool, divisor: Any = (1.0,), divided: int = 0, described: int = 0
+        self,
+        vector: Placed | Vector,
+        borrow: bool,
+        divisor: Any = (1.0,),
+        *,
+        divided: int = 0,
+        described: int = 0,
+        ranges: Sequence[tuple[int, int]] = (),
     ) -> Sequence[tf.Tensor]:
         placed, filled, rest = vector if isinstance(vector, Placed) else (0, True, vector)
         pieces = pieces_of(rest)
         entries = {"placed": placed, "divided": divided, "described": described}
-        outputs = self.window.run("sum", filled, divisor, pieces, **entries, borrow=int(borrow))
-        for output, size in zip(outputs, (_size(placed, pieces), 1, 4, self.size), strict=True):
-            output.set_shape([size])
+        places = {"starts": [first for first, _ in ranges], "stops": [last for _, last in ranges]}
+        outputs = self.window.run("sum", filled, divisor, pieces, **entries, **places, borrow=int(borrow))
+        shapes = ([_size(placed, pieces)], [1], [4], [self.size], [len(ranges), ROW])
+        for output, shape in zip(outputs, shapes, strict=True):
+            output.set_shape(shape)
         return cast(Sequence[tf.Tensor], outputs)
 
     def _fail(self, error: Exception) -> None:

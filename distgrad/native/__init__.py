@@ -36,7 +36,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "distgrad_window_fill": (None, [_POINTER, _LONG, _LONG]),
     "distgrad_window_sum": (_BOOL, [_POINTER, _INT, _LONG]),
     "distgrad_add_parts": (None, [_POINTER, _POINTER, _INT, _LONG]),
-    "distgrad_describe": (None, [_INT, _POINTER, _LONG, _POINTER]),
 }
 
 
@@ -52,7 +51,7 @@ def _library() -> str:
 
 @functools.cache
 def operations() -> Any:
-    """TensorFlow's wrappers of the operations: distgrad_sum, distgrad_add, distgrad_add_rows.
+    """TensorFlow's wrappers of the operations: distgrad_sum, distgrad_add, distgrad_add_rows, distgrad_describe.
 
     Raises:
         EngineMissing: the core was not built, or does not load into this TensorFlow.

@@ -68,15 +68,19 @@ DISTGRAD_INLINE void put(T* place, const Values<T>& values) {
   }
 }
 
+Moments of_one(double value) { return {value, value * value, std::fabs(value), 0, value == 0 ? 1.0 : 0.0}; }
+
 // The moments of finite entries, in as many lanes as a register has.
 struct Lanes {
   Doubles total{}, squares{}, largest{};
+  Masks zeros{};
 
   DISTGRAD_INLINE void add(const Doubles& values) {
     const Doubles size = reinterpret_cast<Doubles>(reinterpret_cast<Masks>(values) & INT64_MAX);
     total += values;
     squares += values * values;
     largest = size > largest ? size : largest;
+    zeros -= values == 0;  // a comparison that holds is -1
   }
 
   DISTGRAD_INLINE Moments sum() const {
@@ -85,6 +89,7 @@ struct Lanes {
       found.total += total[lane];
       found.squares += squares[lane];
       found.largest = std::max(found.largest, largest[lane]);
+      found.zeros += static_cast<double>(zeros[lane]);
     }
     return found;
   }
@@ -109,7 +114,7 @@ DISTGRAD_INLINE Moments add_entries(T* out, const T* const* parts, int count, st
     T sum = parts[0][i];
     for (int part = 1; part < count; ++part) sum += parts[part][i];
     const double wide = static_cast<double>(sum);
-    if (kWork == kDescribesAndDivides) found.merge({wide, wide * wide, std::fabs(wide), 0});
+    if (kWork == kDescribesAndDivides) found.merge(of_one(wide));
     out[i] = kWork == kAdds ? sum : sum / divisor;
   }
   return found;
@@ -129,10 +134,7 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
   std::size_t i = 0;
   for (; i + kWidth <= count; i += kWidth) lanes.add(__builtin_convertvector(load(values + i), Doubles));
   Moments found = lanes.sum();
-  for (; i < count; ++i) {
-    const double wide = static_cast<double>(values[i]);
-    found.merge({wide, wide * wide, std::fabs(wide), 0});
-  }
+  for (; i < count; ++i) found.merge(of_one(static_cast<double>(values[i])));
   return found;
 }
 
@@ -171,6 +173,7 @@ void Moments::merge(const Moments& other) {
   squares += other.squares;
   largest = std::isnan(largest) || std::isnan(other.largest) ? NAN : std::max(largest, other.largest);
   nonfinite += other.nonfinite;
+  zeros += other.zeros;
 }
 
 template <typename T>
@@ -204,6 +207,19 @@ void add(T* place, const T* values, std::size_t count) {
 }
 
 template <typename T>
+Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams) {
+  Described all;
+  for (std::size_t start = 0; start < count; start += kChunk) {
+    const std::size_t size = std::min(kChunk, count - start);
+    const Moments found = describe(values + start, size);
+    first ? store(place + start, values + start, size, streams) : add(place + start, values + start, size);
+    all.values.merge(found);
+    if (last) all.total.merge(first ? found : describe(place + start, size));
+  }
+  return all;
+}
+
+template <typename T>
 Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, const Finish& finish,
                   bool streams) {
   Moments all;
@@ -229,6 +245,8 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
   template Moments describe(const T*, std::size_t);                 \
   template void store(T*, const T*, std::size_t, bool);             \
   template void add(T*, const T*, std::size_t);                     \
+  template Described describe_and_add(T*, const T*, std::size_t,    \
+                                      bool, bool, bool);            \
   template Moments add_parts(T*, const T* const*, int, std::size_t, \
                              std::size_t, const Finish&, bool);
 DISTGRAD_FOR(float)

@@ -6,9 +6,10 @@
 
 namespace distgrad {
 
-// Of some entries: their sum, the sum of their squares, the largest magnitude, how many are NaN or infinite.
+// Of some entries: their sum, the sum of their squares, the largest magnitude, how many are NaN or infinite, how many
+// are zero.
 struct Moments {
-  double total = 0, squares = 0, largest = 0, nonfinite = 0;
+  double total = 0, squares = 0, largest = 0, nonfinite = 0, zeros = 0;
 
   // Adds those of other entries. A largest that is NaN stays NaN.
   void merge(const Moments& other);
@@ -38,5 +39,15 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
 
 template <typename T>
 Moments describe(const T* values, std::size_t count);
+
+// Some values, and the total that they were added to.
+struct Described {
+  Moments values, total;
+};
+
+// Adds as `add` does, or stores as `store` does where the values are the first ones, and describes them; the total only
+// where they are the last ones. Chunk by chunk, so that each is read from memory once.
+template <typename T>
+Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams);
 
 }  // namespace distgrad

@@ -80,6 +80,23 @@ void compute(void* kernel, TF_OpKernelContext* context) {
   static_cast<Kernel*>(kernel)->compute(context);
 }
 
+template <typename T>
+void give(TF_OpKernelContext* context, int index, TF_DataType type, const std::vector<T>& values) {
+  Status status;
+  const std::int64_t count = static_cast<std::int64_t>(values.size());
+  const Tensor output(TF_AllocateOutput(context, index, type, &count, 1, count * sizeof(T), status));
+  if (count) std::memcpy(TF_TensorData(output.get()), values.data(), count * sizeof(T));
+}
+
+// (m, 5): a row each.
+void give_moments(TF_OpKernelContext* context, int index, const std::vector<Moments>& rows) {
+  Status status;
+  const std::int64_t shape[] = {static_cast<std::int64_t>(rows.size()), sizeof(Moments) / sizeof(double)};
+  const std::size_t bytes = rows.size() * sizeof(Moments);
+  const Tensor output(TF_AllocateOutput(context, index, TF_DOUBLE, shape, 2, bytes, status));
+  if (bytes) std::memcpy(TF_TensorData(output.get()), rows.data(), bytes);
+}
+
 constexpr int kInputs = 1;  // of every operation, before its own: `order`
 
 // Which window, and a check that it has not been closed.
@@ -105,6 +122,8 @@ class Sum : WindowKernel {
         placed_(integer(construction, "placed")),
         divided_(integer(construction, "divided")),
         described_(integer(construction, "described")),
+        starts_(integers(construction, "starts")),
+        stops_(integers(construction, "stops")),
         borrow_(integer(construction, "borrow")) {}
 
   void compute(TF_OpKernelContext* context) {
@@ -118,6 +137,7 @@ class Sum : WindowKernel {
     give<double>(context, 1, TF_DOUBLE, {window_->divisor()});
     give<double>(context, 2, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
     give<float>(context, 3, TF_FLOAT, window_->votes());
+    give_moments(context, 4, window_->by_range());
   }
 
  private:
@@ -129,6 +149,7 @@ class Sum : WindowKernel {
     order.filled = scalar<bool>(tensors[0]);
     const double* terms = static_cast<const double*>(TF_TensorData(tensors[1].get()));
     order.terms.assign(terms, terms + TF_TensorElementCount(tensors[1].get()));
+    for (std::size_t i = 0; i < starts_.size(); ++i) order.ranges.push_back({starts_[i], stops_[i]});
     for (std::size_t i = 2; i < tensors.size(); ++i) {
       order.pieces.push_back({TF_TensorData(tensors[i].get()), TF_TensorElementCount(tensors[i].get())});
     }
@@ -158,15 +179,8 @@ class Sum : WindowKernel {
 
   static void release(void*, std::size_t, void* lease) { static_cast<Lease*>(lease)->release(); }
 
-  template <typename T>
-  static void give(TF_OpKernelContext* context, int index, TF_DataType type, const std::vector<T>& values) {
-    Status status;
-    const std::int64_t count = static_cast<std::int64_t>(values.size());
-    const Tensor output(TF_AllocateOutput(context, index, type, &count, 1, count * sizeof(T), status));
-    std::memcpy(TF_TensorData(output.get()), values.data(), count * sizeof(T));
-  }
-
   std::int64_t placed_, divided_, described_;
+  std::vector<std::int64_t> starts_, stops_;
   bool borrow_;
 };
 
@@ -177,28 +191,59 @@ T* entries_of(Window* window, std::int64_t start) {
   return reinterpret_cast<T*>(window->part()) + start;
 }
 
+// Adding, with or without a description of what is added and of the total.
+class Adding : protected WindowKernel {
+ public:
+  explicit Adding(TF_OpKernelConstruction* construction)
+      : WindowKernel(construction), describes_(integer(construction, "describes")) {}
+
+ protected:
+  void begin(TF_OpKernelContext* context) {
+    first_ = scalar<bool>(input(context, kInputs)), last_ = scalar<bool>(input(context, kInputs + 1));
+    found_ = Described{};
+  }
+
+  template <typename T>
+  void work(T* place, const T* values, std::int64_t count, bool streams) {
+    if (describes_) {
+      merge(describe_and_add(place, values, count, first_, last_, streams));
+    } else {
+      first_ ? store(place, values, count, streams) : add(place, values, count);
+    }
+  }
+
+  void merge(const Described& found) {
+    found_.values.merge(found.values);
+    found_.total.merge(found.total);
+  }
+
+  void end(TF_OpKernelContext* context) const {
+    give_moments(context, 0, describes_ ? std::vector<Moments>{found_.values, found_.total} : std::vector<Moments>{});
+  }
+
+  bool describes_, first_ = false, last_ = false;
+  Described found_;
+};
+
 template <typename T>
-class Add : WindowKernel {
+class Add : Adding {
  public:
   explicit Add(TF_OpKernelConstruction* construction)
-      : WindowKernel(construction), starts_(integers(construction, "starts")), stops_(integers(construction, "stops")) {}
+      : Adding(construction), starts_(integers(construction, "starts")), stops_(integers(construction, "stops")) {}
 
   // A gradient without entries stands for zeros. What lies between its end and `stop` is filled with zeros, too.
   void compute(TF_OpKernelContext* context) {
     if (!is_open(context)) return;
-    const bool first = scalar<bool>(input(context, kInputs));
+    begin(context);
     for (std::size_t i = 0; i < starts_.size(); ++i) {
-      const Tensor tensor = input(context, kInputs + 1 + static_cast<int>(i));
+      const Tensor tensor = input(context, kInputs + 2 + static_cast<int>(i));
       const T* values = static_cast<const T*>(TF_TensorData(tensor.get()));
       const std::int64_t count = TF_TensorElementCount(tensor.get());
       T* place = entries_of<T>(window_, starts_[i]);
-      if (!first) {
-        add(place, values, count);
-        continue;
-      }
-      store(place, values, count, stops_.back() * sizeof(T) >= kStream);
-      std::memset(place + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
+      work(place, values, count, stops_.back() * sizeof(T) >= kStream);
+      if (first_) std::memset(place + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
     }
+    end(context);
   }
 
  private:
@@ -206,29 +251,49 @@ class Add : WindowKernel {
 };
 
 template <typename T>
-class AddRows : WindowKernel {
+class AddRows : Adding {
  public:
   explicit AddRows(TF_OpKernelConstruction* construction)
-      : WindowKernel(construction), start_(integer(construction, "start")), stop_(integer(construction, "stop")) {}
+      : Adding(construction), start_(integer(construction, "start")), stop_(integer(construction, "stop")) {}
 
+  // Where they are described, no row comes twice.
   void compute(TF_OpKernelContext* context) {
     if (!is_open(context)) return;
+    begin(context);
     T* table = entries_of<T>(window_, start_);
-    if (scalar<bool>(input(context, kInputs))) std::memset(table, 0, (stop_ - start_) * sizeof(T));
-    const Tensor values = input(context, kInputs + 1), rows = input(context, kInputs + 2);
-    const std::int64_t count = TF_TensorElementCount(rows.get());
-    if (count == 0) return;
-    const std::int64_t width = TF_TensorElementCount(values.get()) / count;
+    if (first_) std::memset(table, 0, (stop_ - start_) * sizeof(T));
+    const Tensor values = input(context, kInputs + 2), rows = input(context, kInputs + 3);
+    const std::int64_t entries = TF_TensorElementCount(values.get()), count = TF_TensorElementCount(rows.get());
     const std::int64_t* row = static_cast<const std::int64_t*>(TF_TensorData(rows.get()));
     const T* value = static_cast<const T*>(TF_TensorData(values.get()));
-    for (std::int64_t i = 0; i < count; ++i, value += width) {
+    if (describes_) found_.values = describe(value, entries);
+    for (std::int64_t i = 0, width = count ? entries / count : 0; i < count; ++i, value += width) {
       if (row[i] < 0 || (row[i] + 1) * width > stop_ - start_) return fail(context, "a row is outside its variable");
       add(table + row[i] * width, value, width);
     }
+    if (describes_ && last_) found_.total = describe(table, stop_ - start_);
+    end(context);
   }
 
  private:
   std::int64_t start_, stop_;
+};
+
+// ---- DistgradDescribe: (n, 5) the moments of n tensors
+
+template <typename T>
+class Describe {
+ public:
+  explicit Describe(TF_OpKernelConstruction*) {}
+
+  void compute(TF_OpKernelContext* context) {
+    std::vector<Moments> rows;
+    for (int i = 0; i < TF_NumInputs(context); ++i) {
+      const Tensor tensor = input(context, i);
+      rows.push_back(describe(static_cast<const T*>(TF_TensorData(tensor.get())), TF_TensorElementCount(tensor.get())));
+    }
+    give_moments(context, 0, rows);
+  }
 };
 
 // ---- registration, when TensorFlow loads this library
@@ -240,12 +305,13 @@ void any_shape(TF_ShapeInferenceContext* context, TF_Status* status) {
 class Definition {
  public:
   explicit Definition(const char* name) : builder_(TF_NewOpDefinitionBuilder(name)) {
-    TF_OpDefinitionBuilderAddAttr(builder_, "window: int");
+    TF_OpDefinitionBuilderSetShapeInferenceFunction(builder_, any_shape);
+  }
+  Definition& on_window() {
     // What uses the same resource, TensorFlow runs in the order in which it is written, across loops, too. The window
     // itself is not one, because the ranks make it together and a graph does not; any variable will do.
-    TF_OpDefinitionBuilderAddInput(builder_, "order: resource");
     TF_OpDefinitionBuilderSetIsStateful(builder_, true);
-    TF_OpDefinitionBuilderSetShapeInferenceFunction(builder_, any_shape);
+    return attr("window: int").in("order: resource");
   }
   Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
   Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
@@ -269,11 +335,14 @@ void register_kernel(const char* op, TF_DataType type) {
 
 const bool registered = [] {
   Definition("DistgradSum")
+      .on_window()
       .attr("T: {float, double, int32, int64}")
       .attr("N: int >= 1")
       .attr("placed: int")
       .attr("divided: int")
       .attr("described: int")
+      .attr("starts: list(int)")
+      .attr("stops: list(int)")
       .attr("borrow: int")
       .in("filled: bool")
       .in("divisor: double")
@@ -282,28 +351,45 @@ const bool registered = [] {
       .out("divided_by: double")
       .out("moments: double")
       .out("votes: float")
+      .out("by_range: double")
       .register_it();
   Definition("DistgradAdd")
+      .on_window()
       .attr("T: {float, double}")
       .attr("N: int >= 1")
       .attr("starts: list(int)")
       .attr("stops: list(int)")
+      .attr("describes: int")
       .in("first: bool")
+      .in("last: bool")
       .in("gradients: N * T")
+      .out("moments: double")
       .register_it();
   Definition("DistgradAddRows")
+      .on_window()
       .attr("T: {float, double}")
       .attr("start: int")
       .attr("stop: int")
+      .attr("describes: int")
       .in("first: bool")
+      .in("last: bool")
       .in("values: T")
       .in("rows: int64")
+      .out("moments: double")
+      .register_it();
+  Definition("DistgradDescribe")
+      .attr("T: {float, double}")
+      .attr("N: int >= 1")
+      .in("tensors: N * T")
+      .out("moments: double")
       .register_it();
   for (TF_DataType type : {TF_FLOAT, TF_DOUBLE, TF_INT32, TF_INT64}) register_kernel<Sum>("DistgradSum", type);
   register_kernel<Add<float>>("DistgradAdd", TF_FLOAT);
   register_kernel<Add<double>>("DistgradAdd", TF_DOUBLE);
   register_kernel<AddRows<float>>("DistgradAddRows", TF_FLOAT);
   register_kernel<AddRows<double>>("DistgradAddRows", TF_DOUBLE);
+  register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
+  register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
   return true;
 }();
 
@@ -346,11 +432,5 @@ EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t 
 // Float vectors, for the benchmark's limit.
 EXPORT void distgrad_add_parts(float* out, const float* const* parts, int count, std::int64_t entries) {
   distgrad::add_parts(out, parts, count, 0, entries, distgrad::Finish{}, entries * sizeof(float) >= distgrad::kStream);
-}
-
-EXPORT void distgrad_describe(std::int32_t type, const void* values, std::int64_t count, double* found) {
-  const distgrad::Moments moments = type == TF_DOUBLE ? distgrad::describe(static_cast<const double*>(values), count)
-                                                      : distgrad::describe(static_cast<const float*>(values), count);
-  std::memcpy(found, &moments, sizeof moments);
 }
 }

@@ -40,6 +40,11 @@ void futex(std::atomic<std::uint32_t>* word, int operation, std::uint32_t value,
   syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(word), operation, value, limit, nullptr, 0);
 }
 
+// Bytes behind a result, for what each owner finds in each range; one more, so that they stand aligned.
+std::size_t room_for_notes(std::size_t ranges, int ranks) {
+  return ranges ? (ranges * ranks + 1) * sizeof(Moments) : 0;
+}
+
 // Calls `body` with a null pointer of the type's own C++ type.
 template <typename Body>
 auto with_type(Type type, Body body) {
@@ -157,7 +162,7 @@ std::string Window::sum(const Order& order) {
   kept_.reset();
   type_ = order.type, entries_ = order.placed;
   for (const Piece& piece : order.pieces) entries_ += piece.entries;
-  const std::int64_t bytes = entries_ * static_cast<std::int64_t>(size_of(type_));
+  const std::int64_t bytes = entries_ * size_of(type_) + room_for_notes(order.ranges.size(), ranks_);
   const bool fits = bytes <= memory_->capacity();
   if (fits) copy_in(order);
   std::string problem = agree();
@@ -166,8 +171,7 @@ std::string Window::sum(const Order& order) {
   problem = own_shard(order);
   if (!problem.empty()) return problem;
   meet();
-  moments_ = Moments{};
-  for (int rank = 0; rank < owners_; ++rank) moments_.merge(memory_->seat(rank).moments);
+  collect(order);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
   if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(), 0)) return "the vote failed";
   return "";
@@ -221,8 +225,48 @@ std::string Window::own_shard(const Order& order) {
     meet();
   }
   finish_ = {static_cast<std::size_t>(order.divided), static_cast<std::size_t>(order.described), divisor(order, across_)};
-  if (owns) memory_->seat(rank_).moments = across_ ? finish_shard(first, last) : add_shard(first, last, finish_);
+  if (owns) work_on_shard(order, first, last);
   return "";
+}
+
+// Adds, divides and describes: as a whole, or range by range, and what lies between the ranges without describing it.
+void Window::work_on_shard(const Order& order, std::int64_t first, std::int64_t last) {
+  const auto work = [&](std::int64_t start, std::int64_t stop, bool describes) {
+    const Finish finish{finish_.divided, describes ? finish_.described : 0, finish_.divisor};
+    return across_ ? finish_shard(start, stop, finish) : add_shard(start, stop, finish);
+  };
+  Moments& whole = memory_->seat(rank_).moments;
+  if (order.ranges.empty()) {
+    whole = work(first, last, true);
+    return;
+  }
+  whole = Moments{};
+  Moments* found = notes(rank_, order.ranges.size());
+  std::int64_t done = first;
+  for (const Range& range : order.ranges) {
+    const std::int64_t start = std::clamp(range.first, done, last), stop = std::clamp(range.last, start, last);
+    work(done, start, false);
+    *found = work(start, stop, true);
+    whole.merge(*found++);
+    done = stop;
+  }
+  work(done, last, false);
+}
+
+// What each owner found in its shard, taken together.
+void Window::collect(const Order& order) {
+  moments_ = Moments{};
+  by_range_.assign(order.ranges.size(), Moments{});
+  for (int owner = 0; owner < owners_; ++owner) {
+    moments_.merge(memory_->seat(owner).moments);
+    const Moments* found = notes(owner, by_range_.size());
+    for (Moments& range : by_range_) range.merge(*found++);
+  }
+}
+
+// Where an owner notes what it found in each range: behind the result, at the end of its slot.
+Moments* Window::notes(int owner, std::size_t ranges) const {
+  return reinterpret_cast<Moments*>(result_ + memory_->capacity()) - ranges * (owner + 1);
 }
 
 // The same on every rank: from the parts, added in rank order, or from the result, if they are summed already.
@@ -253,14 +297,14 @@ Moments Window::add_shard(std::int64_t first, std::int64_t last, const Finish& f
   });
 }
 
-Moments Window::finish_shard(std::int64_t first, std::int64_t last) {
+Moments Window::finish_shard(std::int64_t first, std::int64_t last, const Finish& finish) {
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
     T* result = reinterpret_cast<T*>(result_);
-    const std::int64_t described = std::clamp<std::int64_t>(finish_.described, first, last) - first;
+    const std::int64_t described = std::clamp<std::int64_t>(finish.described, first, last) - first;
     const Moments found = describe(result + first, described);
-    const Finish division{finish_.divided, 0, finish_.divisor};
-    add_parts(result, &result, 1, first, std::clamp<std::int64_t>(finish_.divided, first, last), division, false);
+    const Finish division{finish.divided, 0, finish.divisor};
+    add_parts(result, &result, 1, first, std::clamp<std::int64_t>(finish.divided, first, last), division, false);
     return found;
   });
 }

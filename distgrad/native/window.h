@@ -73,6 +73,11 @@ struct Lease {
   void release();
 };
 
+// Entries first..last of a vector.
+struct Range {
+  std::int64_t first, last;
+};
+
 struct Piece {
   const void* values;
   std::int64_t entries;
@@ -85,6 +90,7 @@ struct Order {
   bool filled = true;       // or are zeros; the others are in pieces
   std::vector<Piece> pieces;
   std::int64_t divided = 0, described = 0;  // of how many entries, from the first
+  std::vector<Range> ranges;                // in ascending order; described one by one, and the rest not at all
   // The divisor is terms[0] + terms[1] * a + terms[2] * b ..., where a, b, ... are the last entries of the sum.
   std::vector<double> terms;
 };
@@ -111,6 +117,7 @@ class Window {
   Type type() const { return type_; }
   double divisor() const { return finish_.divisor; }
   const Moments& moments() const { return moments_; }
+  const std::vector<Moments>& by_range() const { return by_range_; }
   // 1 for each rank whose own vector was not finite; kVote writes them.
   std::vector<float>& votes() { return votes_; }
   bool open() const { return memory_ != nullptr; }
@@ -127,8 +134,11 @@ class Window {
   std::uint32_t lent() const;
   std::int64_t boundary(int shard) const;
   std::string own_shard(const Order& order);
+  void work_on_shard(const Order& order, std::int64_t first, std::int64_t last);
+  void collect(const Order& order);
+  Moments* notes(int owner, std::size_t ranges) const;
   Moments add_shard(std::int64_t first, std::int64_t last, const Finish& finish);
-  Moments finish_shard(std::int64_t first, std::int64_t last);
+  Moments finish_shard(std::int64_t first, std::int64_t last, const Finish& finish);
   double divisor(const Order& order, bool summed) const;
   bool own_part_is_bad() const;
   bool is_large() const { return entries_ * size_of(type_) >= kStream; }
@@ -148,6 +158,7 @@ class Window {
   int slot_ = 0;
   char* result_ = nullptr;
   Moments moments_;
+  std::vector<Moments> by_range_;
 };
 
 }  // namespace distgrad

@@ -1,0 +1,63 @@
+"""What each worker knows of its own share, and all shall know: a table with a row for each worker.
+
+Every worker brings its row, and zeros in place of the others', so that the step's one sum puts the table together. Each
+number is float64 and travels as two entries: itself in the vector's dtype, and what that rounded away. Since all others
+add zeros to them, neither rounds again.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from distgrad.accumulate import Accumulated
+
+
+class Own(NamedTuple):
+    """One worker's row; each number is () float64.
+
+    Attributes:
+        gradient_sum, gradient_norm: of the gradient of its share alone, Σ w·∇loss over its examples, scaled by the loss
+            scale and not divided.
+        between: sqrt(Σ_micro-batches |gradient|²/N), see noise.py; scaled and not divided, too.
+        micro_batches: how many of them had an N.
+        weight: N of its share.
+        seconds: that it computed, from the step's begin to where it was ready to meet the others.
+    """
+
+    gradient_sum: tf.Tensor
+    gradient_norm: tf.Tensor
+    between: tf.Tensor
+    micro_batches: tf.Tensor
+    weight: tf.Tensor
+    seconds: tf.Tensor
+
+
+def entries(workers: int) -> int:
+    """How many entries the table takes up in the vector."""
+    return 2 * workers * len(Own._fields)
+
+
+def own_row(sums: Accumulated, began: tf.Tensor) -> Own:
+    """This worker's row, once its share is done; `began` is when that was begun."""
+    between, count, row = sums.described
+    done = [between, row, sums.loss, *sums.carried]
+    with tf.control_dependencies(done):
+        seconds = tf.timestamp() - began
+    return Own(row[0], tf.sqrt(row[1]), tf.sqrt(between), count, sums.weight, seconds)
+
+
+def flat(own: Own, worker: tf.Tensor, workers: int, dtype: tf.DType) -> tf.Tensor:
+    """(entries,) the table with this worker's row alone, in the vector's dtype."""
+    row = tf.stack(own)
+    high = tf.cast(row, dtype)
+    kept = tf.cast(high, tf.float64)
+    low = tf.cast(tf.where(tf.math.is_finite(kept), row - kept, tf.zeros_like(row)), dtype)
+    above = tf.stack([worker, workers - 1 - worker])
+    padded = tf.pad(tf.concat([high, low], 0)[tf.newaxis], tf.stack([above, tf.zeros_like(above)]))
+    return tf.reshape(padded, [entries(workers)])
+
+
+def table(summed: tf.Tensor, workers: int) -> tf.Tensor:
+    """(workers, columns) float64 from the summed entries."""
+    high, low = tf.split(tf.reshape(tf.cast(summed, tf.float64), (workers, 2 * len(Own._fields))), 2, axis=1)
+    return high + low
