@@ -28,7 +28,7 @@ from distgrad.shares import Share, share_of
 from distgrad.step import DistributedStep
 
 OWN = ("train_step", "test_step", "compute_loss", "make_train_function", "make_test_function", "fit", "evaluate")
-TOLD = ("gradient_norm", "gradient_sum")  # what the logs hold besides metrics
+TOLD = ("gradient_norm", "gradient_sum", "gradient_zeros", "noise_scale")  # what the logs hold besides metrics
 
 
 def distribute(
@@ -143,10 +143,10 @@ class Trainer:
 
         def function(iterator: Any) -> Mapping[str, Any]:
             if not isinstance(iterator, tf.data.Iterator):
-                return step(*self._own_part(next(iterator))).logs
+                return step(*self._own_part(next(iterator))).keras_logs()
             if current[0] is not iterator:
                 current[:] = [iterator, step.epoch(iterator)]
-            return _last_of(current[1], self._model.steps_per_execution).logs
+            return _last_of(current[1], self._model.steps_per_execution).keras_logs()
 
         return function
 

@@ -6,7 +6,6 @@ Pure formatting apart from `print_report`. Values live on the device until one o
 import io
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +15,9 @@ import numpy as np
 import rich.console
 import rich.table
 
-from distgrad.errors import ReportExpired, print_line, warn
+from distgrad.errors import ReportExpired
 from distgrad.seeing.told import Contents, GradientStatistics, Told
+from distgrad.seeing.updates import UpdateRatios
 
 # What the compiled step puts into one float64 vector, in this order, before one number a worker and what `Told` reads.
 HEAD = ("loss", "examples", "weight", "more", "applied")
@@ -59,6 +59,7 @@ class StepReport:
         workers: how many workers' gradients were summed.
         seconds: wall time of this worker's call. On a device that computes asynchronously, until it returned.
         logs: under `fit`, the values of the metrics so far.
+        updates: with statistics="updates", how far the step moved the weights; on the root, in steps that are logged.
     """
 
     step: int
@@ -68,6 +69,7 @@ class StepReport:
     _contents: Contents = field(repr=False)
     _gradient: Any = field(repr=False)
     logs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    updates: UpdateRatios | None = field(default=None, repr=False)
 
     @cached_property
     def _fetched(self) -> np.ndarray:
@@ -138,19 +140,42 @@ class StepReport:
         start = len(HEAD) + len(STATISTICS) + self.workers
         return Told(self._fetched[start:], self._contents, self.weight, self.seconds)
 
+    def keras_logs(self) -> dict[str, Any]:
+        """Under `fit`, what callbacks see: the logs, and what was asked for that is one number."""
+        logs = dict(self.logs)
+        if "variables" in self._contents.asked:
+            logs["gradient_zeros"] = self.told.zeros
+        if "noise" in self._contents.asked and self.told.noise is not None:
+            logs["noise_scale"] = self.told.noise.scale
+        return logs
+
     def table(self) -> VariableTable:
         """The gradient's statistics variable by variable, computed now.
 
         Raises:
             ReportExpired: a later step has begun; gradients are kept for the newest step only, to save memory.
         """
+        flat, places = self._entries(), self._contents.variables
+        return VariableTable(VariableRow(path, shape, *_statistics(flat[a:b])) for path, shape, a, b in places)
+
+    def entries(self) -> dict[str, np.ndarray]:
+        """The gradient's entries, 1-D by group, or by variable where there are no groups.
+
+        Raises:
+            ReportExpired: as for `table`.
+        """
+        flat = self._entries()
+        parts = {path: flat[first:last] for path, _, first, last in self._contents.variables}
+        by_number, groups = list(parts.values()), self._contents.groups.items()
+        together = {label: [by_number[number] for number in members] for label, members in groups}
+        return {label: np.concatenate([flat[:0], *chosen]) for label, chosen in together.items()} or parts
+
+    def _entries(self) -> np.ndarray:
         if self._gradient is None:
             raise ReportExpired(
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
-        flat = np.asarray(self._gradient)
-        places = self._contents.variables
-        return VariableTable(VariableRow(path, shape, *_statistics(flat[a:b])) for path, shape, a, b in places)
+        return np.asarray(self._gradient)
 
     def expire(self) -> None:
         """Let go of the gradient."""
@@ -161,7 +186,8 @@ class StepReport:
         names = ("step", "loss", "examples", "weight", *STATISTICS, "applied", "workers", "seconds")
         fields = {name: getattr(self, name) for name in names}
         groups = {name: group._asdict() for name, group in self.groups.items()}
-        return {**fields, "groups": groups, **self.told.as_dict()}
+        updates = {} if self.updates is None else {"updates": self.updates._asdict()}
+        return {**fields, "groups": groups, **self.told.as_dict(), **updates}
 
     def as_json(self) -> str:
         """One JSON object on one line; NaN and infinity, which JSON lacks, are null."""
@@ -184,13 +210,6 @@ class StepReport:
         return self.as_text()
 
 
-def print_report(report: StepReport, log_format: str) -> None:
-    """Print a step's line on stdout, and a warning on stderr if the step was skipped."""
-    print_line(report.as_json() if log_format == "json" else report.as_text(), sys.stdout)
-    if not report.applied:
-        warn(f"step {report.step} skipped: {blame(report)}")
-
-
 def blame(report: StepReport) -> str:
     """Say where a non-finite gradient comes from."""
     ranks = ", ".join(map(str, report.nonfinite_ranks))
@@ -207,4 +226,6 @@ def _statistics(entries: np.ndarray) -> tuple[float, float, float, int]:
 def _null_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _null_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_null_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,8 @@ Every worker runs this; all the communication of a step is one sum of one vector
 import functools
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -29,10 +30,14 @@ from distgrad.forward import Forward, MovingStatistics
 from distgrad.gradient import GradientSum, micro_batch_sums, regularisation
 from distgrad.layout import LANES, WEIGHT, Layout
 from distgrad.objective import Objective
-from distgrad.report import StepReport, blame, print_report
+from distgrad.report import StepReport, blame
 from distgrad.riders import Outcome, Pass, Rider, Riders
+from distgrad.seeing.listeners import Listener, Listeners
+from distgrad.seeing.logfile import LogFile
 from distgrad.seeing.told import Contents
+from distgrad.seeing.updates import Updates
 from distgrad.seeing.watch import Watch, chosen
+from distgrad.seeing.where import FORMATS, listeners_of
 from distgrad.statistics import moments, rows, statistics
 from distgrad.sums import vector_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
@@ -56,7 +61,9 @@ class DistributedStep:
             "times", "updates", or "all".
         on_nonfinite: what NaN or infinity in G does on every worker: "skip" the update, "raise", or "apply" it.
         log_every: print every so many steps; 0 never prints.
-        log_format: "text" or "json".
+        log_format: "text" or "json" lines, or "live": a view that stays on the terminal.
+        log_file: where every step is appended as a JSON line: a path, or a `distgrad.seeing.LogFile`.
+        listeners: who hears every report, on the root alone: functions, or those of `distgrad.seeing`.
         jit_compile: compile a micro-batch's forward and backward pass with XLA.
 
     Raises:
@@ -79,12 +86,14 @@ class DistributedStep:
         on_nonfinite: str = "skip",
         log_every: int = 1,
         log_format: str = "text",
+        log_file: str | Path | LogFile | None = None,
+        listeners: Sequence[Listener | Callable[[StepReport], Any]] = (),
         jit_compile: bool = False,
     ) -> None:
         _require(micro_batch_size is None or micro_batch_size > 0, "micro_batch_size", micro_batch_size, "1 or more")
         _require(reduction in ("mean", "sum"), "reduction", reduction, '"mean" or "sum"')
         _require(on_nonfinite in ("skip", "raise", "apply"), "on_nonfinite", on_nonfinite, '"skip", "raise" or "apply"')
-        _require(log_format in ("text", "json"), "log_format", log_format, '"text" or "json"')
+        _require(log_format in FORMATS, "log_format", log_format, '"text", "json" or "live"')
         _require(log_every >= 0, "log_every", log_every, "0 or more")
         self.model, self.comm = model, comm
         self._objective = Objective(loss, model)
@@ -97,7 +106,9 @@ class DistributedStep:
         self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
         self._statistics = chosen(statistics)
         self._on_nonfinite = on_nonfinite
-        self._log_every, self._log_format = log_every, log_format
+        self._log_every = log_every
+        speaks = comm.is_root and self._trains
+        self._listeners = listeners_of(log_every, log_format, log_file, listeners) if speaks else Listeners(())
         self._jit_compile = jit_compile
         self._steps = 0
         self._joined = self._alike = False
@@ -130,6 +141,7 @@ class DistributedStep:
 
         A worker that has run out goes on contributing nothing, so nobody waits for ever.
         """
+        self._listeners.begin(_length(dataset))
         batches = (tensors(batch) for batch in dataset)
         batch = next(batches, None)
         nothing = no_rows_like(getattr(dataset, "element_spec", None) if batch is None else batch)
@@ -141,6 +153,10 @@ class DistributedStep:
             batch = following
             # Whoever has a batch itself need not wait to hear whether others do.
             more = following is not None or report.more
+
+    def close(self) -> None:
+        """Let the listeners finish what they are writing; the end of the process does, too."""
+        self._listeners.close()
 
     def carry(self, rider: Rider) -> None:
         """Let something else be summed along with the gradients; before the first step."""
@@ -159,6 +175,7 @@ class DistributedStep:
             self._broadcast()
         if self._last is not None:
             self._last.expire()
+        compared = self._updates.before() if self._compares() else None
         began = time.perf_counter()
         try:
             values, gradient, logs = self.compiled(batch, tf.constant(int(more)))
@@ -169,9 +186,15 @@ class DistributedStep:
         report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, logs)
         self._last = report
         self._raise_if_bad(report, batch)
-        if self.comm.is_root and self._log_every and self._steps % self._log_every == 0:
-            print_report(report, self._log_format)
+        if compared is not None:
+            report.updates = self._updates.after(compared)
+        self._listeners.hear(report)
         return report
+
+    def _compares(self) -> bool:
+        """Whether the next step's update is set against the weights."""
+        logged = (self._steps + 1) % max(1, self._log_every) == 0
+        return logged and self.comm.is_root and "updates" in self._contents.asked
 
     def _raise_if_bad(self, report: StepReport, batch: tuple[Any, ...]) -> None:
         # Where no worker has rows, each one sees it in its own share: no value is fetched otherwise.
@@ -204,7 +227,7 @@ class DistributedStep:
         self._layout = Layout(self._variables)  # of G
         self._sent = Layout(self._variables * self._objective.groups)  # of each group's sums
         self._contents = self._reported()
-        self._watch = Watch(self.comm, self._contents)
+        self._watch, self._updates = Watch(self.comm, self._contents), Updates(self._layout, self._variables)
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
         ride_along = self._riders.entries + self._watch.entries
@@ -411,6 +434,14 @@ def _symbolic(tensor: Any) -> keras.KerasTensor:
     """The batch's tensor without its values, for any number of rows."""
     spec = any_rows(tensor)
     return keras.KerasTensor(spec.shape, spec.dtype.name, ragged=isinstance(spec, tf.RaggedTensorSpec))
+
+
+def _length(dataset: Iterable[Any]) -> int | None:
+    """How many batches there are, as far as that is known."""
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

@@ -19,7 +19,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64, help="rows of the global batch, over all workers")
     parser.add_argument("--micro-batch-size", type=int, default=10, help="rows a worker differentiates at once")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--log-format", choices=("text", "json", "live"), default="text")
+    parser.add_argument("--log-file", help="JSON lines for `distgrad report`")
+    parser.add_argument("--statistics", nargs="*", default=(), help="what else to tell of each step; 'all' for all")
     return parser.parse_args()
 
 
@@ -31,6 +33,8 @@ def main() -> None:
         import tensorflow as tf  # noqa: PLC0415
         from sklearn.datasets import load_digits  # noqa: PLC0415
         from sklearn.model_selection import train_test_split  # noqa: PLC0415
+
+        from distgrad.seeing import Alarms  # noqa: PLC0415
 
         digits = load_digits()
         images = (digits.images[..., np.newaxis] / 16).astype("float32")  # (1797, 8, 8, 1) in [0, 1]
@@ -57,6 +61,9 @@ def main() -> None:
             comm=comm,
             micro_batch_size=options.micro_batch_size,
             log_format=options.log_format,
+            log_file=options.log_file,
+            statistics=options.statistics,
+            listeners=[Alarms()],
         )
         for _ in range(options.epochs):
             for _report in step.epoch(comm.shard(dataset)):

@@ -10,6 +10,7 @@ from memory import peak
 from test_report import LINE
 
 SCRIPT = ROOT / "launch" / "train_digits.py"
+TELLING_ALL = [SCRIPT, "--statistics", "all"]
 STEPS = 12 * 23  # 1,437 rows in batches of 64, the last of 29
 
 
@@ -23,6 +24,8 @@ def check(job: Job, workers: int) -> list[float]:
     accuracy = [float(line.split()[-1]) for line in job.lines("test accuracy")]
     assert len(accuracy) == 1
     assert accuracy[0] >= 0.95
+    # Whatever else they say: a machine may have its hiccups.
+    assert [line for line in job.err.splitlines() if "distgrad: alarm" in line and "slow step" not in line] == []
     others = [line for line in job.out.splitlines() if line and not re.search(r"step \d+ \||test accuracy", line)]
     assert others == []
     return [float(field[3]) for field in fields]
@@ -30,7 +33,7 @@ def check(job: Job, workers: int) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone() -> list[float]:
-    return check(launch("solo", 1, [SCRIPT])[0], 1)
+    return check(launch("solo", 1, TELLING_ALL)[0], 1)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def alone() -> list[float]:
     ],
 )
 def test_two_workers_train_the_digits_as_one_does(engine: str, alone: list[float]) -> None:
-    root, *others = launch(engine, 2, [SCRIPT])
+    root, *others = launch(engine, 2, TELLING_ALL)
     norms = check(root, 2)
     assert norms[:5] == pytest.approx(alone[:5], rel=1e-3)
     for other in others:

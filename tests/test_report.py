@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
-from distgrad.report import print_report
+from distgrad.seeing.lines import Lines
 from distgrad.seeing.told import Contents, GradientStatistics
 
 LINE = re.compile(
@@ -105,7 +105,7 @@ def test_the_table_has_a_row_a_variable_and_expires_with_its_step() -> None:
 
 
 def test_a_skipped_step_says_who_is_to_blame(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(report(nonfinite=3, applied=0), "text")
+    Lines().hear(report(nonfinite=3, applied=0))
     printed = capsys.readouterr()
     assert LINE.match(printed.out)
     assert printed.err == "distgrad: warning: step 12 skipped: 3 non-finite gradient entries from rank 1\n"

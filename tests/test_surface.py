@@ -48,6 +48,8 @@ def test_signatures() -> None:
         "*on_nonfinite='skip'",
         "*log_every=1",
         "*log_format='text'",
+        "*log_file=None",
+        "*listeners=()",
         "*jit_compile=False",
     ]
     assert signature(distgrad.distribute) == ["model", "comm", "micro_batch_size=None", "step_options"]
