@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from distgrad.bench.cases import PEERS, TABLES
+from distgrad.doctor import bug_report
 from distgrad.errors import DistgradError, print_line
 from distgrad.launching import hosts
 from distgrad.launching.run import START_TIMEOUT, Request, dry_run
@@ -73,6 +74,23 @@ def run(
         print_line(dry_run(request, os.environ), sys.stdout)
     else:
         sys.exit(run_job(request, os.environ))
+
+
+@main.command()
+@click.option("-np", "-n", "--num-proc", "size", default=2, show_default=True, type=click.IntRange(1), help="Workers.")
+@click.option("--quick", is_flag=True, help="Look only: launch no workers, load no TensorFlow.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def doctor(size: int, quick: bool, as_json: bool) -> None:
+    """Find out what is wrong here, and whether every engine's sums are exact. Exit status 1 if anything is wrong."""
+    from distgrad.doctor import examine  # noqa: PLC0415 (rich, which the other commands do without)
+
+    sys.exit(0 if examine.run(size, quick, as_json) else 1)
+
+
+@main.command()
+def env() -> None:
+    """Print what to paste into a bug report; no variables but those known to hold no secrets."""
+    print_line(bug_report.describe(os.environ), sys.stdout)
 
 
 def _peers(context: click.Context, parameter: click.Parameter, text: str) -> list[str]:  # noqa: ARG001 (click's form)

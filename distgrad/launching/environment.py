@@ -3,15 +3,18 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from distgrad.launching.hosts import ALLOCATIONS, cores
+from distgrad.launching.session import MARK
 from distgrad.world import LAUNCHERS
 
-# What may cross to other hosts, and stand in the command lines by which horovodrun starts its workers.
-FORWARDED = ("DISTGRAD_", "TF_", "KERAS_", "HOROVOD_", "NCCL_", "XLA_", "OMP_", "OMPI_", "PRTE_", "PYTHON")
-NEEDED = ("PATH", "LD_LIBRARY_PATH", "HOME", "USER", "SHELL", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+# What workers on other hosts are sent.
+FORWARDED = ("DISTGRAD_", "TF_", "KERAS_", "HOROVOD_", "NCCL_", "XLA_", "OMP_", "PYTHON")
+# What a launcher itself needs.
+NEEDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "USER", "SHELL", "LANG", "TMPDIR", MARK)
+SETTINGS = ("HOROVOD_", "OMPI_", "PRTE_", "LC_")
 LAUNCHED_BY = {name for launcher in LAUNCHERS for name in launcher[2:6]} | {"TF_CONFIG"}
 
 
@@ -59,15 +62,11 @@ def for_workers(environment: Mapping[str, str], local_size: int, **settings: str
     return defaults | inherited | launchable(environment) | settings
 
 
-def public(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part that may be read by others: no password stands in a variable of these names."""
-    return {name: value for name, value in environment.items() if _may_be_read(name)}
+def for_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part that a launcher needs: none of a person's own variables, which horovodrun would show to everyone."""
+    return {name: value for name, value in environment.items() if name in NEEDED or name.startswith(SETTINGS)}
 
 
-def forwarded(environment: Mapping[str, str], names: Sequence[str] = FORWARDED) -> list[str]:
+def forwarded(environment: Mapping[str, str]) -> list[str]:
     """Names of the variables that workers on other hosts need."""
-    return sorted(name for name in environment if name.startswith(tuple(names)))
-
-
-def _may_be_read(name: str) -> bool:
-    return name in NEEDED or name.startswith((*FORWARDED, "LC_"))
+    return sorted(name for name in environment if name.startswith(FORWARDED))

@@ -49,14 +49,14 @@ class Keeper:
     def run(self, command: list[str], environment: Mapping[str, str]) -> int:
         """Start the worker and wait for its end. Gives its status as `subprocess` has it."""
         pipe = subprocess.PIPE
-        settle = self._settle
         self._child = child = subprocess.Popen(
             command,
             env=environment,
             stdout=pipe,
             stderr=pipe,
             bufsize=0,
-            preexec_fn=settle,  # noqa: PLW1509 (no threads)
+            preexec_fn=self._settle,  # noqa: PLW1509 (there are no other threads yet)
+            close_fds=False,  # MPICH's launcher talks to its workers through one that it leaves open
         )
         for number in self._pending:
             child.send_signal(number)

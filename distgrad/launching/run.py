@@ -12,7 +12,7 @@ from distgrad.launching import hosts as places
 from distgrad.launching import keeper
 from distgrad.launching.choice import choose
 from distgrad.launching.commands import LAUNCHERS, Command, Order
-from distgrad.launching.environment import allocated, for_workers, forwarded, public, search_path
+from distgrad.launching.environment import allocated, for_launcher, for_workers, forwarded, search_path
 from distgrad.launching.hosts import Host
 from distgrad.launching.job import Job, marked, session
 from distgrad.launching.verdict import Verdict
@@ -101,7 +101,8 @@ class _Plan:
             seen = environment
             if self._choice.backend == "horovod":  # horovodrun writes its environment into command lines
                 folder.hand_out(environment)
-                seen = public(environment)
+                others = {} if self._is_local() else {name: environment[name] for name in forwarded(environment)}
+                seen = for_launcher(environment) | others
             tag = "tag" if self._request.tag_output else "plain"
             keep = [sys.executable, "-I", "-S", str(keeper.__file__), str(folder.folder), tag, *self._worker]
             job = Job(

@@ -43,6 +43,8 @@ def end_all(mark: str, grace: float = GRACE) -> None:
         mark: a zero at its end lets only the whole mark count.
         grace: seconds between asking and killing.
     """
+    if not marked(mark):
+        return
     _signal(mark, signal.SIGTERM)
     _signal(mark, signal.SIGCONT)  # who stands stopped can only then leave
     _wait_until_gone(mark, grace)
