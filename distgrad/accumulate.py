@@ -70,6 +70,7 @@ def accumulate(
     *,
     riders: tf.Tensor,
     describes: bool = False,
+    single: bool = False,
 ) -> Accumulated:
     """Sum `one` over the micro-batches of a batch.
 
@@ -81,6 +82,7 @@ def accumulate(
         variables: how many there are.
         riders: (r,) zeros, to which what else there is is added.
         describes: whether the totals do.
+        single: whether the batch has rows and is one micro-batch, whatever its size.
     """
     row_total = row_count(batch)
     size = tf.maximum(row_total, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
@@ -101,14 +103,18 @@ def accumulate(
         )
         return start + size, added
 
-    nothing = tf.zeros((), tf.float64)
-    undescribed = [nothing, nothing, tf.zeros(ROW, tf.float64)] if describes else []
-    _, sums = tf.while_loop(
-        lambda start, _: start < row_total,
-        add_next,
-        (0, Accumulated(totals.start(), nothing, nothing, riders, undescribed, [])),
-        parallel_iterations=1,  # more would keep several micro-batches' activations alive
-    )
+    zero = tf.zeros((), tf.float64)
+    undescribed = [zero, zero, tf.zeros(ROW, tf.float64)] if describes else []
+    nothing = Accumulated(totals.start(), zero, zero, riders, undescribed, [])
+    if single:
+        _, sums = add_next(tf.constant(0), nothing)
+    else:
+        _, sums = tf.while_loop(
+            lambda start, _: start < row_total,
+            add_next,
+            (0, nothing),
+            parallel_iterations=1,  # more would keep several micro-batches' activations alive
+        )
     return sums._replace(depends=depends)
 
 

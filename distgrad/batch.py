@@ -80,6 +80,23 @@ def no_rows_like(batch: Any) -> tuple[Any, ...]:
     return tf.nest.map_structure(empty, batch if isinstance(batch, tuple) else (batch,))
 
 
+def one_row_at_least(batch: Any) -> Any:
+    """The batch, or a row of ones if it has none: zeros are what masks leave out, and a mean of nothing is NaN."""
+
+    def padded(tensor: tf.Tensor) -> tf.Tensor:
+        missing = tf.maximum(1 - tf.shape(tensor)[:1], 0)
+        return tf.concat([tensor, tf.ones(tf.concat([missing, tf.shape(tensor)[1:]], 0), tensor.dtype)], 0)
+
+    return tf.nest.map_structure(padded, batch)
+
+
+def zero_unless(present: tf.Tensor | None, values: Any) -> Any:
+    """A nest of tensors: as they are, or zeros; () bool or, for what is always there, None."""
+    if present is None:
+        return values
+    return tf.nest.map_structure(lambda value: tf.where(present, value, tf.zeros_like(value)), values)
+
+
 def row_count(batch: Any) -> tf.Tensor:
     """() int32: rows of the batch, by its first tensor."""
     first = tf.nest.flatten(batch)[0]

@@ -74,11 +74,16 @@ def _scaled(loss: tf.Tensor, scale: Any, divisor: tf.Tensor | None) -> tf.Tensor
 
 
 def _times(gradient: Gradient, factor: tf.Tensor | None) -> Gradient:
-    if gradient is None or factor is None:
-        return gradient
+    return gradient if factor is None else changed(gradient, lambda values: tf.cast(values, factor.dtype) * factor)
+
+
+def changed(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
+    """The gradient with other values, whatever form it has."""
+    if gradient is None:
+        return None
     if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(_times(gradient.values, factor), gradient.indices, gradient.dense_shape)
-    return tf.cast(gradient, factor.dtype) * factor
+        return tf.IndexedSlices(change(gradient.values), gradient.indices, gradient.dense_shape)
+    return change(gradient)
 
 
 def regularisation(variables: Sequence[Any]) -> GradientSum:

@@ -23,12 +23,13 @@ import tensorflow as tf
 
 from distgrad import agreement
 from distgrad.accumulate import accumulate
-from distgrad.batch import any_rows, no_rows_like, one_row_like, row_count, tensors
+from distgrad.batch import any_rows, no_rows_like, one_row_at_least, one_row_like, row_count, tensors, zero_unless
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.forward import Forward, MovingStatistics
-from distgrad.gradient import GradientSum, micro_batch_sums, regularisation
+from distgrad.gradient import GradientSum, changed, micro_batch_sums, regularisation
 from distgrad.layout import LANES, WEIGHT, Layout
+from distgrad.normalisation import over_workers, require_single_pass, synchronised
 from distgrad.objective import Objective
 from distgrad.report import StepReport, blame
 from distgrad.riders import Outcome, Pass, Rider, Riders
@@ -222,6 +223,8 @@ class DistributedStep:
         with self.comm.scope():
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
+        self._synchronised = synchronised(self.model) if self._trains else []
+        require_single_pass(self._synchronised, self._micro_batch_size)
         self._prepare(keras.tree.map_structure(_symbolic, batch))
         self._variables = self._differentiated()
         self._layout = Layout(self._variables)  # of G
@@ -349,33 +352,42 @@ class DistributedStep:
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
         """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
-        one = functools.partial(self._micro_batch_sum, self.comm.worker())
-        if self._jit_compile:
+        own_rows, present = row_count(batch), None
+        if self._synchronised:  # the others wait for this worker's pass
+            present, batch = own_rows > 0, one_row_at_least(batch)
+        one = functools.partial(self._micro_batch_sum, self.comm.worker(), present)
+        if self._jit_compile and not self._synchronised:  # XLA compiles no communication
             one = tf.function(one, jit_compile=True, autograph=False)
         began, batch = self._watch.begin(batch)
         riders = tf.zeros(self._riders.entries, self._layout.dtype)
-        to_add = (self._totals, len(self._sent.shapes))
-        sums = accumulate(one, batch, self._micro_batch_size, *to_add, riders=riders, describes=self._watch.describes)
+        how = {"riders": riders, "describes": self._watch.describes, "single": present is not None}
+        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._sent.shapes), **how)
         self._depends = sums.depends
         sums = self._watch.brought(sums, began, self._layout.dtype)
-        return vector_of(sums, self._sent, self._totals, row_count(batch), more)
+        return vector_of(sums, self._sent, self._totals, own_rows, more)
 
-    def _micro_batch_sum(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> tuple[GradientSum, tf.Tensor]:
+    def _micro_batch_sum(
+        self, worker: tf.Tensor, present: tf.Tensor | None, batch: tuple[Any, ...]
+    ) -> tuple[GradientSum, tf.Tensor]:
         seen: list[Pass] = []
-        losses = functools.partial(self._summed_losses, seen, worker)
+        losses = functools.partial(self._summed_losses, seen, worker, present)
         groups = micro_batch_sums(losses, self._objective.groups, self._variables, batch, self._loss_scale())
         self._forward.keep_states(seen[0].scope, worker)
-        gradients = [gradient for group in groups for gradient in group.gradients]
-        return groups[0]._replace(gradients=gradients), self._riders.part(seen[0], self._layout.dtype)
+        real = functools.partial(zero_unless, present)
+        gradients = [changed(gradient, real) for group in groups for gradient in group.gradients]
+        riders = self._riders.part(seen[0], self._layout.dtype)
+        return groups[0]._replace(gradients=gradients), real(riders)
 
     def _summed_losses(
-        self, seen: list[Pass], worker: tf.Tensor, x: Any, y: Any = None, sample_weight: Any = None
+        self, seen: list[Pass], worker: tf.Tensor, present: tf.Tensor | None, x: Any, *rest: Any
     ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
-        y_pred, scope = self._forward.run(x, worker, self._riders.zeroed)
+        with over_workers(self.comm, present):
+            y_pred, scope = self._forward.run(x, worker, self._riders.zeroed)
+        y, sample_weight = (*rest, None, None)[:2]
         one = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
         sums = self._objective.sums(one)
         seen.append(one._replace(sums=sums))
-        return sums.groups
+        return zero_unless(present, sums.groups)
 
     def _penalty(self) -> GradientSum:
         return regularisation(self._variables)

@@ -81,6 +81,7 @@ def test_a_communicator_s_face() -> None:
         "span",
         "sum_and_divide",
         "sum_over_workers",
+        "sum_within",
         "totals",
         "worker",
     }

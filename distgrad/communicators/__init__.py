@@ -162,6 +162,20 @@ class Communicator:
         found = whole(by_range)[:4] if ranges else unranged
         return DividedSum(summed / tf.cast(by, summed.dtype), rest, by, found, voted[-self.size :], by_range)
 
+    def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
+        """Sum (s,) over the workers in the midst of `fn`, in a way that can be differentiated.
+
+        Not part of the one reduction: where it stands, every worker waits for the others.
+
+        Returns:
+            (s,) the sum. What is done with it on all workers counts in its gradient.
+        """
+
+        def summed(part: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            return self.all_sum([part]), lambda upstream: self.all_sum([upstream])
+
+        return tf.custom_gradient(summed)(vector)
+
     def worker(self) -> tf.Tensor:
         """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""
         return tf.constant(self.rank)

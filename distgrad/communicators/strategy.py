@@ -59,6 +59,9 @@ class Strategy(Communicator):
         parts = self._strategy.run(on_replica, args=tuple(args))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
 
+    def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
+
     def worker(self) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)

@@ -483,6 +483,38 @@ def test_losses_with_a_divisor_each(comm: Communicator, odd: str) -> None:
     assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
 
 
+def synchronised(synchronized: bool) -> keras.Model:
+    normalise = keras.layers.BatchNormalization
+    words = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(5, 3, mask_zero=True)(words)
+    x = normalise(momentum=0.6, synchronized=synchronized)(x)  # of what the mask leaves
+    x = keras.layers.Dense(12, "tanh")(keras.layers.GlobalAveragePooling1D()(x))
+    x = keras.layers.Conv2D(2, 2, padding="same", use_bias=False)(keras.layers.Reshape((2, 2, 3))(x))
+    x = normalise(axis=1, momentum=0.6, synchronized=synchronized)(x)
+    return keras.Model(words, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_synchronised_normalisation_is_that_of_the_whole_batch(comm: Communicator) -> None:
+    """However unequal the shares, one of them empty."""
+    x = np.random.default_rng(6).integers(1, 5, (ROWS, 4)).astype("int32") * (np.arange(ROWS)[:, np.newaxis] % 4 > 0)
+    x[:, 0] = 3
+    y = np.random.default_rng(7).normal(size=(ROWS, 2)).astype("float32")
+    case = Case(lambda: synchronised(True), "mse", lambda _: (), {})
+    model, oracle = build(comm, case)
+    for layer in oracle.layers:
+        layer.synchronized = False
+    oracle.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+    expected = [oracle.train_on_batch(x, y)]
+    for _ in range(2):
+        oracle.reset_metrics()
+        expected.append(oracle.train_on_batch(x, y))
+    step = quiet(comm, model, "mse", keras.optimizers.SGD(0.1))
+    np.testing.assert_allclose([step(*own(comm, (x, y))).loss for _ in range(3)], expected, rtol=1e-5)
+    assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
+    with pytest.raises(BadArgument, match="is synchronized, and micro_batch_size=3 cuts"):
+        quiet(comm, model, micro_batch_size=3)(*own(comm, (x, y)))
+
+
 def normalised() -> keras.Model:
     return keras.Sequential(
         [keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1, use_bias=False)]
