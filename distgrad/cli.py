@@ -120,3 +120,16 @@ def bench(tables: tuple[str, ...], num_proc: int, **chosen: Any) -> None:
     from distgrad.bench.run import run as run_benchmark  # noqa: PLC0415 (NumPy, which the other commands do without)
 
     run_benchmark(tables or tuple(TABLES), size=num_proc, **chosen)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="A page that needs no network."
+)
+@click.option("--png", "png_file", type=click.Path(path_type=Path, dir_okay=False), help="The same as one picture.")
+def report(file: Path, html_file: Path | None, png_file: Path | None) -> None:
+    """Show a run that was logged to FILE, by `log_file=` or as JSON lines."""
+    from distgrad.seeing.show import show  # noqa: PLC0415 (matplotlib, which the other commands do without)
+
+    show(file, html_file, png_file)
