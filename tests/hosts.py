@@ -40,6 +40,7 @@ class Hosts:
 
     def __init__(self, name: str, agent: Path) -> None:
         self.names = [f"{name}-{number}" for number in (1, 2)]
+        self.agent = agent
         self._settings = {
             "OMPI_MCA_plm": "rsh",
             "OMPI_MCA_plm_rsh_agent": str(agent),
@@ -53,8 +54,11 @@ class Hosts:
         """Run a Python command line with so many ranks on each host."""
         hosts = [Host(address, ranks) for address in ADDRESSES]
         mpirun = open_mpi_4(Order(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words
-        env = {"DISTGRAD_BACKEND": backend} | self._settings | env
-        return run(["ip", "netns", "exec", self.names[0], *mpirun], timeout=timeout, env=env)
+        return self.run_program(mpirun, timeout=timeout, DISTGRAD_BACKEND=backend, **env)
+
+    def run_program(self, words: Sequence[str], *, timeout: float = 120, **env: str) -> Job:
+        """Run any program on the first host, in whose environment it stands how the other one is reached."""
+        return run(["ip", "netns", "exec", self.names[0], *words], timeout=timeout, env=self._settings | env)
 
 
 @contextlib.contextmanager
