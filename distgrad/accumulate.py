@@ -84,38 +84,43 @@ def accumulate(
         describes: whether the totals do.
         single: whether the batch has rows and is one micro-batch, whatever its size.
     """
-    row_total = row_count(batch)
-    size = tf.maximum(row_total, 1) if micro_batch_size is None else tf.constant(micro_batch_size)
     depends = [True] * variables
 
-    def add_next(start: tf.Tensor, sums: Accumulated) -> tuple[tf.Tensor, Accumulated]:
-        part, more = one(tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch))
-        depends[:] = [gradient is not None for gradient in part.gradients]
-        weight = tf.cast(part.weight, tf.float64)
-        carried, found = totals.add(sums.carried, part.gradients, tf.equal(start, 0), start + size >= row_total)
-        added = Accumulated(
-            carried,
-            sums.loss + tf.cast(part.loss, tf.float64),
-            sums.weight + weight,
-            sums.riders + more,
-            _describe(sums.described, found, weight) if describes else [],
-            [],
-        )
-        return start + size, added
+    def nothing() -> Accumulated:
+        zero = tf.zeros((), tf.float64)
+        undescribed = [zero, zero, tf.zeros(ROW, tf.float64)] if describes else []
+        return Accumulated(totals.start(), zero, zero, riders, undescribed, [])
 
-    zero = tf.zeros((), tf.float64)
-    undescribed = [zero, zero, tf.zeros(ROW, tf.float64)] if describes else []
-    nothing = Accumulated(totals.start(), zero, zero, riders, undescribed, [])
+    def add_part(sums: Accumulated, part: Any, first: tf.Tensor, last: tf.Tensor) -> Accumulated:
+        given, more = one(part)
+        depends[:] = [gradient is not None for gradient in given.gradients]
+        weight = tf.cast(given.weight, tf.float64)
+        carried, found = totals.add(sums.carried, given.gradients, first, last)
+        described = _describe(sums.described, found, weight) if describes else []
+        loss = sums.loss + tf.cast(given.loss, tf.float64)
+        return Accumulated(carried, loss, sums.weight + weight, sums.riders + more, described, [])
+
+    def add_all() -> Accumulated:
+        return add_part(nothing(), batch, tf.constant(True), tf.constant(True))
+
     if single:
-        _, sums = add_next(tf.constant(0), nothing)
+        sums = add_all()
+    elif micro_batch_size is None:
+        sums = tf.cond(row_count(batch) > 0, add_all, nothing)
     else:
-        _, sums = tf.while_loop(
-            lambda start, _: start < row_total,
-            add_next,
-            (0, nothing),
-            parallel_iterations=1,  # more would keep several micro-batches' activations alive
-        )
+        sums = _loop(nothing(), add_part, batch, micro_batch_size)
     return sums._replace(depends=depends)
+
+
+def _loop(sums: Accumulated, add_part: Callable[..., Accumulated], batch: Any, size: int) -> Accumulated:
+    end = row_count(batch)
+
+    def add_next(start: tf.Tensor, sums: Accumulated) -> tuple[tf.Tensor, Accumulated]:
+        part = tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch)
+        return start + size, add_part(sums, part, tf.equal(start, 0), start + size >= end)
+
+    # More than one iteration at a time would keep several micro-batches' activations alive.
+    return tf.while_loop(lambda start, _: start < end, add_next, (0, sums), parallel_iterations=1)[1]
 
 
 def _describe(so_far: list[tf.Tensor], found: tf.Tensor, weight: tf.Tensor) -> list[tf.Tensor]:
@@ -138,6 +143,9 @@ class Carried:
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The first micro-batch's large gradients become the totals as they are, unread and uncopied."""
+        if tf.get_static_value(first):  # and the only one
+            sums = [self._as_sum(zeros, gradient) for zeros, gradient in zip(carried, gradients, strict=True)]
+            return sums, self._rows(gradients, sums, last)
         large = [i for i, total in enumerate(carried) if _is_large(total, gradients[i])]
         sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(carried)]
         if large:
@@ -147,6 +155,10 @@ class Carried:
                 sums[i] = total
         sums = [tf.ensure_shape(total, shape) for total, shape in zip(sums, self._layout.shapes, strict=True)]
         return sums, self._rows(gradients, sums, last)
+
+    def _as_sum(self, zeros: tf.Tensor, gradient: Gradient) -> tf.Tensor:
+        dense = tf.cast(gradient, zeros.dtype) if isinstance(gradient, tf.Tensor) else add(zeros, gradient)
+        return tf.ensure_shape(dense, zeros.shape)
 
     def _rows(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
         if not self._describes:

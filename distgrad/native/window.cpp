@@ -98,7 +98,7 @@ bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners,
   rank_ = rank, ranks_ = ranks, owners_ = owners, across_ = across;
   turn_ = 0;
   // Touched now, and by the rank that will use it, rather than within a step.
-  std::memset(part(), 0, memory_->capacity());
+  if (!alone()) std::memset(part(), 0, memory_->capacity());
   if (rank_ < owners_) {
     const std::int64_t share = whole_pages(memory_->capacity() / owners_);
     const std::int64_t start = std::min(share * rank_, memory_->capacity());
@@ -182,6 +182,7 @@ void Window::copy_in(const Order& order) {
     using T = std::remove_pointer_t<decltype(place)>;
     place = reinterpret_cast<T*>(part());
     if (!order.filled) std::memset(place, 0, order.placed * sizeof(T));
+    if (alone()) return;  // nobody else reads the part: the pieces may stay where they are
     place += order.placed;
     for (const Piece& piece : order.pieces) {
       store(place, static_cast<const T*>(piece.values), piece.entries, is_large());
@@ -233,7 +234,9 @@ std::string Window::own_shard(const Order& order) {
 void Window::work_on_shard(const Order& order, std::int64_t first, std::int64_t last) {
   const auto work = [&](std::int64_t start, std::int64_t stop, bool describes) {
     const Finish finish{finish_.divided, describes ? finish_.described : 0, finish_.divisor};
-    return across_ ? finish_shard(start, stop, finish) : add_shard(start, stop, finish);
+    return alone()   ? finish_pieces(order, start, stop, finish)
+           : across_ ? finish_shard(start, stop, finish)
+                     : add_shard(start, stop, finish);
   };
   Moments& whole = memory_->seat(rank_).moments;
   if (order.ranges.empty()) {
@@ -280,12 +283,43 @@ double Window::divisor(const Order& order, bool summed) const {
       const std::int64_t entry = entries_ - others + term - 1;
       T sum = summed ? reinterpret_cast<const T*>(result_)[entry] : T{};
       for (int rank = 0; rank < ranks_ && !summed; ++rank) {
-        sum += reinterpret_cast<const T*>(memory_->part(rank))[entry];
+        sum += alone() ? own_entry<T>(order, entry) : reinterpret_cast<const T*>(memory_->part(rank))[entry];
       }
       divisor += order.terms[term] * static_cast<double>(sum);
     }
   });
   return divisor == 0 ? 1 : divisor;
+}
+
+// A lone rank's vector: what is placed, and the pieces.
+std::vector<Piece> Window::all_of(const Order& order) const {
+  std::vector<Piece> pieces{{part(), order.placed}};
+  pieces.insert(pieces.end(), order.pieces.begin(), order.pieces.end());
+  return pieces;
+}
+
+template <typename T>
+T Window::own_entry(const Order& order, std::int64_t entry) const {
+  for (const Piece& piece : all_of(order)) {
+    if (entry < piece.entries) return static_cast<const T*>(piece.values)[entry];
+    entry -= piece.entries;
+  }
+  return T{};
+}
+
+Moments Window::finish_pieces(const Order& order, std::int64_t first, std::int64_t last, const Finish& finish) {
+  Moments all;
+  with_type(type_, [&](auto* none) {
+    using T = std::remove_pointer_t<decltype(none)>;
+    std::int64_t start = 0;
+    for (const Piece& piece : all_of(order)) {
+      const std::int64_t from = std::max(first, start), to = std::min(last, start + piece.entries);
+      const T* values = static_cast<const T*>(piece.values) - start;  // as if the whole vector stood there
+      if (from < to) all.merge(add_parts(reinterpret_cast<T*>(result_), &values, 1, from, to, finish, is_large()));
+      start += piece.entries;
+    }
+  });
+  return all;
 }
 
 Moments Window::add_shard(std::int64_t first, std::int64_t last, const Finish& finish) {
@@ -310,6 +344,7 @@ Moments Window::finish_shard(std::int64_t first, std::int64_t last, const Finish
 }
 
 bool Window::own_part_is_bad() const {
+  if (alone()) return true;  // whose else
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
     return describe(reinterpret_cast<const T*>(part()), finish_.described).nonfinite > 0;

@@ -139,8 +139,13 @@ class Window {
   Moments* notes(int owner, std::size_t ranges) const;
   Moments add_shard(std::int64_t first, std::int64_t last, const Finish& finish);
   Moments finish_shard(std::int64_t first, std::int64_t last, const Finish& finish);
+  Moments finish_pieces(const Order& order, std::int64_t first, std::int64_t last, const Finish& finish);
+  std::vector<Piece> all_of(const Order& order) const;
+  template <typename T>
+  T own_entry(const Order& order, std::int64_t entry) const;
   double divisor(const Order& order, bool summed) const;
   bool own_part_is_bad() const;
+  bool alone() const { return ranks_ == 1 && !across_; }
   bool is_large() const { return entries_ * size_of(type_) >= kStream; }
 
   Callback callback_;
