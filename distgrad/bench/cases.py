@@ -104,6 +104,9 @@ MEGABYTE = 1_000_000
 SUM_BYTES = {"4 KB": 4096, "64 KB": 65536} | {f"{n} MB": n * MEGABYTE for n in (1, 16, 64, 100, 256)}
 MANY = 50  # tensors
 FEW, MORE = 4, 12  # micro-batches
+SHORT, LONG = 2, 10  # steps of a fit
+FIT, FIT_ALONE, KERAS_ALONE = f"{OWN} fit", f"{OWN} fit alone", "keras fit alone"
+FITS = {FIT: "workers", FIT_ALONE: "one", KERAS_ALONE: "Keras"}
 MODELS = ("small", "deep", "wide", "cnn", "transformer")
 MLPS = ("small", "deep", "wide")
 
@@ -141,8 +144,15 @@ TABLES = {
             Contestant("mwms", "mwms", "packed"),
             Contestant(f"{OWN} on mwms", "mwms", "step"),
             Contestant("ddp", "ddp", "step"),
+            *(
+                Contestant(f"{name} of {steps}", OWN, f"{who} fits of {steps}")
+                for name, who in FITS.items()
+                for steps in (SHORT, LONG)
+            ),
         ),
-        (OWN,),
+        (OWN, FIT_ALONE),
+        # What a fit costs whatever its length is not part of a step.
+        tuple(Difference(name, f"{name} of {LONG}", f"{name} of {SHORT}", LONG - SHORT) for name in FITS),
     ),
     "accumulate": Table(
         tuple(Case(model) for model in MODELS),
@@ -177,13 +187,15 @@ TABLES = {
 
 def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bool:
     """Whether this contestant has anything to do in this case, and is among those of a quick run."""
-    if contestant.name == "ddp" and case not in MLPS:
-        return False  # there is no torch twin of the other models
+    if contestant.name == "ddp":
+        return case in MLPS  # there is no torch twin of the other models
+    if " fits of " in contestant.turn:
+        return case in ("small", "wide") and not quick
     if table == "sum":
         many = "tensors" in case
-        if contestant.turn in ("per tensor", "grouped", "packed", "one tensor") and not many:
-            return False  # with one tensor they do what "flat" does
-        if many and contestant.turn in ("core", "Allreduce", "Allreduce in place", "memcpy", "limit"):
+        of_many = ("per tensor", "grouped", "packed", "one tensor")  # with one tensor they do what "flat" does
+        of_one = ("core", "Allreduce", "Allreduce in place", "memcpy", "limit")
+        if contestant.turn in (of_one if many else of_many):
             return False
         if case == "256 MB" and contestant.job in (*FULL_MPI_JOBS, *SHORT_CYCLE_JOBS):
             return False  # all jobs of a case are in memory at once

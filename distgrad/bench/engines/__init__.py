@@ -7,5 +7,6 @@ keras_mwms.py     MultiWorkerMirroredStrategy in a hand-written step, and distgr
 torch_ddp.py      PyTorch's DistributedDataParallel over Gloo
 
 own.py            a rank with a communicator, and distgrad's turns over it
+keras_fit.py      `fit`, distgrad's and Keras's own
 by_hand.py        the step as a careful user writes it, with a hole for the peer's reduction
 """

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import distgrad
 from distgrad.bench.data import check, own_part
-from distgrad.bench.engines import by_hand, own
+from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
 from distgrad.communicators import DividedSum
 from distgrad.communicators.mpi import Mpi
@@ -80,8 +80,18 @@ class KerasMpi(own.Worker):
             return by_hand.prepare(case, self.rank, 1, lambda sums: sums)
         if turn == "oracle":
             return by_hand.oracle(case, self.size)
+        if " fits of " in turn:
+            return self._fit(turn, case)
         kind = WithoutStatistics if turn == "step without statistics" else DistributedStep
         return own.step(self._comm, case, self.rank, kind=kind)
+
+    def _fit(self, turn: str, case: str) -> Prepared:
+        who, steps = turn.split(" fits of ")
+        return {
+            "workers": lambda: keras_fit.over_workers(self._comm, case, int(steps)),
+            "one": lambda: keras_fit.alone(self._alone, case, self.rank, int(steps)),
+            "Keras": lambda: keras_fit.plain(case, self.rank, int(steps)),
+        }[who]()
 
     def _accumulate(self, turn: str, case: str) -> Prepared:
         count, what = turn.split(" ", 1)
