@@ -138,17 +138,20 @@ class SharedArrays(Share):
 
     def get_tf_dataset(self) -> tf.data.Dataset:
         """The batches of an epoch; each epoch in another order if they are shuffled."""
-        comm = self._comm
         arrays = array_slicing.convert_to_sliceable(self._whole._inputs, target_backend="tensorflow")
         arrays = keras.tree.lists_to_tuples(arrays)
         batches = self._orders().flat_map(lambda rows: tf.data.Dataset.from_tensor_slices(rows).batch(self.batch_size))
         if self._shuffle == "batch":
             batches = tf.data.Dataset.zip(batches, self._seeds(self._whole._size)).map(_shuffled)
-        own = batches.map(lambda rows: share(rows, comm.rank, comm.rank + comm.span, comm.size))
         # An element is a batch of row numbers. The arrays come as a dataset of one element: what a function captures
         # becomes a constant of its graph, which would be copied and written out for every iterator.
-        gathered = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensors(arrays).repeat()).map(_gathered)
-        return gathered.prefetch(READY).with_options(_plain())
+        with_arrays = tf.data.Dataset.zip(batches, tf.data.Dataset.from_tensors(arrays).repeat())
+        return with_arrays.map(self._own_rows).prefetch(READY).with_options(_plain())
+
+    def _own_rows(self, rows: tf.Tensor, arrays: Any) -> Any:
+        """This worker's rows of a batch of row numbers."""
+        own = share(rows, self._comm.rank, self._comm.rank + self._comm.span, self._comm.size)
+        return keras.tree.map_structure(lambda array: tf.gather(array, own), arrays)
 
     def _orders(self) -> tf.data.Dataset:
         """One element an epoch, (n,) int64 the order of its rows."""
@@ -176,10 +179,6 @@ def _plain() -> tf.data.Options:
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     return options
-
-
-def _gathered(rows: tf.Tensor, arrays: Any) -> Any:
-    return keras.tree.map_structure(lambda array: tf.gather(array, rows), arrays)
 
 
 def _shuffled(rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
