@@ -18,7 +18,13 @@ from distgrad.statistics import ROW, rows, whole
 
 
 class Totals(Protocol):
-    """Where gradients are added up."""
+    """Where gradients are added up.
+
+    Attributes:
+        layout: of the vector; known for good once a micro-batch was traced.
+    """
+
+    layout: Layout
 
     def start(self) -> list[tf.Tensor]:
         """What the loop over the micro-batches carries, before the first one."""
@@ -134,10 +140,10 @@ class Carried:
     """Totals in tensors of the loop: on any device, for any engine."""
 
     def __init__(self, layout: Layout, describes: bool = False) -> None:
-        self._layout, self._describes = layout, describes
+        self.layout, self._describes = layout, describes
 
     def start(self) -> list[tf.Tensor]:
-        return [tf.zeros(shape, self._layout.dtype) for shape in self._layout.shapes]
+        return [tf.zeros(shape, self.layout.dtype) for shape in self.layout.shapes]
 
     def add(
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
@@ -153,7 +159,7 @@ class Carried:
             added = tf.cond(first, lambda: stored, lambda: [add(carried[i], gradients[i]) for i in large])
             for i, total in zip(large, tf.nest.flatten(added), strict=True):
                 sums[i] = total
-        sums = [tf.ensure_shape(total, shape) for total, shape in zip(sums, self._layout.shapes, strict=True)]
+        sums = [tf.ensure_shape(total, shape) for total, shape in zip(sums, self.layout.shapes, strict=True)]
         return sums, self._rows(gradients, sums, last)
 
     def _as_sum(self, zeros: tf.Tensor, gradient: Gradient) -> tf.Tensor:
@@ -163,12 +169,12 @@ class Carried:
     def _rows(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
         if not self._describes:
             return tf.zeros((0, ROW), tf.float64)
-        given = [tf.cast(values_of(gradient), self._layout.dtype) for gradient in gradients if gradient is not None]
+        given = [tf.cast(values_of(gradient), self.layout.dtype) for gradient in gradients if gradient is not None]
         total = tf.cond(last, lambda: whole(rows(sums)), lambda: tf.zeros(ROW, tf.float64))
         return tf.stack([whole(rows(given)), total])
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
-        return [*self._layout.flatten(carried), rest]
+        return [*self.layout.flatten(carried), rest]
 
 
 def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:

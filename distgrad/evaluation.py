@@ -1,5 +1,6 @@
 """An evaluation is a step that changes nothing: the same sums over micro-batches and workers, without gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -26,5 +27,5 @@ class Evaluation(DistributedStep):
     def _loss_scale(self) -> Any:
         return None
 
-    def _update(self, gradient: tf.Tensor, finite: tf.Tensor, applied: tf.Tensor) -> None:
+    def _update(self, gradients: Sequence[Any], finite: tf.Tensor, applied: tf.Tensor) -> None:
         """Leave the weights alone."""

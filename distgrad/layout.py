@@ -5,6 +5,9 @@
 A piece is one large variable's gradient as it stands, or those of several small ones in a row. Each begins at an
 address that TensorFlow can slice without copying; the entries that fill it up to the next are zero.
 
+A table is a large variable of which a step touches few rows, an embedding's. Where the engine can sum those alone, it
+has no place in the vector, and its gradient is IndexedSlices beside it.
+
 Lanes are everything else that must be summed over the workers: loss, weight, rows, a flag, and whatever riders.py
 takes along. Because they ride in the same vector, a step needs one reduction and no second one.
 
@@ -13,8 +16,8 @@ that float32 holds exactly, for up to 4,096 workers and counts up to 2^36 divide
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow as tf
@@ -56,24 +59,49 @@ class Piece(NamedTuple):
     size: int
 
 
+class Place(NamedTuple):
+    """Where a gradient stands: entries first..last of the vector, or those of a table's touched rows.
+
+    Attributes:
+        table: 0 for the vector, else 1 + the table's number.
+    """
+
+    table: int
+    first: int
+    last: int | None
+
+    def of(self, found: Sequence[Any]) -> Any:
+        """The entries (n,) out of the vector and the touched rows of each table, all 1-D."""
+        return found[self.table][self.first : self.last]
+
+
 class Layout:
     """Where each gradient and each lane stands in the vector."""
 
-    def __init__(self, variables: Sequence[Any]) -> None:
+    def __init__(self, variables: Sequence[Any], tables: Collection[int] = ()) -> None:
         """Lay out the gradients of these variables.
+
+        Args:
+            tables: the numbers of those variables that are tables.
 
         Raises:
             UnsupportedDtype: a variable is integer, complex or anything else that is no float.
         """
+        self._variables = variables
         self.shapes = [tf.TensorShape(variable.shape) for variable in variables]
         dtypes = [_float_dtype(variable) for variable in variables]
         self.dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         self.sizes = [int(np.prod(shape.as_list())) for shape in self.shapes]
-        self._pieces = _pieces(self.sizes)
+        self.tables = sorted(tables)
+        self._pieces = _pieces(self.sizes, self.tables)
         self.entries = sum(piece.size for piece in self._pieces)
 
+    def with_tables(self, tables: Collection[int]) -> "Layout":
+        """The same variables, of which these are tables."""
+        return Layout(self._variables, tables)
+
     def flatten(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
-        """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros.
+        """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros, or a table.
 
         Returns:
             The pieces, 1-D in the layout's dtype, (entries,) in all. Nothing large is copied.
@@ -90,27 +118,41 @@ class Layout:
             parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
-    def unflatten(self, gradients: tf.Tensor) -> list[tf.Tensor]:
-        """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype."""
-        parts: list[tf.Tensor] = []
+    def unflatten(self, gradients: tf.Tensor, tables: Sequence[tf.IndexedSlices] = ()) -> list[Any]:
+        """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype.
+
+        Args:
+            tables: the tables' gradients, which take their places among the others.
+        """
+        parts: dict[int, Any] = dict(zip(self.tables, tables, strict=True))
         for piece in self._pieces:
             block = gradients[piece.start : piece.start + piece.size]
             sizes = [self.sizes[index] for index in piece.members]
-            parts += [block] if sizes == [piece.size] else tf.split(block, [*sizes, piece.size - sum(sizes)])[:-1]
-        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+            cut = [block] if sizes == [piece.size] else tf.split(block, [*sizes, piece.size - sum(sizes)])[:-1]
+            shaped = [tf.reshape(part, self.shapes[index]) for part, index in zip(cut, piece.members, strict=True)]
+            parts.update(zip(piece.members, shaped, strict=True))
+        return [parts[index] for index in range(len(self.sizes))]
 
-    def ranges(self) -> list[tuple[int, int]]:
-        """Where each variable's gradient stands in the flat gradients: [first, last)."""
-        ranges = []
+    def places(self) -> list[Place]:
+        """Where each variable's gradient stands."""
+        places = {index: Place(number, 0, None) for number, index in enumerate(self.tables, start=1)}
         for piece in self._pieces:
             ends = piece.start + np.cumsum([0, *(self.sizes[index] for index in piece.members)])
-            ranges += [(int(first), int(last)) for first, last in itertools.pairwise(ends)]
-        return ranges
+            ranges = itertools.pairwise(map(int, ends))
+            places |= {index: Place(0, *range_) for index, range_ in zip(piece.members, ranges, strict=True)}
+        return [places[index] for index in range(len(self.sizes))]
 
-    def slots(self) -> list[tuple[int, int]]:
-        """The same up to where the next one begins, so that together they are all of the flat gradients."""
-        starts = [first for first, _ in self.ranges()]
-        return list(itertools.pairwise([*starts, self.entries]))
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where those stand that are no tables: [first, last)."""
+        return [(place.first, cast(int, place.last)) for place in self.places() if place.table == 0]
+
+    def slots(self) -> dict[int, tuple[int, int]]:
+        """For each variable that is no table: from where it stands to where the next one begins.
+
+        Together they are all of the flat gradients.
+        """
+        places = {index: place.first for index, place in enumerate(self.places()) if place.table == 0}
+        return dict(zip(places, itertools.pairwise([*places.values(), self.entries]), strict=True))
 
     def flat_lanes(self, lanes: Lanes) -> tf.Tensor:
         """(LANES + r,) the lanes, in the layout's dtype, to stand behind the gradients."""
@@ -133,10 +175,12 @@ class Layout:
         )
 
 
-def _pieces(sizes: Sequence[int]) -> list[Piece]:
-    """Each large variable alone, and the small ones between two large ones together."""
+def _pieces(sizes: Sequence[int], tables: Collection[int]) -> list[Piece]:
+    """Each large variable alone, and the small ones between two large ones together; no tables."""
     runs: list[list[int]] = []
     for index, size in enumerate(sizes):
+        if index in tables:
+            continue
         if runs and size < LARGE and sizes[runs[-1][-1]] < LARGE:
             runs[-1].append(index)
         else:

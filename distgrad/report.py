@@ -6,10 +6,10 @@ Pure formatting apart from `print_report`. Values live on the device until one o
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import rich.console
@@ -18,6 +18,9 @@ import rich.table
 from distgrad.errors import ReportExpired
 from distgrad.seeing.told import Contents, GradientStatistics, Told
 from distgrad.seeing.updates import UpdateRatios
+
+if TYPE_CHECKING:
+    from distgrad.layout import Place
 
 # What the compiled step puts into one float64 vector, in this order, before one number a worker and what `Told` reads.
 HEAD = ("loss", "examples", "weight", "more", "applied")
@@ -68,6 +71,7 @@ class StepReport:
     _values: Any = field(repr=False)
     _contents: Contents = field(repr=False)
     _gradient: Any = field(repr=False)
+    _places: Sequence["Place"] = field(repr=False)
     logs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     updates: UpdateRatios | None = field(default=None, repr=False)
 
@@ -155,27 +159,31 @@ class StepReport:
         Raises:
             ReportExpired: a later step has begun; gradients are kept for the newest step only, to save memory.
         """
-        flat, places = self._entries(), self._contents.variables
-        return VariableTable(VariableRow(path, shape, *_statistics(flat[a:b])) for path, shape, a, b in places)
+        pairs = zip(self._contents.variables, self._entries(), strict=True)
+        return VariableTable(VariableRow(path, shape, *_statistics(entries)) for (path, shape), entries in pairs)
 
     def entries(self) -> dict[str, np.ndarray]:
         """The gradient's entries, 1-D by group, or by variable where there are no groups.
 
+        Of a table whose rows are summed alone, these are the rows that any worker touched.
+
         Raises:
             ReportExpired: as for `table`.
         """
-        flat = self._entries()
-        parts = {path: flat[first:last] for path, _, first, last in self._contents.variables}
-        by_number, groups = list(parts.values()), self._contents.groups.items()
-        together = {label: [by_number[number] for number in members] for label, members in groups}
-        return {label: np.concatenate([flat[:0], *chosen]) for label, chosen in together.items()} or parts
+        parts, groups = self._entries(), self._contents.groups.items()
+        together = {label: [parts[number] for number in members] for label, members in groups}
+        by_variable = dict(zip((path for path, _ in self._contents.variables), parts, strict=True))
+        joined = {label: np.concatenate(chosen) if chosen else np.zeros(0) for label, chosen in together.items()}
+        return joined or by_variable
 
-    def _entries(self) -> np.ndarray:
+    def _entries(self) -> list[np.ndarray]:
+        """By variable."""
         if self._gradient is None:
             raise ReportExpired(
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
-        return np.asarray(self._gradient)
+        found = [np.asarray(entries) for entries in self._gradient]
+        return [place.of(found) for place in self._places]
 
     def expire(self) -> None:
         """Let go of the gradient."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distgrad import agreement
@@ -27,8 +28,8 @@ from distgrad.batch import any_rows, no_rows_like, one_row_at_least, one_row_lik
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.forward import Forward, MovingStatistics
-from distgrad.gradient import GradientSum, changed, micro_batch_sums, regularisation
-from distgrad.layout import LANES, WEIGHT, Layout
+from distgrad.gradient import Gradient, GradientSum, changed, micro_batch_sums, regularisation
+from distgrad.layout import LANES, LARGE, WEIGHT, Layout, Place
 from distgrad.normalisation import over_workers, require_single_pass, synchronised
 from distgrad.objective import Objective
 from distgrad.report import StepReport, blame
@@ -39,7 +40,7 @@ from distgrad.seeing.told import Contents
 from distgrad.seeing.updates import Updates
 from distgrad.seeing.watch import Watch, chosen
 from distgrad.seeing.where import FORMATS, listeners_of
-from distgrad.statistics import moments, rows, statistics
+from distgrad.statistics import ROW, moments, rows, statistics, whole
 from distgrad.sums import vector_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
@@ -184,7 +185,7 @@ class DistributedStep:
             raise self.comm.failure or error from None
         seconds = time.perf_counter() - began
         self._steps += 1
-        report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, logs)
+        report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, self._places, logs)
         self._last = report
         self._raise_if_bad(report, batch)
         if compared is not None:
@@ -227,14 +228,13 @@ class DistributedStep:
         require_single_pass(self._synchronised, self._micro_batch_size)
         self._prepare(keras.tree.map_structure(_symbolic, batch))
         self._variables = self._differentiated()
-        self._layout = Layout(self._variables)  # of G
-        self._sent = Layout(self._variables * self._objective.groups)  # of each group's sums
+        sent = Layout(self._variables * self._objective.groups)  # of each group's sums
         self._contents = self._reported()
-        self._watch, self._updates = Watch(self.comm, self._contents), Updates(self._layout, self._variables)
+        self._watch, self._updates = Watch(self.comm, self._contents), Updates(Layout(self._variables), self._variables)
         agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
         ride_along = self._riders.entries + self._watch.entries
-        self._totals = self.comm.totals(self._sent, ride_along, self._watch.describes)
+        self._totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())
         self._broadcast()
         self.compiled: Any = self._one_step
         if not self.run_eagerly:
@@ -282,9 +282,8 @@ class DistributedStep:
 
     def _reported(self) -> Contents:
         """What the reports will tell."""
-        pairs = zip(self._variables, self._layout.ranges(), strict=True)
-        variables = [(variable.path, tuple(variable.shape), *range_) for variable, range_ in pairs]
-        paths = [path for path, *_ in variables]
+        variables = [(variable.path, tuple(variable.shape)) for variable in self._variables]
+        paths = [path for path, _ in variables]
         groups = {label: self._members(label, paths) for label in self._groups} if self._trains else {}
         return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self._divides)
 
@@ -307,13 +306,41 @@ class DistributedStep:
             warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {', '.join(paths)}")
         return members
 
+    def _may_be_tables(self) -> list[int]:
+        """Variables of whose gradients it would pay to sum the touched rows alone, if they turn out to be sparse.
+
+        They are large, not regularised, and not of a layer of Keras's own that looks no rows up.
+        """
+        if self.run_eagerly or self._objective.groups > 1:
+            return []
+        layers = [layer for layer in self.model._flatten_layers() if type(layer).__module__.startswith("keras.src")]
+        others = [layer for layer in layers if not isinstance(layer, keras.layers.Embedding)]
+        dense = {id(variable) for layer in others for variable in layer._trainable_variables}
+        dense |= {id(variable) for variable in self._variables if variable.regularizer is not None}
+        sizes = zip(self._variables, Layout(self._variables).sizes, strict=True)
+        return [i for i, (variable, size) in enumerate(sizes) if size >= LARGE and id(variable) not in dense]
+
+    @property
+    def _sent(self) -> Layout:
+        """Of what a worker sends; which variables are tables is known once the step was traced."""
+        return self._totals.layout
+
+    @property
+    def _layout(self) -> Layout:
+        """Of G: of several groups' sums, one."""
+        return self._sent if self._objective.groups == 1 else Layout(self._variables)
+
+    @functools.cached_property
+    def _places(self) -> list[Place]:
+        return self._layout.places()
+
     # ---- one step, inside the graph
 
-    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
         """The whole step as one graph.
 
         Returns:
-            ((v,) float64 what a StepReport reads, (entries,) G, what riders tell).
+            ((v,) float64 what a StepReport reads, G as `Place.of` takes it, what riders tell).
         """
         began, batch = self._watch.begin(batch)
         total = self._sum_over_workers(batch, more)  # the only communication, and the one division
@@ -321,23 +348,31 @@ class DistributedStep:
         ridden = self._riders.cut(lanes.riders)
         means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
-        # (entries,) G; its statistics: (4,), and (v, 5) by variable where asked for
+        # (entries,) G but for its tables; the statistics of it all: (4,), and (v, 5) by variable where asked for
         gradient, described, by_variable = self._gradient(total, means.counts, penalty)
         told = self._watch.told(total, by_variable, began, self._scale())
         finite = tf.equal(described[3], 0)
         loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
-        self._update(gradient, finite, applied)
+        self._update(self._layout.unflatten(gradient, total.tables), finite, applied)
         outcome = Outcome(loss, described[0], described[1], lanes.examples, means.outputs, applied)
         logs = self._riders.settle(ridden, outcome)
         head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
         values = tf.concat([head, described, tf.cast(total.nonfinite, tf.float64), told], 0)
-        return values, gradient, logs
+        return values, _found(gradient, total), logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
-        ranges = self._watch.ranges if self._objective.groups == 1 else ()
-        entries, divisor = self._sent.entries, self._divisor()
-        return self.comm.sum_and_divide(self._local_sums, (batch, more), entries, divisor, ranges=ranges)
+        return self.comm.sum_and_divide(
+            self._local_sums, (batch, more), self._undivided(), self._divisor(), ranges=self._ranges
+        )
+
+    def _undivided(self) -> int:
+        """How many entries follow the gradients."""
+        return LANES + self._riders.entries + self._watch.entries
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """What of the sum is described piece by piece: variables, if their statistics are wanted."""
+        return self._sent.ranges() if self._watch.by_variable and self._objective.groups == 1 else []
 
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
@@ -395,8 +430,8 @@ class DistributedStep:
     def _loss_scale(self) -> Any:
         return loss_scale(self.optimizer)
 
-    def _update(self, gradient: tf.Tensor, finite: tf.Tensor, applied: tf.Tensor) -> None:
-        tf.cond(applied, lambda: self._apply(gradient), lambda: None)
+    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, applied: tf.Tensor) -> None:
+        tf.cond(applied, lambda: self._apply(gradients), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
 
     def _gradient(
@@ -406,12 +441,28 @@ class DistributedStep:
         penalised = any(part is not None for part in penalty.gradients)
         gradient = total.entries if len(counts) == 1 else self._of_groups(total, counts)
         if len(counts) == 1 and not penalised:
-            found = (statistics(moments, total.divisor, gradient.dtype) for moments in (total.moments, total.rows))
-            return gradient, *found
+            by_variable = self._in_order(total.rows) if self._watch.by_variable else total.rows[:0]
+            both = (statistics(moments, total.divisor, gradient.dtype) for moments in (total.moments, by_variable))
+            return gradient, *both
         if penalised:
             gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        by_variable = rows([gradient[first:last] for first, last in self._watch.ranges])
-        return gradient, statistics(moments(gradient)), statistics(by_variable)
+        found = _found(gradient, total)
+        described = moments(gradient) if len(found) == 1 else whole(rows(found))[:4]
+        return gradient, statistics(described), statistics(self._by_variable(found))
+
+    def _by_variable(self, found: Sequence[tf.Tensor]) -> tf.Tensor:
+        """(v, 5) the rows of the variables of G; what nobody touched of a table are zeros."""
+        if not self._watch.by_variable:
+            return rows([])
+        parts = [place.of(found) for place in self._places]
+        untouched = [size - tf.size(part) for size, part in zip(self._layout.sizes, parts, strict=True)]
+        zeros = tf.cast(untouched, tf.float64)[:, tf.newaxis]
+        return rows(parts) + tf.pad(zeros, [[0, 0], [ROW - 1, 0]])
+
+    def _in_order(self, found: tf.Tensor) -> tf.Tensor:
+        """(v, 5) the rows as the variables come, from those of the ranges and then of the tables."""
+        order = [*self._sent.slots(), *self._sent.tables]
+        return tf.gather(found, np.argsort(order)) if self._sent.tables else found
 
     def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor]) -> tf.Tensor:
         """(entries,) the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
@@ -421,8 +472,8 @@ class DistributedStep:
         sums = [tf.add_n(scaled[index::count]) for index in range(count)]
         return tf.concat([total.entries[:0], *self._layout.flatten(sums)], 0)
 
-    def _apply(self, gradient: tf.Tensor) -> None:
-        parts = zip(self._layout.unflatten(gradient), self._variables, self._with_gradient(), strict=True)
+    def _apply(self, gradients: Sequence[Gradient]) -> None:
+        parts = zip(gradients, self._variables, self._with_gradient(), strict=True)
         used = [(part, variable) for part, variable, has_gradient in parts if has_gradient]
         if used:
             apply_gradient(self.optimizer, *zip(*used, strict=True))
@@ -440,6 +491,11 @@ class DistributedStep:
             anywhere = ["1" in column for column in zip(*by_rank, strict=True)]
             self._has_gradient = [a or b for a, b in zip(anywhere, penalised, strict=True)]
         return self._has_gradient
+
+
+def _found(gradient: tf.Tensor, total: DividedSum) -> list[tf.Tensor]:
+    """G as `Place.of` takes it: (entries,) of the vector, and those of each table's touched rows."""
+    return [gradient, *(tf.reshape(table.values, [-1]) for table in total.tables)]
 
 
 def _symbolic(tensor: Any) -> keras.KerasTensor:

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distgrad.gradient import Gradient, tensor_of
+
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:
     """The factor on the loss before it is differentiated: () float32, a number, or None for none."""
@@ -19,21 +21,46 @@ def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:
 
 
 def apply_gradient(
-    optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor], variables: Sequence[Any]
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Gradient], variables: Sequence[Any]
 ) -> None:
     """Let the optimizer clip and apply the gradient of the whole global batch.
 
     Args:
-        gradients: unscaled, one per variable, its shape; they are cast to its dtype.
+        gradients: unscaled, one per variable, its shape, dense or IndexedSlices in which no row occurs twice; they are
+            cast to its dtype.
         variables: those that have a gradient; the others are left alone, as Keras leaves them.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     # Keras divides by a static factor itself.
     factor = optimizer.loss_scale_factor or 1.0
+    if not _leaves_other_rows_alone(optimizer):
+        gradients = [_dense(gradient) for gradient in gradients]
     scaled = [gradient if factor == 1.0 else gradient * factor for gradient in gradients]
     pairs = zip(scaled, variables, strict=True)
-    optimizer.apply([tf.cast(gradient, variable.dtype) for gradient, variable in pairs], list(variables))
+    # Keras wants them all from one graph, be it the one of a branch; a cast alone may leave them where they were.
+    optimizer.apply([tf.cast(tf.identity(gradient), variable.dtype) for gradient, variable in pairs], list(variables))
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if isinstance(gradient, tf.IndexedSlices):
+            # A variable that was written by rows is copied whenever it is read, until told otherwise.
+            tf.raw_ops.DisableCopyOnRead(resource=tensor_of(variable).handle)
+
+
+def _leaves_other_rows_alone(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether IndexedSlices give what the dense gradient gives, and cost less.
+
+    Plain gradient descent is the only one of Keras's optimizers that moves nothing but the rows which have a gradient:
+    all others let moments decay everywhere. Keras clips by a global norm, and accumulates, densely in any case.
+    """
+    plain = type(optimizer) is keras.optimizers.SGD and optimizer.momentum == 0
+    dense = (optimizer.global_clipnorm, optimizer.gradient_accumulation_steps, optimizer.loss_scale_factor)
+    return plain and not any(dense)
+
+
+def _dense(gradient: Gradient) -> tf.Tensor:
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.scatter_nd(gradient.indices[:, tf.newaxis], gradient.values, gradient.dense_shape)
 
 
 def adjust_loss_scale(optimizer: keras.optimizers.Optimizer, finite: tf.Tensor) -> None:

@@ -36,8 +36,8 @@ def test_contract(engine: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(("engine", "size"), FITTING)
-def test_fit(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_fit.py", "test_seeing.py")
+def test_rows_and_fit(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_rows.py", "test_fit.py", "test_seeing.py")
 
 
 def run_suite(engine: str, size: int, *files: str) -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
+from distgrad.layout import Place
 from distgrad.seeing.lines import Lines
 from distgrad.seeing.told import Contents, GradientStatistics
 
@@ -30,13 +31,14 @@ class Watched:
 
 
 CONTENTS = Contents(
-    variables=[("a/kernel", (3, 1), 0, 3), ("b", (2,), 3, 5)],
+    variables=[("a/kernel", (3, 1)), ("b", (2,))],
     groups={"head": [0, 1]},
     workers=2,
     rank=0,
     asked=frozenset(),
     divides=True,
 )
+PLACES = [Place(1, 0, None), Place(0, 0, 2)]
 
 
 def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> StepReport:
@@ -44,8 +46,8 @@ def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> 
     by_worker = [0, float(nonfinite > 0)]
     by_variable = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
     values = Watched([*whole, *by_worker, *np.ravel(by_variable)])
-    gradient = tf.constant([1.0, -2.0, 2.0, np.nan, 3.0])
-    return StepReport(12, 2, 0.0123, values, CONTENTS, gradient)
+    gradient = [tf.constant([np.nan, 3.0]), tf.constant([1.0, -2.0, 2.0])]
+    return StepReport(12, 2, 0.0123, values, CONTENTS, gradient, PLACES)
 
 
 def test_the_line_is_the_one_that_people_grep() -> None:

@@ -123,14 +123,14 @@ def test_a_live_view_on_a_terminal_and_lines_elsewhere(
 
 # ---- alarms
 
-CONTENTS = Contents([("a", (2,), 0, 2)], {}, 2, 0, frozenset({"variables", "workers"}), True)
+CONTENTS = Contents([("a", (2,))], {}, 2, 0, frozenset({"variables", "workers"}), True)
 
 
 def report(step: int, norm: float = 1.0, zeros: float = 0, odd: float = 1.0, seconds: float = 0.01) -> StepReport:
     head = [0.5, 8, 8.0, 1, 1, norm, norm, norm, 0, 0, 0]
     workers = [[norm * 4, norm * 4, 1.0, 1, 4.0, 0.001], [odd * norm * 4, odd * norm * 4, 1.0, 1, 4.0, 0.001]]
     values = [*head, 1.0, 64.0, 0.005, norm, norm, norm, 0, zeros, *np.ravel(workers)]
-    return StepReport(step, 2, seconds, np.array(values), CONTENTS, None)
+    return StepReport(step, 2, seconds, np.array(values), CONTENTS, None, [])
 
 
 def alarms(reports: list[StepReport], capsys: pytest.CaptureFixture[str], **thresholds: Any) -> list[str]:

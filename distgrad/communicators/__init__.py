@@ -41,12 +41,14 @@ class DividedSum(NamedTuple):
     """A sum over workers whose first entries are divided by what came along in it, and what those are like.
 
     Attributes:
-        entries: (divided,) the sum, divided.
-        rest: (s - divided,) the sum, not divided.
+        entries: (s - rest,) the sum, divided.
+        rest: (rest,) the sum, not divided.
         divisor: () float64, by which.
         moments: (4,) float64 of the entries before they were divided, see `statistics`.
         nonfinite: (size,) 1 for each worker whose own vector held NaN or infinity.
-        rows: (v, 5) float64, the same of each range that was to be described, see `statistics`.
+        rows: (v, 5) float64, the same of each range that was to be described, see `statistics`; then of each table.
+        tables: the layout's tables, summed and divided with the entries, and described with them: each row that any
+            worker touched stands in them once.
     """
 
     entries: tf.Tensor
@@ -55,6 +57,7 @@ class DividedSum(NamedTuple):
     moments: tf.Tensor
     nonfinite: tf.Tensor
     rows: tf.Tensor
+    tables: Sequence[tf.IndexedSlices] = ()
 
 
 class Communicator:
@@ -92,11 +95,13 @@ class Communicator:
         """
         raise NotImplementedError
 
-    def totals(self, layout: Layout, riders: int, describes: bool = False) -> Totals:
+    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
         """Where a step's gradients are added up, and described, if wanted. Every worker calls it alike.
 
         Args:
             riders: so many follow the lanes.
+            candidates: numbers of variables which may become tables, where the engine has a way to sum touched rows
+                alone. It decides when it sees their first gradients, which must be in a graph.
         """
         return Carried(layout, describes)
 
@@ -129,21 +134,21 @@ class Communicator:
         self,
         fn: Callable[..., Vector],
         args: Sequence[Any],
-        divided: int,
+        rest: int,
         divisor: tf.Tensor,
         describe: bool = True,
         *,
-        ranges: Sequence[tuple[int, int]] = (),
+        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
     ) -> DividedSum:
         """The same, with the one division of a step, and what the sum was like: in one reduction.
 
         Args:
-            divided: how many entries, from the first, are divided.
+            rest: how many entries, at the end, are not divided.
             divisor: (1 + r,) float64; the first of these numbers plus Σ the others times the last r entries of the sum
                 is what it is divided by, unless that is 0.
             describe: whether moments and nonfinite are wanted; zeros if not.
-            ranges: [first, last) of divided entries in ascending order, to be described one by one. What lies between
-                them is zero.
+            ranges: gives, once `fn` has run, [first, last) of divided entries in ascending order, to be described one
+                by one. What lies between them is zero.
 
         Returns:
             The sum, which may be the engine's own buffer, good until the next one.
@@ -155,12 +160,13 @@ class Communicator:
             return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
 
         voted = self.sum_over_workers(with_vote, args, borrow=True)
-        summed, rest = voted[:divided], voted[divided : -self.size]
-        by = _divisor(divisor, rest)
-        by_range = rows([summed[first:last] for first, last in ranges])
-        unranged = moments(summed) if describe and not ranges else tf.zeros(4, tf.float64)
-        found = whole(by_range)[:4] if ranges else unranged
-        return DividedSum(summed / tf.cast(by, summed.dtype), rest, by, found, voted[-self.size :], by_range)
+        cut = -self.size - rest
+        summed, undivided = voted[:cut], voted[cut : -self.size]
+        by = _divisor(divisor, undivided)
+        by_range = rows([summed[first:last] for first, last in ranges()])
+        unranged = moments(summed) if describe and not ranges() else tf.zeros(4, tf.float64)
+        found = whole(by_range)[:4] if ranges() else unranged
+        return DividedSum(summed / tf.cast(by, summed.dtype), undivided, by, found, voted[-self.size :], by_range)
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
         """Sum (s,) over the workers in the midst of `fn`, in a way that can be differentiated.
@@ -273,7 +279,9 @@ class Communicator:
         values = [np.asarray(variable.numpy()) for variable in variables]
         packed = b"".join(value.tobytes() for value in values)
         words = np.frombuffer(packed + bytes(-len(packed) % 4), np.int32)
-        packed = self.process_sum(words if self.is_root else np.zeros_like(words)).tobytes()
+        # In parts: a buffer need not become as large as the largest variable, of which a step may touch little.
+        parts = [words[start : start + BUNDLE] for start in range(0, max(1, words.size), BUNDLE)]
+        packed = b"".join(self.process_sum(part if self.is_root else np.zeros_like(part)).tobytes() for part in parts)
         offset = 0
         for variable, value in zip(variables, values, strict=True):
             root_value = np.frombuffer(packed, value.dtype, value.size, offset).reshape(value.shape)

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -50,11 +50,11 @@ class Mpi(Windowed):
         self._comm, self._host = world.Dup(), host
         self.window = SharedWindow(self._comm, host, self._fail)
 
-    def totals(self, layout: Layout, riders: int, describes: bool = False) -> Totals:
+    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
         # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
         if tf.config.list_logical_devices("GPU"):
             return super().totals(layout, riders, describes)
-        return InWindow(self.window, layout, riders, describes)
+        return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def close(self) -> None:
         if self._comm:

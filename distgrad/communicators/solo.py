@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from distgrad.accumulate import Totals
 from distgrad.communicators import Communicator, joined
-from distgrad.communicators.window import Window, Windowed
+from distgrad.communicators.window import InWindow, Window, Windowed
+from distgrad.layout import Layout
 from distgrad.world import World
 
 
@@ -27,6 +29,12 @@ class SoloOnCpu(Windowed, Solo):
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         super().__init__(rank, size, local_rank, local_size)
         self.window = Window(size, self._fail)
+
+    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
+        # Tensors of the graph cost less than a copy into the window, unless one would be a whole table.
+        if not candidates:
+            return super().totals(layout, riders, describes)
+        return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def close(self) -> None:
         self.window.close()

@@ -62,6 +62,11 @@ class Window:
         self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
         return view(self._core.distgrad_window_result(self._address), size, dtype)
 
+    def table(self, shape: tf.TensorShape) -> "Table":
+        """A place where the core collects the gradients of a variable of this shape, row by row."""
+        rows, width = shape[0], shape[1:].num_elements()
+        return Table(shape, self._core.distgrad_window_table(self._address, rows, width))
+
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
         """One of the core's operations on this window, within a graph or not."""
         function = getattr(native.operations(), f"distgrad_{operation}")
@@ -103,31 +108,75 @@ class Window:
         return view(self._core.distgrad_window_votes(self._address), size, tf.float32)
 
 
+class Table(NamedTuple):
+    """A variable of which a step touches few rows: its shape, and where the core collects its gradients."""
+
+    shape: tf.TensorShape
+    address: int
+
+
 class Placed(NamedTuple):
-    """A vector of which the first entries are in this rank's part of the window already.
+    """A vector of which the first entries are in this rank's part of the window already, and the tables beside it.
 
     Attributes:
         entries: how many.
-        filled: () bool; where it is False they are zeros, whatever stands there.
-        rest: (r,) what follows them.
+        filled: () bool; where it is False they are zeros, whatever stands there, and no row is touched.
+        pieces: what follows them, (r,) in all.
+        tables: what the core has collected.
     """
 
     entries: int
-    filled: tf.Tensor
-    rest: tf.Tensor
+    filled: Any
+    pieces: list[tf.Tensor]
+    tables: Sequence[Table] = ()
+
+    @property
+    def size(self) -> int | None:
+        """All entries, where that is known."""
+        sizes = [piece.shape[0] for piece in self.pieces]
+        return None if None in sizes else self.entries + sum(sizes)
+
+
+def _placed(vector: Placed | Vector) -> Placed:
+    """Any vector; none of another one is in the window."""
+    return vector if isinstance(vector, Placed) else Placed(0, True, pieces_of(vector))
 
 
 class InWindow:
     """Gradients are added up in this rank's part of the window, where the sum over the workers will read them.
 
-    Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient.
+    Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient. Of the
+    candidates among those, the core collects the touched rows; the others are added up densely.
     """
 
-    def __init__(self, window: Window, layout: Layout, riders: int, describes: bool = False) -> None:
-        notes = window.room_for_notes(len(layout.shapes)) // layout.dtype.size
-        window.reserve(layout.entries + LANES + riders + notes, layout.dtype)
-        self._layout, self._slots = layout, layout.slots()
-        self._window, self._describes = window, describes
+    def __init__(
+        self,
+        window: Window,
+        layout: Layout,
+        riders: int,
+        describes: bool,
+        *,
+        candidates: Sequence[int],
+        exchange: Callable[[str], list[str]],
+    ) -> None:
+        self.layout, self._window, self._describes = layout, window, describes
+        self._room = LANES + riders + window.room_for_notes(len(layout.shapes)) // layout.dtype.size
+        self._candidates, self._exchange = candidates, exchange
+        if not candidates:
+            self._lay_out(())
+
+    def _lay_out(self, tables: Sequence[int]) -> None:
+        self.layout = self.layout.with_tables(tables)
+        self._slots = self.layout.slots()
+        self._tables = {index: self._window.table(self.layout.shapes[index]) for index in tables}
+        self._window.reserve(self.layout.entries + self._room, self.layout.dtype)
+
+    def _choose_tables(self, gradients: Sequence[Gradient]) -> None:
+        """What is sparse on any worker becomes a table on all of them, while they make their first trace."""
+        own = "".join("1" if isinstance(gradients[i], tf.IndexedSlices) else "0" for i in self._candidates)
+        columns = zip(*self._exchange(own), strict=True)
+        self._lay_out([i for i, column in zip(self._candidates, columns, strict=True) if "1" in column])
+        self._candidates = ()
 
     def start(self) -> list[tf.Tensor]:
         return []
@@ -135,25 +184,37 @@ class InWindow:
     def add(
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        if self._candidates:
+            self._choose_tables(gradients)
         dense, places, found = [], [], []
-        for gradient, slot in zip(gradients, self._slots, strict=True):
-            if isinstance(gradient, tf.IndexedSlices):
-                found.append(self._add_rows(gradient, slot, first, last))
-            else:
-                dense.append(tf.zeros(0, self._layout.dtype) if gradient is None else self._cast(gradient))
-                places.append(slot)
+        for index, gradient in enumerate(gradients):
+            if index in self._tables and gradient is not None:
+                found.append(self._collect(gradient, self._tables[index], first, last))
+            elif isinstance(gradient, tf.IndexedSlices):
+                found.append(self._add_rows(gradient, self._slots[index], first, last))
+            elif index in self._slots:
+                dense.append(tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient))
+                places.append(self._slots[index])
         if dense:
             starts, stops = zip(*places, strict=True)
             found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
         return carried, self._together(found)
 
+    def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+        if isinstance(gradient, tf.Tensor):  # sparse on other workers only
+            gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
+        return self._run("collect", first, last, *self._rows_of(gradient), table=table.address)
+
     def _add_rows(
         self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor, last: tf.Tensor
     ) -> tf.Tensor:
+        return self._run("add_rows", first, last, *self._rows_of(gradient), start=slot[0], stop=slot[1])
+
+    def _rows_of(self, gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
+        """Values and numbers of the rows."""
         if self._describes:
             gradient = without_repeats(gradient)
-        values, indices = self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
-        return self._run("add_rows", first, last, values, indices, start=slot[0], stop=slot[1])
+        return self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
 
     def _run(self, operation: str, *inputs: Any, **attributes: Any) -> tf.Tensor:
         return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
@@ -166,10 +227,10 @@ class InWindow:
         return tf.stack([whole(both[0]), whole(both[1])])
 
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
-        return tf.cast(gradient, self._layout.dtype)
+        return tf.cast(gradient, self.layout.dtype)
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Placed:
-        return Placed(self._layout.entries, filled, rest)
+        return Placed(self.layout.entries, filled, [rest], list(self._tables.values()))
 
 
 class Windowed(Communicator):
@@ -182,53 +243,59 @@ class Windowed(Communicator):
     window: Window
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        return self._sum(list(pieces), borrow)[0]
+        return self._sum(_placed(pieces), borrow).flat
 
     def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
-        return self._sum(fn(*args), borrow)[0]
+        return self._sum(_placed(fn(*args)), borrow).flat
 
     def sum_and_divide(
         self,
         fn: Callable[..., Any],
         args: Sequence[Any],
-        divided: int,
+        rest: int,
         divisor: tf.Tensor,
         describe: bool = True,
         *,
-        ranges: Sequence[tuple[int, int]] = (),
+        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
     ) -> DividedSum:
+        vector = _placed(fn(*args))
+        divided = cast(int, vector.size) - rest
         described = divided if describe else 0
-        flat, *found = self._sum(fn(*args), True, divisor, divided=divided, described=described, ranges=ranges)
-        by, moments, nonfinite, rows = found
-        return DividedSum(flat[:divided], flat[divided:], by[0], moments, nonfinite, rows)
+        total = self._sum(vector, True, divisor, divided=divided, described=described, ranges=ranges())
+        entries, undivided = total.flat[:divided], total.flat[divided:]
+        tables = [_slices(*table) for table in zip(vector.tables, total.rows, total.values, strict=True)]
+        by = total.divided_by[0]
+        return DividedSum(entries, undivided, by, total.moments, total.votes, total.by_range, tables)
 
     def _sum(
         self,
-        vector: Placed | Vector,
+        vector: Placed,
         borrow: bool,
         divisor: Any = (1.0,),
         *,
         divided: int = 0,
         described: int = 0,
         ranges: Sequence[tuple[int, int]] = (),
-    ) -> Sequence[tf.Tensor]:
-        placed, filled, rest = vector if isinstance(vector, Placed) else (0, True, vector)
-        pieces = pieces_of(rest)
-        entries = {"placed": placed, "divided": divided, "described": described}
+    ) -> Any:
+        addresses = [table.address for table in vector.tables]
+        entries = {"placed": vector.entries, "divided": divided, "described": described, "borrow": int(borrow)}
         places = {"starts": [first for first, _ in ranges], "stops": [last for _, last in ranges]}
-        outputs = self.window.run("sum", filled, divisor, pieces, **entries, **places, borrow=int(borrow))
-        shapes = ([_size(placed, pieces)], [1], [4], [self.size], [len(ranges), ROW])
-        for output, shape in zip(outputs, shapes, strict=True):
+        tables = {"tables": addresses, "K": len(addresses)}
+        total = self.window.run("sum", vector.filled, divisor, vector.pieces, **entries, **places, **tables)
+        shapes = ([vector.size], [1], [4], [self.size], [len(ranges) + len(addresses), ROW])
+        for output, shape in zip(total[: len(shapes)], shapes, strict=True):
             output.set_shape(shape)
-        return cast(Sequence[tf.Tensor], outputs)
+        return total
 
     def _fail(self, error: Exception) -> None:
         self.failure = error
 
 
-def _size(placed: int, pieces: Sequence[tf.Tensor]) -> int | None:
-    sizes = [piece.shape[0] for piece in pieces]
-    return None if None in sizes else placed + sum(sizes)
+def _slices(table: Table, rows: tf.Tensor, values: tf.Tensor) -> tf.IndexedSlices:
+    """A table's sum as TensorFlow has it."""
+    rows.set_shape([None])
+    shape = table.shape.as_list()
+    return tf.IndexedSlices(tf.reshape(values, [-1, *shape[1:]]), rows, tf.constant(shape, tf.int64))
 
 
 def view(address: int, size: int, dtype: tf.DType) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The compiled core: memory that ranks share, and what is done to it, as TensorFlow operations and as C functions.
 
     numbers.h, .cpp   adding vectors and describing them
+    rows.h, .cpp      gradients of tables of which few rows are touched
     window.h, .cpp    the memory, how ranks meet, the sum
     ops.cpp           both as operations of TensorFlow, and as functions for Python
     tensorflow.h      the part of TensorFlow's C API that the operations use
@@ -28,6 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "distgrad_window_new": (_POINTER, [Event, _INT]),
     "distgrad_window_bytes": (_LONG, [_LONG, _INT]),
     "distgrad_window_map": (_BOOL, [_POINTER, _INT, _LONG, _INT, _INT, _INT, _BOOL]),
+    "distgrad_window_table": (_POINTER, [_POINTER, _LONG, _LONG]),
     "distgrad_window_close": (None, [_POINTER]),
     "distgrad_window_part": (_POINTER, [_POINTER]),
     "distgrad_window_result": (_POINTER, [_POINTER]),
@@ -51,7 +53,7 @@ def _library() -> str:
 
 @functools.cache
 def operations() -> Any:
-    """TensorFlow's wrappers of the operations: distgrad_sum, distgrad_add, distgrad_add_rows, distgrad_describe.
+    """TensorFlow's wrappers of the operations: distgrad_sum, _add, _add_rows, _collect and _describe.
 
     Raises:
         EngineMissing: the core was not built, or does not load into this TensorFlow.

@@ -115,6 +115,8 @@ class WindowKernel {
 
 // ---- DistgradSum
 
+using Shape = std::vector<std::int64_t>;
+
 class Sum : WindowKernel {
  public:
   explicit Sum(TF_OpKernelConstruction* construction)
@@ -124,7 +126,9 @@ class Sum : WindowKernel {
         described_(integer(construction, "described")),
         starts_(integers(construction, "starts")),
         stops_(integers(construction, "stops")),
-        borrow_(integer(construction, "borrow")) {}
+        borrow_(integer(construction, "borrow")) {
+    for (std::int64_t table : integers(construction, "tables")) tables_.push_back(reinterpret_cast<Table*>(table));
+  }
 
   void compute(TF_OpKernelContext* context) {
     if (!is_open(context)) return;
@@ -132,12 +136,20 @@ class Sum : WindowKernel {
     for (int i = kInputs; i < TF_NumInputs(context); ++i) tensors.push_back(input(context, i));
     const std::string problem = window_->sum(order(tensors));
     if (!problem.empty()) return fail(context, problem);
-    give_result(context, TF_TensorType(tensors.back().get()));
+    const TF_DataType type = TF_TensorType(tensors.back().get());
+    give_summed(context, 0, type, {window_->entries()}, window_->result());
     const Moments& found = window_->moments();
     give<double>(context, 1, TF_DOUBLE, {window_->divisor()});
     give<double>(context, 2, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
     give<float>(context, 3, TF_FLOAT, window_->votes());
     give_moments(context, 4, window_->by_range());
+    const int count = static_cast<int>(tables_.size());
+    for (int i = 0; i < count; ++i) {
+      const Touched& table = window_->touched()[i];
+      const std::int64_t rows = table.rows.size();
+      give<std::int64_t>(context, 5 + i, TF_INT64, table.rows);
+      give_summed(context, 5 + count + i, type, {rows, table.width}, table.values);
+    }
   }
 
  private:
@@ -145,7 +157,7 @@ class Sum : WindowKernel {
   Order order(const std::vector<Tensor>& tensors) const {
     Order order;
     order.type = static_cast<Type>(TF_TensorType(tensors.back().get()));
-    order.placed = placed_, order.divided = divided_, order.described = described_;
+    order.placed = placed_, order.divided = divided_, order.described = described_, order.tables = tables_;
     order.filled = scalar<bool>(tensors[0]);
     const double* terms = static_cast<const double*>(TF_TensorData(tensors[1].get()));
     order.terms.assign(terms, terms + TF_TensorElementCount(tensors[1].get()));
@@ -156,23 +168,25 @@ class Sum : WindowKernel {
     return order;
   }
 
-  void give_result(TF_OpKernelContext* context, TF_DataType type) {
+  // A part of the result.
+  void give_summed(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place) {
     Status status;
-    const std::int64_t entries = window_->entries();
-    const std::size_t bytes = entries * size_of(static_cast<Type>(type));
-    Lease* lease = borrow_ && entries ? window_->lease() : nullptr;
-    if (lease) return lend(context, type, entries, bytes, lease);
-    const Tensor copy(TF_AllocateOutput(context, 0, type, &entries, 1, bytes, status));
-    if (bytes) std::memcpy(TF_TensorData(copy.get()), window_->result(), bytes);
+    std::size_t bytes = size_of(static_cast<Type>(type));
+    for (std::int64_t dimension : shape) bytes *= dimension;
+    Lease* lease = borrow_ && bytes ? window_->lease() : nullptr;
+    if (lease) return lend(context, index, type, shape, place, bytes, lease);
+    const Tensor copy(TF_AllocateOutput(context, index, type, shape.data(), shape.size(), bytes, status));
+    if (bytes) std::memcpy(TF_TensorData(copy.get()), place, bytes);
   }
 
   // The result where it stands. TensorFlow computes in place where it sees the last use of a tensor, and would write
   // into what the other ranks are still reading; until the next sum, the window uses this one, too.
-  void lend(TF_OpKernelContext* context, TF_DataType type, std::int64_t entries, std::size_t bytes, Lease* lease) {
+  void lend(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place,
+            std::size_t bytes, Lease* lease) {
     Status status;
-    char* place = const_cast<char*>(window_->result());
-    std::shared_ptr<TF_Tensor> alias(TF_NewTensor(type, &entries, 1, place, bytes, release, lease), TF_DeleteTensor);
-    TF_SetOutput(context, 0, alias.get(), status);
+    const int rank = static_cast<int>(shape.size());
+    std::shared_ptr<TF_Tensor> alias(TF_NewTensor(type, shape.data(), rank, place, bytes, release, lease), TF_DeleteTensor);
+    TF_SetOutput(context, index, alias.get(), status);
     if (!status.ok()) TF_OpKernelContext_Failure(context, status);
     window_->keep(std::move(alias));
   }
@@ -182,6 +196,7 @@ class Sum : WindowKernel {
   std::int64_t placed_, divided_, described_;
   std::vector<std::int64_t> starts_, stops_;
   bool borrow_;
+  Tables tables_;
 };
 
 // ---- DistgradAdd, DistgradAddRows: one micro-batch's gradients into this rank's part
@@ -279,6 +294,32 @@ class AddRows : Adding {
   std::int64_t start_, stop_;
 };
 
+// ---- DistgradCollect: one micro-batch's gradient of a table
+
+template <typename T>
+class Collect : Adding {
+ public:
+  explicit Collect(TF_OpKernelConstruction* construction)
+      : Adding(construction), table_(reinterpret_cast<Table*>(integer(construction, "table"))) {}
+
+  // Where they are described, no row comes twice.
+  void compute(TF_OpKernelContext* context) {
+    if (!is_open(context)) return;
+    begin(context);
+    if (first_) table_->clear();
+    const Tensor values = input(context, kInputs + 2), rows = input(context, kInputs + 3);
+    const std::int64_t* row = static_cast<const std::int64_t*>(TF_TensorData(rows.get()));
+    const T* value = static_cast<const T*>(TF_TensorData(values.get()));
+    if (describes_) found_.values = describe(value, TF_TensorElementCount(values.get()));
+    if (!table_->add(row, value, TF_TensorElementCount(rows.get()))) fail(context, "a row is outside its variable");
+    if (describes_ && last_) found_.total = table_->describe<T>();
+    end(context);
+  }
+
+ private:
+  Table* table_;
+};
+
 // ---- DistgradDescribe: (n, 5) the moments of n tensors
 
 template <typename T>
@@ -344,6 +385,8 @@ const bool registered = [] {
       .attr("starts: list(int)")
       .attr("stops: list(int)")
       .attr("borrow: int")
+      .attr("tables: list(int)")
+      .attr("K: int >= 0")
       .in("filled: bool")
       .in("divisor: double")
       .in("pieces: N * T")
@@ -352,6 +395,8 @@ const bool registered = [] {
       .out("moments: double")
       .out("votes: float")
       .out("by_range: double")
+      .out("rows: K * int64")
+      .out("values: K * T")
       .register_it();
   Definition("DistgradAdd")
       .on_window()
@@ -377,6 +422,17 @@ const bool registered = [] {
       .in("rows: int64")
       .out("moments: double")
       .register_it();
+  Definition("DistgradCollect")
+      .on_window()
+      .attr("T: {float, double}")
+      .attr("table: int")
+      .attr("describes: int")
+      .in("first: bool")
+      .in("last: bool")
+      .in("values: T")
+      .in("rows: int64")
+      .out("moments: double")
+      .register_it();
   Definition("DistgradDescribe")
       .attr("T: {float, double}")
       .attr("N: int >= 1")
@@ -388,6 +444,8 @@ const bool registered = [] {
   register_kernel<Add<double>>("DistgradAdd", TF_DOUBLE);
   register_kernel<AddRows<float>>("DistgradAddRows", TF_FLOAT);
   register_kernel<AddRows<double>>("DistgradAddRows", TF_DOUBLE);
+  register_kernel<Collect<float>>("DistgradCollect", TF_FLOAT);
+  register_kernel<Collect<double>>("DistgradCollect", TF_DOUBLE);
   register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
   register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
   return true;
@@ -413,6 +471,10 @@ EXPORT std::int64_t distgrad_window_bytes(std::int64_t capacity, int ranks) {
 
 EXPORT bool distgrad_window_map(Window* window, int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across) {
   return window->map(fd, capacity, rank, ranks, owners, across);
+}
+
+EXPORT distgrad::Table* distgrad_window_table(Window* window, std::int64_t rows, std::int64_t width) {
+  return window->add_table(rows, width);
 }
 
 EXPORT void distgrad_window_close(Window* window) { window->close(); }

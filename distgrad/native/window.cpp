@@ -11,6 +11,7 @@
 #include <climits>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace distgrad {
 namespace {
@@ -94,17 +95,31 @@ void Lease::release() {
 bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across) {
   auto memory = std::make_shared<Memory>(fd, capacity, ranks);
   if (!memory->mapped()) return false;
+  const std::shared_ptr<Memory> old = memory_;
+  const char* old_part = old ? part() : nullptr;
   memory_ = std::move(memory);
   rank_ = rank, ranks_ = ranks, owners_ = owners, across_ = across;
   turn_ = 0;
   // Touched now, and by the rank that will use it, rather than within a step.
-  if (!alone()) std::memset(part(), 0, memory_->capacity());
+  const std::int64_t kept = old ? std::min(old->capacity(), memory_->capacity()) : 0;
+  if (kept) std::memcpy(part(), old_part, kept);  // what is placed there already
+  if (!alone()) std::memset(part() + kept, 0, memory_->capacity() - kept);
   if (rank_ < owners_) {
     const std::int64_t share = whole_pages(memory_->capacity() / owners_);
     const std::int64_t start = std::min(share * rank_, memory_->capacity());
     std::memset(memory_->result(0) + start, 0, std::min(share, memory_->capacity() - start));
   }
   return true;
+}
+
+void Window::close() {
+  kept_.clear();
+  memory_.reset();
+  for (const auto& table : tables_) table->release();
+}
+
+Table* Window::add_table(std::int64_t rows, std::int64_t width) {
+  return tables_.emplace_back(std::make_unique<Table>(rows, width)).get();
 }
 
 Lease* Window::lease() {
@@ -159,22 +174,59 @@ void Window::wait_for(Seat& seat) {
 // ---- the sum
 
 std::string Window::sum(const Order& order) {
-  kept_.reset();
-  type_ = order.type, entries_ = order.placed;
-  for (const Piece& piece : order.pieces) entries_ += piece.entries;
-  const std::int64_t bytes = entries_ * size_of(type_) + room_for_notes(order.ranges.size(), ranks_);
-  const bool fits = bytes <= memory_->capacity();
+  kept_.clear();
+  const std::string problem = try_sum(order);
+  for (Table* table : order.tables) table->clear();
+  return problem;
+}
+
+std::string Window::try_sum(const Order& order) {
+  lay_out(order);
+  const bool fits = tables_at_ + row_bytes_ <= memory_->capacity();
   if (fits) copy_in(order);
   std::string problem = agree();
   if (!problem.empty()) return problem;
-  if (!fits) return callback_(kGrow, bytes, 0) ? "no memory for the sum" : sum(order);
+  const std::int64_t bytes = needed(order);
+  if (bytes > memory_->capacity()) {
+    const std::int64_t spare = (bytes - tables_at_) / 2;  // the number of rows varies from step to step
+    return callback_(kGrow, order.tables.empty() ? bytes : bytes + spare, 0) ? "no memory for the sum" : try_sum(order);
+  }
   problem = own_shard(order);
   if (!problem.empty()) return problem;
   meet();
   collect(order);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
-  if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(), 0)) return "the vote failed";
+  if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(order), 0)) return "the vote failed";
   return "";
+}
+
+// How large everything is: the vector, and behind it the lists of rows, or between hosts whole tables.
+void Window::lay_out(const Order& order) {
+  const std::int64_t size = size_of(type_ = order.type);
+  entries_ = order.placed;
+  for (const Piece& piece : order.pieces) entries_ += piece.entries;
+  whole_ = entries_, row_bytes_ = 0, tables_at_ = entries_ * size;
+  touched_.clear();
+  if (order.tables.empty()) return;
+  tables_at_ = aligned(tables_at_);
+  for (Table* table : order.tables) {
+    if (!order.filled) table->clear();  // what stands there is an earlier, failed step's
+    touched_.push_back({{}, table->width(), nullptr});
+  }
+  if (!across_) {
+    row_bytes_ = RowLists::bytes(order.tables, size);
+    return;
+  }
+  for (const Table* table : order.tables) row_bytes_ += aligned(table->entries() * size);
+  whole_ = (tables_at_ + row_bytes_) / size;
+}
+
+// Bytes for the vector, all rows that any rank touches, each perhaps another one's, and the notes.
+std::int64_t Window::needed(const Order& order) const {
+  std::int64_t bytes = tables_at_ + room_for_notes(order.ranges.size() + order.tables.size(), ranks_);
+  if (across_) return bytes + row_bytes_;
+  for (int rank = 0; rank < ranks_; ++rank) bytes += memory_->seat(rank).row_bytes;
+  return bytes;
 }
 
 void Window::copy_in(const Order& order) {
@@ -182,6 +234,7 @@ void Window::copy_in(const Order& order) {
     using T = std::remove_pointer_t<decltype(place)>;
     place = reinterpret_cast<T*>(part());
     if (!order.filled) std::memset(place, 0, order.placed * sizeof(T));
+    copy_in_tables<T>(order);
     if (alone()) return;  // nobody else reads the part: the pieces may stay where they are
     place += order.placed;
     for (const Piece& piece : order.pieces) {
@@ -191,10 +244,33 @@ void Window::copy_in(const Order& order) {
   });
 }
 
+template <typename T>
+void Window::copy_in_tables(const Order& order) {
+  if (order.tables.empty()) return;
+  if (!across_) return lists_of(rank_, order.tables).fill<T>();
+  char* place = part() + tables_at_;
+  for (const Table* table : order.tables) {
+    const std::int64_t bytes = aligned(table->entries() * sizeof(T));
+    std::memset(place, 0, bytes);
+    table->scatter_to(reinterpret_cast<T*>(place));
+    place += bytes;
+  }
+}
+
+RowLists Window::lists_of(int rank, const Tables& tables) const {
+  return {memory_->part(rank) + tables_at_, tables, size_of(type_)};
+}
+
+std::vector<RowLists> Window::lists_of_all(const Tables& tables) const {
+  std::vector<RowLists> ranks;
+  for (int rank = 0; rank < ranks_; ++rank) ranks.push_back(lists_of(rank, tables));
+  return ranks;
+}
+
 // Meets the others and finds out whether all bring the same kind of vector, and which result slot is free.
 std::string Window::agree() {
   Seat& own = memory_->seat(rank_);
-  own.entries = entries_, own.type = type_, own.lent = lent();
+  own.entries = entries_, own.row_bytes = row_bytes_, own.type = type_, own.lent = lent();
   meet();
   const Seat& first = memory_->seat(0);
   std::uint32_t busy = 0;
@@ -214,7 +290,7 @@ std::string Window::agree() {
 }
 
 std::int64_t Window::boundary(int shard) const {
-  return shard == owners_ ? entries_ : entries_ * shard / owners_ / kLine * kLine;
+  return shard == owners_ ? whole_ : whole_ * shard / owners_ / kLine * kLine;
 }
 
 // Each rank that owns a shard sums it, and finishes it; between hosts, the sum is there before its divisor is known.
@@ -226,44 +302,91 @@ std::string Window::own_shard(const Order& order) {
     meet();
   }
   finish_ = {static_cast<std::size_t>(order.divided), static_cast<std::size_t>(order.described), divisor(order, across_)};
+  find_touched(order);
   if (owns) work_on_shard(order, first, last);
   return "";
 }
 
-// Adds, divides and describes: as a whole, or range by range, and what lies between the ranges without describing it.
+// The union of the ranks' rows, on every rank alike, and where in the result their sums will stand.
+void Window::find_touched(const Order& order) {
+  std::int64_t place = tables_at_;
+  for (std::size_t i = 0; i < touched_.size(); ++i) {
+    Touched& table = touched_[i];
+    if (across_) {
+      table.rows.resize(order.tables[i]->rows());
+      std::iota(table.rows.begin(), table.rows.end(), 0);
+    } else {
+      table.rows = union_of(lists_of_all(order.tables), i);
+    }
+    table.values = result_ + place;
+    place += aligned(table.rows.size() * table.width * size_of(type_));
+  }
+}
+
+// Adds, divides and describes: as a whole, or range by range, and what lies between the ranges without describing it;
+// then the tables.
 void Window::work_on_shard(const Order& order, std::int64_t first, std::int64_t last) {
+  const std::int64_t end = std::min(last, entries_);
   const auto work = [&](std::int64_t start, std::int64_t stop, bool describes) {
     const Finish finish{finish_.divided, describes ? finish_.described : 0, finish_.divisor};
+    if (start >= stop) return Moments{};
     return alone()   ? finish_pieces(order, start, stop, finish)
            : across_ ? finish_shard(start, stop, finish)
                      : add_shard(start, stop, finish);
   };
-  Moments& whole = memory_->seat(rank_).moments;
-  if (order.ranges.empty()) {
-    whole = work(first, last, true);
-    return;
-  }
-  whole = Moments{};
-  Moments* found = notes(rank_, order.ranges.size());
-  std::int64_t done = first;
+  Moments* found = notes(rank_, order.ranges.size() + order.tables.size());
+  Moments whole;
+  if (order.ranges.empty()) whole = work(first, end, true);
+  std::int64_t done = order.ranges.empty() ? end : first;
   for (const Range& range : order.ranges) {
-    const std::int64_t start = std::clamp(range.first, done, last), stop = std::clamp(range.last, start, last);
+    const std::int64_t start = std::clamp(range.first, done, std::max(done, end));
+    const std::int64_t stop = std::clamp(range.last, start, std::max(start, end));
     work(done, start, false);
     *found = work(start, stop, true);
     whole.merge(*found++);
     done = stop;
   }
-  work(done, last, false);
+  work(done, end, false);
+  for (std::size_t table = 0; table < order.tables.size(); ++table) {
+    *found = work_on_table(order, table, first, last);
+    whole.merge(*found++);
+  }
+  memory_->seat(rank_).moments = whole;
 }
 
-// What each owner found in its shard, taken together.
+// What of a table is this rank's to add: between hosts what lies in its shard, else its share of the touched rows.
+Moments Window::work_on_table(const Order& order, std::size_t table, std::int64_t first, std::int64_t last) {
+  const bool describes = order.described == order.divided;
+  if (!across_) return add_own_rows(order, table, {SIZE_MAX, describes ? SIZE_MAX : 0, finish_.divisor});
+  const std::int64_t start = (touched_[table].values - result_) / static_cast<std::int64_t>(size_of(type_));
+  const std::int64_t from = std::max(first, start), to = std::min(last, start + order.tables[table]->entries());
+  const std::size_t end = std::max(from, to);
+  return from < to ? finish_shard(from, to, {end, describes ? end : 0, finish_.divisor}) : Moments{};
+}
+
+Moments Window::add_own_rows(const Order& order, std::size_t table, const Finish& finish) {
+  return with_type(type_, [&](auto* none) {
+    using T = std::remove_pointer_t<decltype(none)>;
+    const Touched& found = touched_[table];
+    const std::int64_t count = found.rows.size(), first = count * rank_ / owners_, last = count * (rank_ + 1) / owners_;
+    T* out = reinterpret_cast<T*>(found.values);
+    return add_rows(out, found.rows, first, last, lists_of_all(order.tables), table, found.width, finish);
+  });
+}
+
+// What each owner found in its shard, taken together. Rows that nobody touched are zeros.
 void Window::collect(const Order& order) {
+  const std::size_t ranges = order.ranges.size();
   moments_ = Moments{};
-  by_range_.assign(order.ranges.size(), Moments{});
+  by_range_.assign(ranges + order.tables.size(), Moments{});
   for (int owner = 0; owner < owners_; ++owner) {
     moments_.merge(memory_->seat(owner).moments);
     const Moments* found = notes(owner, by_range_.size());
     for (Moments& range : by_range_) range.merge(*found++);
+  }
+  for (std::size_t table = 0; table < order.tables.size(); ++table) {
+    const std::int64_t touched = touched_[table].rows.size() * touched_[table].width;
+    by_range_[ranges + table].zeros += static_cast<double>(order.tables[table]->entries() - touched);
   }
 }
 
@@ -343,11 +466,17 @@ Moments Window::finish_shard(std::int64_t first, std::int64_t last, const Finish
   });
 }
 
-bool Window::own_part_is_bad() const {
+bool Window::own_part_is_bad(const Order& order) const {
   if (alone()) return true;  // whose else
   return with_type(type_, [&](auto* none) {
     using T = std::remove_pointer_t<decltype(none)>;
-    return describe(reinterpret_cast<const T*>(part()), finish_.described).nonfinite > 0;
+    double bad = describe(reinterpret_cast<const T*>(part()), finish_.described).nonfinite;
+    if (across_) return bad + describe(reinterpret_cast<const T*>(part() + tables_at_), row_bytes_ / sizeof(T)).nonfinite > 0;
+    const RowLists own = lists_of(rank_, order.tables);
+    for (std::size_t i = 0; i < touched_.size(); ++i) {
+      bad += describe(own.values<T>(i), own.count(i) * touched_[i].width).nonfinite;
+    }
+    return bad > 0;
   });
 }
 

@@ -18,7 +18,7 @@ class Contents(NamedTuple):
     """What stands in the numbers of a step.
 
     Attributes:
-        variables: path, shape and [first, last) entries of each.
+        variables: path and shape of each.
         groups: the members of each group, by number.
         workers: how many there are.
         rank: this one.
@@ -26,7 +26,7 @@ class Contents(NamedTuple):
         divides: whether gradients are divided by N.
     """
 
-    variables: Sequence[tuple[str, tuple[int, ...], int, int]]
+    variables: Sequence[tuple[str, tuple[int, ...]]]
     groups: Mapping[str, Sequence[int]]
     workers: int
     rank: int
@@ -112,7 +112,7 @@ class Told:
 
     def _together(self, members: Sequence[int]) -> VariableStatistics:
         rows = self._rows[list(members)]
-        entries = sum(last - first for _, _, first, last in (self._contents.variables[index] for index in members))
+        entries = sum(math.prod(self._contents.variables[index][1]) for index in members)
         norm, largest = float(np.sqrt(np.square(rows[:, 1]).sum())), float(rows[:, 2].max(initial=0.0))
         zeros = float(rows[:, 4].sum()) / entries if entries else math.nan
         return VariableStatistics(float(rows[:, 0].sum()), norm, largest, int(rows[:, 3].sum()), zeros)
@@ -127,7 +127,7 @@ class Told:
         """The variables by path ("variables")."""
         if "variables" not in self._contents.asked:
             return {}
-        return {path: self._together([index]) for index, (path, *_) in enumerate(self._contents.variables)}
+        return {path: self._together([index]) for index, (path, _) in enumerate(self._contents.variables)}
 
     @cached_property
     def zeros(self) -> float | None:

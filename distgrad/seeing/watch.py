@@ -1,6 +1,6 @@
 """What is asked for, inside the graph. What nobody asked for adds nothing to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -34,12 +34,8 @@ class Watch:
         self._comm = comm
         self._contents = contents
         self.describes = contents.by_worker  # whether micro-batches and this worker's sums are
+        self.by_variable = contents.by_variable  # whether the sum is described piece by piece
         self.entries = own.entries(comm.size) if contents.by_worker else 0  # of the vector, behind the riders'
-
-    @property
-    def ranges(self) -> Sequence[tuple[int, int]]:
-        """What of the sum is described piece by piece."""
-        return [(first, last) for _, _, first, last in self._contents.variables] if self._contents.by_variable else []
 
     def begin(self, batch: Any) -> tuple[tf.Tensor, Any]:
         """When a part of the step begins, () float64 seconds; and its input, which is not there before."""

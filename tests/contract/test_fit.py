@@ -34,11 +34,23 @@ def build(comm: Communicator, case: Fit, **options: Any) -> tuple[keras.Model, k
     keras.utils.set_random_seed(7)
     oracle = case.build()
     oracle.compile(**case.compiled(), run_eagerly=True)  # tracing would take longer
+    densify(oracle.optimizer)
     keras.utils.set_random_seed(7 + comm.rank)
     with comm.scope():
         model = distgrad.distribute(case.build(), comm, **options)
     model.compile(**case.compiled())
     return model, oracle
+
+
+def densify(optimizer: keras.optimizers.Optimizer) -> None:
+    """Let it see each gradient densely."""
+    apply = optimizer.apply
+
+    def apply_densely(gradients: Any, variables: Any = None) -> None:
+        dense = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+        apply(dense, variables)
+
+    optimizer.apply = apply_densely
 
 
 def first(data: Any, rows: int) -> Any:

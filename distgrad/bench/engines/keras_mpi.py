@@ -19,8 +19,7 @@ class WithoutStatistics(DistributedStep):
     """A step that describes nothing, to tell what describing costs. It takes every gradient for finite."""
 
     def _sum_over_workers(self, *batch: Any) -> DividedSum:
-        entries, divisor = self._layout.entries, self._divisor()
-        return self.comm.sum_and_divide(self._local_sums, batch, entries, divisor, describe=False)
+        return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
 
 
 class KerasMpi(own.Worker):
