@@ -109,7 +109,7 @@ def test_a_live_view_on_a_terminal_and_lines_elsewhere(
     terminal = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
     run(comm, 4, listeners=[Live(console=terminal)])
     shown = terminal.file.getvalue()
-    assert all(text in shown for text in ("step 4", "gradient sum", "noise scale", "head", "8 examples, 1 workers"))
+    assert all(text in shown for text in ("step 4", "gradient sum", "noise scale", "head", "examples 8 | workers 1"))
     assert any(bar in shown for bar in "▁▂▃▄▅▆▇█")
     capsys.readouterr()
     run(comm, 4, log_format="live", log_every=2)

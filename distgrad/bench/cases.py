@@ -179,6 +179,7 @@ TABLES = {
             Contestant(OWN, OWN, "step"),
             Contestant(f"{OWN} again", OWN, "step again"),
             Contestant("no-statistics", OWN, "step without statistics"),
+            Contestant("all-statistics", OWN, "step with all statistics"),
         ),
         (OWN,),
     ),

@@ -66,7 +66,7 @@ class Live(Listener):
         noise = report.told.noise
         if noise is not None:
             lines.add_row("noise scale", f"{noise.scale: .4e}", "")
-        size = f"{report.examples} examples, {report.workers} workers, {1000 * report.seconds:.1f} ms"
+        size = f"examples {report.examples} | workers {report.workers} | {1000 * report.seconds:.1f} ms"
         return rich.console.Group(self._progress, lines, *_table(report), rich.text.Text(size, "dim"))
 
     def close(self) -> None:

@@ -12,7 +12,11 @@ from distgrad.bench.worker import Prepared
 from distgrad.communicators import DividedSum
 from distgrad.communicators.mpi import Mpi
 from distgrad.native import functions
+from distgrad.seeing import Alarms
 from distgrad.step import DistributedStep
+
+# Everything is told, looked at on the root in every step, and printed and compared with the weights in every tenth.
+TELLING_ALL: dict[str, Any] = {"statistics": "all", "listeners": [Alarms()], "log_every": 10}
 
 
 class WithoutStatistics(DistributedStep):
@@ -81,6 +85,8 @@ class KerasMpi(own.Worker):
             return by_hand.oracle(case, self.size)
         if " fits of " in turn:
             return self._fit(turn, case)
+        if turn == "step with all statistics":
+            return own.step(self._comm, case, self.rank, **TELLING_ALL)
         kind = WithoutStatistics if turn == "step without statistics" else DistributedStep
         return own.step(self._comm, case, self.rank, kind=kind)
 

@@ -34,12 +34,13 @@ def step(
     rank: int,
     micro_batches: int = MICRO_BATCHES,
     kind: type[DistributedStep] = DistributedStep,
+    **options: Any,
 ) -> Prepared:
     """A whole step, as a user calls it, on tensors that are in memory."""
     with comm.scope():
         model = models.build(case)
         optimizer = sgd(model)
-    take = kind(model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, log_every=0)
+    take = kind(model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, **{"log_every": 0, **options})
     x, y = batch(case, rank, micro_batches)
 
     def turn() -> Any:
