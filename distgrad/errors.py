@@ -160,6 +160,12 @@ class NotArrived(DistgradError):
     code, status = "DG061", os.EX_TEMPFAIL
 
 
+class LauncherLost(DistgradError):
+    """The program that launched the job has ended."""
+
+    code, status = "DG062", os.EX_TEMPFAIL
+
+
 class WorkerFailed(DistgradError):
     """A worker ended with a status of its own, which becomes the job's."""
 

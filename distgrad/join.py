@@ -41,9 +41,8 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     Args:
         backend: "solo", "mpi", "horovod", "tf", or "auto": `DISTGRAD_BACKEND` if that is set, else what the
             launcher's environment variables say, else "solo".
-        timeout: seconds that a worker waits for the others in a sum. Only MultiWorkerMirroredStrategy takes such a
-            limit; under the other engines it waits until their launcher ends the job. `distgrad run --timeout`, which
-            sets `DISTGRAD_TIMEOUT`, overrides it.
+        timeout: seconds that a worker waits for the others in a sum. After that it names who is missing, and the job
+            ends with status 75. `distgrad run --timeout`, which sets `DISTGRAD_TIMEOUT`, overrides it.
 
     Raises:
         UnknownBackend: no such backend (exit status 64).
@@ -64,6 +63,7 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     comm = cast("Communicator", module.connect(world, timeout))
     say_from_worker(world.rank, "joined")
     _require_whole_world(comm, world)
+    comm.watch(timeout)
     end_process_on_uncaught(comm.is_root, comm.leave)
     return comm
 

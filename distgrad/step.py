@@ -178,11 +178,12 @@ class DistributedStep:
         if self._last is not None:
             self._last.expire()
         compared = self._updates.before() if self._compares() else None
+        self.comm.step = self._steps + 1
         began = time.perf_counter()
         try:
             values, gradient, logs = self.compiled(batch, tf.constant(int(more)))
         except tf.errors.OpError as error:
-            raise self.comm.failure or error from None
+            raise self.comm.reason(error) from None
         seconds = time.perf_counter() - began
         self._steps += 1
         report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, self._places, logs)
@@ -221,17 +222,18 @@ class DistributedStep:
 
     def _join(self, batch: tuple[Any, ...]) -> None:
         """Make sure that all workers mean the same thing, and trace the step."""
+        self.comm.introduce()
         with self.comm.scope():
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
+        self._variables = self._differentiated()
+        agreement.require_same_variables(self.comm, self._variables)  # before a loss meets a model of another shape
         self._synchronised = synchronised(self.model) if self._trains else []
         require_single_pass(self._synchronised, self._micro_batch_size)
         self._prepare(keras.tree.map_structure(_symbolic, batch))
-        self._variables = self._differentiated()
         sent = Layout(self._variables * self._objective.groups)  # of each group's sums
         self._contents = self._reported()
         self._watch, self._updates = Watch(self.comm, self._contents), Updates(Layout(self._variables), self._variables)
-        agreement.require_same_variables(self.comm, self._variables)
         agreement.require_same_settings(self.comm, self._settings())
         ride_along = self._riders.entries + self._watch.entries
         self._totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())

@@ -94,11 +94,17 @@ def launch(
     Returns:
         One job a process that was started from here: one, except for TensorFlow's workers.
     """
+    return [finish(process, timeout) for process in start_workers(engine, size, command, env=env)]
+
+
+def start_workers(
+    engine: str, size: int, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None
+) -> list[subprocess.Popen[str]]:
+    """The same without waiting for their end."""
     launcher, settings = ENGINES[engine]
     env = {"DISTGRAD_TEST_SIZE": str(size), "DISTGRAD_TEST_LOGICAL_CPUS": str(size)} | settings | dict(env or {})
     commands = LAUNCHERS[launcher](Order([sys.executable, *map(str, command)], size))
-    processes = [start(words, dict(added) | env) for words, added in commands]
-    return [finish(process, timeout) for process in processes]
+    return [start(words, dict(added) | env) for words, added in commands]
 
 
 ENGINES: dict[str, tuple[str, dict[str, str]]] = {

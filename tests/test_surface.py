@@ -66,16 +66,23 @@ def test_signatures() -> None:
 def test_a_communicator_s_face() -> None:
     public = {name for name in vars(distgrad.Communicator) if not name.startswith("_")}
     assert public == {
+        "abort",
         "adopt",
         "all_sum",
         "backend",
         "barrier",
         "broadcast",
         "close",
+        "end_stuck",
         "exchange",
+        "introduce",
         "is_root",
         "leave",
+        "marked",
+        "part",
         "process_sum",
+        "reason",
+        "roll_call",
         "scope",
         "shard",
         "span",
@@ -83,6 +90,8 @@ def test_a_communicator_s_face() -> None:
         "sum_over_workers",
         "sum_within",
         "totals",
+        "waiting",
+        "watch",
         "worker",
     }
     comm = distgrad.connect("solo")

@@ -12,24 +12,29 @@ of vectors with a slot a worker, a barrier is a sum of nothing. One worker is no
     strategy.py  tf.distribute: MultiWorkerMirroredStrategy or MirroredStrategy
 """
 
+import atexit
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from distgrad import agreement
+from distgrad import agreement, native
 from distgrad.accumulate import Carried, Totals
 from distgrad.batch import share
 from distgrad.errors import BadArgument, UnsupportedDtype
 from distgrad.layout import Layout
+from distgrad.peers import INSIDE, LEFT, TURN, Page, Peer, kill
 from distgrad.statistics import all_finite, moments, rows, whole
+from distgrad.watchdog import Watchdog
 
+EXPLAINING = 5.0  # seconds
 BUNDLE = 1 << 22  # entries of variables that are sent together
 SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sums without a cast
 
@@ -76,6 +81,9 @@ class Communicator:
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.page = Page.new()  # where this process is in the sums, for the watchdogs of its host
+        self.step: int | None = None  # that is under way, for their messages
+        self._watchdog: Watchdog | None = None
         self.failure: Exception | None = None  # raised inside a graph, which would hide its class
         self.agreed: set[str] = set()  # lists of variables that all workers are known to share
 
@@ -107,12 +115,69 @@ class Communicator:
 
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
+        self._need_nobody()
+        if self._watchdog:
+            self._watchdog.close()
 
-    def leave(self, status: int, together: bool) -> None:
-        """End this process after an error; `together` says that every worker is doing the same."""
+    def part(self) -> None:
+        """Wait until all workers are about to end; a launcher kills the others when the first one does."""
+        self.barrier()
+
+    def abort(self, status: int) -> None:
+        """End the other workers, which may be waiting in a sum that this one will never reach."""
+
+    def end_stuck(self, peers: Sequence[Peer]) -> None:
+        """End workers of this host that do not listen, before this one ends."""
+        kill(peers)
+
+    def roll_call(self) -> list[int]:
+        """The ranks that do not wait, asked by one that waits; empty where an engine has no way to ask."""
+        return []
+
+    # ---- what keeps a job from waiting for ever
+
+    def watch(self, timeout: float) -> None:
+        """From now on, end the job when a worker is gone, or not in a sum within so many seconds of this one."""
+        self._watchdog = Watchdog(self, timeout)
+        self._watchdog.start()
+        atexit.register(self._need_nobody)
+
+    def introduce(self) -> None:
+        """Let the workers of a host know one another. Every worker calls it."""
+        if self._watchdog and not self._watchdog.has_met:
+            self._watchdog.meet(self.exchange)
+
+    def leave(self, status: int, together: bool) -> NoReturn:
+        """End this process after an error it has told of; `together` says that every worker is doing the same."""
         if together:
-            self.barrier()  # a launcher kills the others when the first one ends, perhaps before it has spoken
+            self._need_nobody()
+            self.part()
+        elif self._watchdog:
+            self._watchdog.peers.may_speak()  # the others have nothing to add
+            self.abort(status)
         os._exit(status)
+
+    def reason(self, error: Exception) -> Exception:
+        """What to raise for an error within a graph."""
+        if self.failure is None and self.page[INSIDE]:
+            time.sleep(EXPLAINING)  # another worker may be at fault: then the watchdog knows, and ends this process
+        return self.failure or error
+
+    def marked(self, begins: bool) -> contextlib.AbstractContextManager[Any]:
+        """Note, in a graph or not, that a sum begins or has ended, before whatever is computed in this context."""
+        return tf.control_dependencies([native.operations().distgrad_mark(page=self.page.address, begins=int(begins))])
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the time that this process waits for the others, other than in a sum. All do so alike."""
+        self.page[TURN] += 1
+        self.page[INSIDE] = 1
+        yield
+        self.page[INSIDE] = 0
+
+    def _need_nobody(self) -> None:
+        """Let the others not miss this process."""
+        self.page[LEFT] = 1
 
     # ---- the idea
 

@@ -32,10 +32,11 @@ class Horovod(Communicator):
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         # Horovod takes one operation of a name at a time, and workers must share the name: so one after the other,
         # which TensorFlow sees to by a variable that each sum reads before and writes afterwards.
-        with tf.control_dependencies([self._sums.read_value()]):
+        vector = joined(pieces)
+        with tf.control_dependencies([self._sums.read_value(), vector]), self.marked(begins=True):
             # Its default would average.
-            total = hvd.allreduce(joined(pieces), op=hvd.Sum, name="distgrad_all_sum")
-        with tf.control_dependencies([total]):
+            total = hvd.allreduce(vector, op=hvd.Sum, name="distgrad_all_sum")
+        with tf.control_dependencies([total]), self.marked(begins=False):
             self._sums.assign_add(1)
         return total
 
@@ -46,6 +47,7 @@ class Horovod(Communicator):
             return tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def close(self) -> None:
+        super().close()
         hvd.shutdown()
 
 

@@ -5,25 +5,36 @@ finds the other's half of it when it finalises, and crashes.
 """
 
 import atexit
+import ctypes
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import tensorflow as tf
 
+from distgrad import native
 from distgrad.accumulate import Totals
 from distgrad.errors import EngineMissing
 from distgrad.layout import Layout
+from distgrad.peers import Peer
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
 if Path(sys.prefix, "bin", "orted").exists():
     os.environ.setdefault("OPAL_PREFIX", sys.prefix)
 try:
+    import mpi4py
+
+    # MPI ends when the process's exit status is known, since only if it is 0 may this rank wait for the others; unless
+    # mpi4py, loaded before, ends it before that.
+    ENDS_HERE = "mpi4py.MPI" not in sys.modules
+    mpi4py.rc.finalize = False
     from mpi4py import MPI
 except (ImportError, RuntimeError) as failure:
     reason = " ".join(str(failure).split())
@@ -36,6 +47,9 @@ except (ImportError, RuntimeError) as failure:
 from distgrad.communicators.shared_window import SharedWindow
 from distgrad.communicators.window import InWindow, Windowed
 
+ROLL_CALL = 1  # the tag of its messages
+ABORTING = 2.0  # seconds
+
 
 class Mpi(Windowed):
     """The ranks of MPI's world, on a duplicate of its communicator so that no message meets the user's own."""
@@ -45,10 +59,13 @@ class Mpi(Windowed):
     def __init__(self, world: MPI.Intracomm) -> None:
         host = _host_of(world)
         super().__init__(world.rank, world.size, host.rank, host.size)
-        self._before_end = _unname_segment(host)
-        atexit.register(self._before_end)
+        self._ending = _ending(_unname_segment(host))
         self._comm, self._host = world.Dup(), host
-        self.window = SharedWindow(self._comm, host, self._fail)
+        self.window = SharedWindow(self._comm, host, self._fail, self.page.address)
+        if ENDS_HERE:
+            native.functions().distgrad_at_exit(self.page.address, *self._ending)
+        else:
+            atexit.register(native.functions().distgrad_end_mpi, *self._ending)
 
     def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
         # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
@@ -56,20 +73,41 @@ class Mpi(Windowed):
             return super().totals(layout, riders, describes)
         return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
+    def end_stuck(self, peers: Sequence[Peer]) -> None:
+        """Leave that to the launcher, which would take the status of a killed rank for the job's."""
+
+    def roll_call(self) -> list[int]:
+        """Each rank that waits tells all others so; who is not heard of within a second does not wait."""
+        others = set(range(self.size)) - {self.rank}
+        sent = [self._comm.isend(None, rank, ROLL_CALL) for rank in sorted(others)]
+        end = time.monotonic() + 1
+        while others and time.monotonic() < end:
+            answer = MPI.Status()
+            if self._comm.iprobe(tag=ROLL_CALL, status=answer):
+                self._comm.recv(source=answer.source, tag=ROLL_CALL)
+                others.discard(answer.source)
+        return sorted(others) if sent else []
+
     def close(self) -> None:
+        super().close()
         if self._comm:
             self.window.close()
             self._host.Free()
             self._comm.Free()
 
-    def leave(self, status: int, together: bool) -> None:
-        if not together:
-            # The others may be waiting in a sum that this rank will never reach.
-            MPI.COMM_WORLD.Abort(status)
-        self._comm.Barrier()  # mpirun kills the others when the first one ends, perhaps before it has spoken
-        self._before_end()
-        MPI.Finalize()
-        os._exit(status)
+    def watch(self, timeout: float) -> None:
+        super().watch(timeout)
+        if self._watchdog:
+            self._watchdog.meet(self._comm.allgather)  # no use of TensorFlow, which may still want to be configured
+
+    def part(self) -> None:
+        with self.waiting():
+            self._comm.Barrier()
+        native.functions().distgrad_end_mpi(*self._ending)
+
+    def abort(self, status: int) -> None:
+        threading.Timer(ABORTING, os._exit, (status,)).start()  # should mpirun not be there to be told
+        MPI.COMM_WORLD.Abort(status)
 
 
 def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
@@ -83,25 +121,26 @@ def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
     return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
 
 
-def _unname_segment(host: MPI.Intracomm) -> Callable[[], None]:
+def _unname_segment(host: MPI.Intracomm) -> list[Path]:
     """Take away the name of Open MPI's own shared memory, which would stay behind if mpirun were killed.
 
     That is safe once every rank of the host has opened what the others made, which each does at the first message.
 
     Returns:
-        What to call before MPI ends: it removes the name itself then, and complains if there is none.
+        The files that must be there when MPI ends: it removes them itself then, and complains if it cannot.
     """
     host.alltoall([None] * host.size)
     own = re.compile(rf"/dev/shm/vader_segment\.\S+\.{os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK')}$", re.MULTILINE)
     names = [Path(name) for name in own.findall(Path("/proc/self/maps").read_text())]
-
-    def name_again() -> None:
-        for name in names:
-            name.touch()
-
     for name in names:
         name.unlink()
-    return name_again
+    return names
+
+
+def _ending(names: Sequence[Path]) -> tuple[Any, Any, bytes]:
+    """What the core needs to end MPI."""
+    library = ctypes.CDLL(MPI.__file__)
+    return library.MPI_Finalize, library.MPI_Finalized, "\n".join(map(str, names)).encode()
 
 
 def connect(world: World, timeout: float) -> Mpi:

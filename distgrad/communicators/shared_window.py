@@ -31,14 +31,16 @@ class SharedWindow(Window):
     Args:
         world: all ranks. Hosts may run different numbers of them.
         host: those of them that can share memory with this one.
-        on_error: see `Window`.
+        on_error, page: see `Window`.
     """
 
-    def __init__(self, world: MPI.Intracomm, host: MPI.Intracomm, on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, world: MPI.Intracomm, host: MPI.Intracomm, on_error: Callable[[Exception], None], page: int
+    ) -> None:
         self._world = world
         self._made: list[MPI.Intracomm] = []
         self._seat(host)
-        super().__init__(world.size, on_error)
+        super().__init__(world.size, on_error, page)
 
     def close(self) -> None:
         super().close()

@@ -18,9 +18,11 @@ class Solo(Communicator):
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return tf.identity(joined(pieces))
 
-    def leave(self, status: int, together: bool) -> None:
+    def part(self) -> None:
         atexit._run_exitfuncs()  # nobody waits here, so what the script registered may take its time
-        super().leave(status, together)
+
+    def abort(self, status: int) -> None:
+        self.part()
 
 
 class SoloOnCpu(Windowed, Solo):
@@ -28,7 +30,7 @@ class SoloOnCpu(Windowed, Solo):
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         super().__init__(rank, size, local_rank, local_size)
-        self.window = Window(size, self._fail)
+        self.window = Window(size, self._fail, self.page.address)
 
     def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
         # Tensors of the graph cost less than a copy into the window, unless one would be a whole table.
@@ -37,6 +39,7 @@ class SoloOnCpu(Windowed, Solo):
         return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def close(self) -> None:
+        super().close()
         self.window.close()
 
 

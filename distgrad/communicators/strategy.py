@@ -16,6 +16,8 @@ from distgrad.communicators import Communicator, Vector, joined, pieces_of
 from distgrad.errors import BadArgument, EngineMissing
 from distgrad.world import ALONE, World
 
+LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
+
 
 class Strategy(Communicator):
     """The replicas of one strategy; a process with several local devices runs several workers."""
@@ -50,14 +52,22 @@ class Strategy(Communicator):
         with self.scope():
             return type(optimizer).from_config(optimizer.get_config())
 
+    def watch(self, timeout: float) -> None:
+        super().watch(timeout)
+        self.introduce()
+
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         def on_replica(*whole: Any) -> tf.Tensor:
             own = self.worker() - self.rank
             part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)
-            return joined(pieces_of(fn(*part)))
+            vector = joined(pieces_of(fn(*part)))
+            with tf.control_dependencies([vector]), self.marked(begins=True):
+                return tf.identity(vector)
 
         parts = self._strategy.run(on_replica, args=tuple(args))
-        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        with tf.control_dependencies([total]), self.marked(begins=False):
+            return tf.identity(total)
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
@@ -80,7 +90,7 @@ def connect(world: World, timeout: float) -> Strategy:
     if world.launcher != "TF_CONFIG":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), ALONE)
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout + LATER)
     try:
         return Strategy(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), world)
     except RuntimeError as error:

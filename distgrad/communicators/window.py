@@ -29,13 +29,14 @@ class Window:
     Args:
         size: how many ranks there are on all hosts.
         on_error: told of an exception in the midst of a sum, which TensorFlow would hide.
+        page: address of the page (peers.py) that tells where this rank is.
     """
 
-    def __init__(self, size: int, on_error: Callable[[Exception], None]) -> None:
+    def __init__(self, size: int, on_error: Callable[[Exception], None], page: int) -> None:
         self._size, self._on_error = size, on_error
         self._core = native.functions()
         self._event = native.Event(self._answer)  # the core keeps its address
-        self._address: int = self._core.distgrad_window_new(self._event, size)
+        self._address: int = self._core.distgrad_window_new(self._event, size, page)
         self._capacity = 0
         self._grow(mmap.PAGESIZE)
 

@@ -1,5 +1,6 @@
 """The compiled core: memory that ranks share, and what is done to it, as TensorFlow operations and as C functions.
 
+    page.h            what a process tells the watchdogs of its host
     numbers.h, .cpp   adding vectors and describing them
     rows.h, .cpp      gradients of tables of which few rows are touched
     window.h, .cpp    the memory, how ranks meet, the sum
@@ -26,7 +27,7 @@ Event = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.
 
 _POINTER, _INT, _LONG, _BOOL = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_bool
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "distgrad_window_new": (_POINTER, [Event, _INT]),
+    "distgrad_window_new": (_POINTER, [Event, _INT, _POINTER]),
     "distgrad_window_bytes": (_LONG, [_LONG, _INT]),
     "distgrad_window_map": (_BOOL, [_POINTER, _INT, _LONG, _INT, _INT, _INT, _BOOL]),
     "distgrad_window_table": (_POINTER, [_POINTER, _LONG, _LONG]),
@@ -38,6 +39,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "distgrad_window_fill": (None, [_POINTER, _LONG, _LONG]),
     "distgrad_window_sum": (_BOOL, [_POINTER, _INT, _LONG]),
     "distgrad_add_parts": (None, [_POINTER, _POINTER, _INT, _LONG]),
+    "distgrad_end_mpi": (None, [_POINTER, _POINTER, ctypes.c_char_p]),
+    "distgrad_at_exit": (None, [_POINTER, _POINTER, _POINTER, ctypes.c_char_p]),
 }
 
 
@@ -53,7 +56,7 @@ def _library() -> str:
 
 @functools.cache
 def operations() -> Any:
-    """TensorFlow's wrappers of the operations: distgrad_sum, _add, _add_rows, _collect and _describe.
+    """TensorFlow's wrappers of the operations: distgrad_sum, _add, _add_rows, _collect, _describe and _mark.
 
     Raises:
         EngineMissing: the core was not built, or does not load into this TensorFlow.

@@ -1,6 +1,12 @@
 // The window as TensorFlow operations, and as functions that Python calls.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -337,6 +343,20 @@ class Describe {
   }
 };
 
+// ---- DistgradMark: the sum of another engine begins or ends
+
+class Mark {
+ public:
+  explicit Mark(TF_OpKernelConstruction* construction)
+      : page_(reinterpret_cast<Page*>(integer(construction, "page"))), begins_(integer(construction, "begins")) {}
+
+  void compute(TF_OpKernelContext*) { begins_ ? page_->arrive() : page_->go_on(); }
+
+ private:
+  Page* page_;
+  bool begins_;
+};
+
 // ---- registration, when TensorFlow loads this library
 
 void any_shape(TF_ShapeInferenceContext* context, TF_Status* status) {
@@ -351,9 +371,9 @@ class Definition {
   Definition& on_window() {
     // What uses the same resource, TensorFlow runs in the order in which it is written, across loops, too. The window
     // itself is not one, because the ranks make it together and a graph does not; any variable will do.
-    TF_OpDefinitionBuilderSetIsStateful(builder_, true);
-    return attr("window: int").in("order: resource");
+    return stateful().attr("window: int").in("order: resource");
   }
+  Definition& stateful() { return TF_OpDefinitionBuilderSetIsStateful(builder_, true), *this; }
   Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
   Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
   Definition& out(const char* spec) { return TF_OpDefinitionBuilderAddOutput(builder_, spec), *this; }
@@ -366,11 +386,13 @@ class Definition {
   TF_OpDefinitionBuilder* builder_;
 };
 
+constexpr TF_DataType kNoType = static_cast<TF_DataType>(0);
+
 template <typename Kernel>
 void register_kernel(const char* op, TF_DataType type) {
   Status status;
   TF_KernelBuilder* builder = TF_NewKernelBuilder(op, "CPU", create<Kernel>, compute<Kernel>, destroy<Kernel>);
-  TF_KernelBuilder_TypeConstraint(builder, "T", type, status);
+  if (type != kNoType) TF_KernelBuilder_TypeConstraint(builder, "T", type, status);
   TF_RegisterKernelBuilder(op, builder, status);
 }
 
@@ -439,6 +461,7 @@ const bool registered = [] {
       .in("tensors: N * T")
       .out("moments: double")
       .register_it();
+  Definition("DistgradMark").stateful().attr("page: int").attr("begins: int").register_it();
   for (TF_DataType type : {TF_FLOAT, TF_DOUBLE, TF_INT32, TF_INT64}) register_kernel<Sum>("DistgradSum", type);
   register_kernel<Add<float>>("DistgradAdd", TF_FLOAT);
   register_kernel<Add<double>>("DistgradAdd", TF_DOUBLE);
@@ -448,6 +471,7 @@ const bool registered = [] {
   register_kernel<Collect<double>>("DistgradCollect", TF_DOUBLE);
   register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
   register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
+  register_kernel<Mark>("DistgradMark", kNoType);
   return true;
 }();
 
@@ -463,7 +487,9 @@ extern "C" {
 using distgrad::Window;
 
 // Never freed: a graph that outlives the communicator must still be told that it is closed.
-EXPORT Window* distgrad_window_new(distgrad::Callback callback, int size) { return new Window(callback, size); }
+EXPORT Window* distgrad_window_new(distgrad::Callback callback, int size, distgrad::Page* page) {
+  return new Window(callback, size, page);
+}
 
 EXPORT std::int64_t distgrad_window_bytes(std::int64_t capacity, int ranks) {
   return distgrad::Memory::bytes(capacity, ranks);
@@ -489,6 +515,31 @@ EXPORT bool distgrad_window_sum(Window* window, std::int32_t type, std::int64_t 
   distgrad::Order order;
   order.type = static_cast<distgrad::Type>(type), order.placed = placed;
   return window->sum(order).empty();
+}
+
+// Names files for as long as `finalize` takes, which complains if it cannot remove them.
+EXPORT void distgrad_end_mpi(int (*finalize)(), int (*finalized)(int*), const char* names) {
+  int done = 0;
+  finalized(&done);
+  if (done) return;
+  std::istringstream lines(names);
+  std::vector<std::string> files;
+  for (std::string line; std::getline(lines, line);) files.push_back(line);
+  for (const std::string& file : files) close(open(file.c_str(), O_CREAT | O_RDWR, 0600));
+  finalize();
+  for (const std::string& file : files) unlink(file.c_str());
+}
+
+// Does so if the process ends well. Otherwise that would wait for ranks that wait for this one in a sum; and only here,
+// after Python, is the status known.
+EXPORT void distgrad_at_exit(distgrad::Page* page, int (*finalize)(), int (*finalized)(int*), const char* names) {
+  static std::function<void()> end;
+  if (end) return;  // once a process is enough
+  end = [page, finalize, finalized, kept = std::string(names)] {
+    page->left.store(2);
+    distgrad_end_mpi(finalize, finalized, kept.c_str());
+  };
+  on_exit([](int status, void*) { status == 0 ? end() : void(); }, nullptr);
 }
 
 // Float vectors, for the benchmark's limit.

@@ -142,6 +142,7 @@ std::uint32_t Window::lent() const {
 void Window::meet() {
   Seat& own = memory_->seat(rank_);
   own.arrived.store(++turn_, std::memory_order_seq_cst);
+  page_->arrive();
   if (own.sleepers.load(std::memory_order_seq_cst)) futex(&own.arrived, FUTEX_WAKE, INT_MAX, nullptr);
   for (int rank = 0; rank < ranks_; ++rank) wait_for(memory_->seat(rank));
 }
@@ -177,6 +178,7 @@ std::string Window::sum(const Order& order) {
   kept_.clear();
   const std::string problem = try_sum(order);
   for (Table* table : order.tables) table->clear();
+  page_->go_on();
   return problem;
 }
 
@@ -298,7 +300,9 @@ std::string Window::own_shard(const Order& order) {
   const bool owns = rank_ < owners_;
   const std::int64_t first = owns ? boundary(rank_) : 0, last = owns ? boundary(rank_ + 1) : 0;
   if (across_) {
+    page_->away.store(1);
     if (owns && callback_(kAcross, first, last)) return "the sum between the hosts failed";
+    page_->away.store(0);
     meet();
   }
   finish_ = {static_cast<std::size_t>(order.divided), static_cast<std::size_t>(order.described), divisor(order, across_)};

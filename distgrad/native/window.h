@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "numbers.h"
+#include "page.h"
 #include "rows.h"
 
 namespace distgrad {
@@ -110,8 +111,8 @@ struct Touched {
 
 class Window {
  public:
-  // `size` ranks on all hosts together.
-  Window(Callback callback, int size) : callback_(callback), votes_(size) {}
+  // `size` ranks on all hosts together. `page` outlives the window.
+  Window(Callback callback, int size, Page* page) : callback_(callback), page_(page), votes_(size) {}
 
   // Use another piece of memory, and from now on be this rank of so many; `owners` of them have a shard.
   bool map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across);
@@ -175,6 +176,7 @@ class Window {
   bool is_large() const { return entries_ * size_of(type_) >= kStream; }
 
   Callback callback_;
+  Page* page_;
   std::vector<float> votes_;
   std::shared_ptr<Memory> memory_;
   std::vector<std::shared_ptr<void>> kept_;

@@ -1,0 +1,158 @@
+"""Real faults in real jobs: what is done to which worker, and what must come of it within which time.
+
+    python tests/faults.py [--repeat 20] [--engine mpi] [NAME ...]
+
+The suite does each once (test_faults.py). The numbers are those of the rows in the README's table.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from launching import ROOT, start_workers
+
+WORKER = ROOT / "tests" / "faulty.py"
+START = 90.0  # seconds until the workers take steps
+READY = re.compile(r"rank (\d+) process (\d+) now")
+LOST = r"error\[DG060\] rank=1 step=\d+: rank 1 \(process \d+\) ended"
+LATE = r"error\[DG061\] rank=1 step=\d+: rank 1 has not arrived at the sum within 5 s"
+KILLED = LOST + " by signal 9, possibly out of memory"
+BOUND = 5.0 + 5.0  # seconds: the workers' deadline and what it takes
+
+
+class Fault(NamedTuple):
+    """One row.
+
+    Attributes:
+        does: what faulty.py calls it; from outside, a signal for the launcher.
+        seconds: until all processes are gone.
+        status: of each engine's launcher, and of the workers that TensorFlow's user starts; engines not named are
+            those where it is not tried.
+        says: what stderr has, each once.
+    """
+
+    does: str
+    seconds: float
+    status: Mapping[str, int | tuple[int, int]]
+    says: tuple[str, ...] = ()
+
+
+GLOO, MWMS = "horovod-gloo", "mwms"
+FAULTS = {
+    "1 killed in a sum": Fault("kill in a sum", 6.5, {"mpi": 137, GLOO: 1, MWMS: (75, -9)}, (KILLED,)),
+    "2 killed between sums": Fault("kill", 5, {"mpi": 137}, (KILLED,)),
+    "3 stopped": Fault("stop", BOUND, {"mpi": 75, GLOO: 1, MWMS: (75, -9)}, (LATE,)),
+    "4 in a loop": Fault("loop", BOUND, {"mpi": 75, GLOO: 1}, (LATE, r'faulty.py", line \d+ in loop')),
+    "5 exception": Fault("raise", 3, {"mpi": 70, GLOO: 1, MWMS: (75, 70)}, ("ValueError: bad sample in file 7",)),
+    "6 leaves with 0": Fault("_exit(0)", 3, {"mpi": 1, GLOO: 1, MWMS: (75, 0)}, (LOST + " with status 0",)),
+    "7 sys.exit(3)": Fault("exit(3)", 9, {"mpi": 3, GLOO: 1, MWMS: (75, 3)}, ("rank 1 ended with status 3",)),
+    "7 returns early": Fault("return", 9, {"mpi": 75}, ("rank 1 ended with status 0 while",)),
+    "8 launcher killed": Fault("SIGKILL", 5, {"mpi": -9, GLOO: -9}),
+}
+
+
+class Trial:
+    """One job that something happens to."""
+
+    def __init__(self, name: str, engine: str) -> None:
+        self._fault, self._engine = FAULTS[name], engine
+        self._jobs = start_workers(engine, 2, [WORKER, self._fault.does])
+        self._lines: list[list[str]] = [[] for _ in self._jobs]
+        self._errors: list[list[str]] = [[] for _ in self._jobs]
+        self._readers = [
+            threading.Thread(target=lines.extend, args=(stream,), daemon=True)
+            for job, lines, errors in zip(self._jobs, self._lines, self._errors, strict=True)
+            for stream, lines in ((job.stdout, lines), (job.stderr, errors))
+        ]
+
+    def run(self) -> float:
+        """Do it, and check what came of it. Returns the seconds that it took."""
+        try:
+            return self._run()
+        finally:
+            for job in self._jobs:
+                job.kill()
+
+    def _run(self) -> float:
+        for reader in self._readers:
+            reader.start()
+        processes = self._wait_until_ready()
+        began = time.monotonic()
+        if self._fault.does.startswith("SIG"):
+            os.kill(self._jobs[0].pid, signal.Signals[self._fault.does])
+        for process in processes:
+            while is_running(process) and time.monotonic() < began + self._fault.seconds + 10:
+                time.sleep(0.02)
+        took = time.monotonic() - began
+        left = [process for process in processes if is_running(process)]
+        for process in left:
+            os.kill(process, signal.SIGKILL)
+        self._check(took, left)
+        return took
+
+    def _wait_until_ready(self) -> list[int]:
+        end = time.monotonic() + START
+        while time.monotonic() < end and all(job.poll() is None for job in self._jobs):
+            found = {rank: int(process) for rank, process in READY.findall(self._text(self._lines))}
+            if len(found) == 2:
+                return list(found.values())
+            time.sleep(0.02)
+        raise AssertionError("the job did not start: " + self._text(self._errors)[-3000:])
+
+    def _check(self, took: float, left: list[int]) -> None:
+        for job in self._jobs:
+            job.wait(20)
+        for reader in self._readers:
+            reader.join(10)
+        errors = self._text(self._errors)
+        expected = self._fault.status[self._engine]
+        status = tuple(job.returncode for job in self._jobs)
+        assert not left, f"still running: {left}\n{errors}"
+        assert took < self._fault.seconds, f"{took:.1f} s\n{errors}"
+        assert status == (expected if isinstance(expected, tuple) else (expected,)), f"{status}\n{errors}"
+        for text in self._fault.says:
+            assert len(re.findall(text, errors)) == 1, f"not once: {text}\n{errors}"
+
+    @staticmethod
+    def _text(lines: list[list[str]]) -> str:
+        return "".join(line for one in lines for line in list(one))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(FAULTS))
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--engine", default="mpi")
+    chosen = parser.parse_args()
+    names = [name for name in FAULTS if any(name.startswith(one) for one in chosen.names)]
+    failed = 0
+    for name in (name for name in names if chosen.engine in FAULTS[name].status):
+        times = []
+        for _ in range(chosen.repeat):
+            try:
+                times.append(Trial(name, chosen.engine).run())
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+        failed += chosen.repeat - len(times)
+        most = f"{max(times):.1f} s" if times else "-"
+        print(f"| {name} | {chosen.engine} | {len(times)} of {chosen.repeat} | {most} |", flush=True)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

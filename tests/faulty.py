@@ -1,0 +1,73 @@
+"""A worker that trains until something happens to it: `faulty.py FAULT`. tests/faults.py says what must come of it."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import distgrad
+
+STEPS = 10**6
+FAULTY, AT = 1, 5  # the rank and the step at which it happens
+TIMEOUT = 5.0
+
+
+def after(seconds: float, what: Callable[[], object]) -> None:
+    threading.Timer(seconds, what).start()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def raise_error() -> None:
+    raise ValueError("bad sample in file 7")
+
+
+def nothing() -> None:
+    """From outside, or nothing at all."""
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    "kill in a sum": lambda: after(0.5, kill),
+    "kill": kill,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "loop": loop,
+    "raise": raise_error,
+    "_exit(0)": lambda: os._exit(0),
+    "exit(3)": lambda: sys.exit(3),
+}
+
+
+def main() -> None:
+    fault = sys.argv[1]
+    comm = distgrad.connect(timeout=TIMEOUT)
+    import keras  # noqa: PLC0415 (which comes after connect)
+    import numpy as np  # noqa: PLC0415
+
+    with comm.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, log_every=0)
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    for number in range(STEPS):
+        if number == AT:
+            print(f"rank {comm.rank} process {os.getpid()} now", flush=True)
+            comm.barrier()
+            if comm.rank != FAULTY:
+                time.sleep(1.5 if fault == "kill in a sum" else 0)
+            elif fault == "return":
+                return
+            else:
+                FAULTS.get(fault, nothing)()
+        step(x, y)
+
+
+if __name__ == "__main__":
+    main()
