@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from distgrad.batch import row_count
+from distgrad.batch import row_count, rows_between
 from distgrad.gradient import Gradient, GradientSum
 from distgrad.layout import LARGE, Layout
 from distgrad.statistics import ROW, rows, whole
@@ -122,7 +122,7 @@ def _loop(sums: Accumulated, add_part: Callable[..., Accumulated], batch: Any, s
     end = row_count(batch)
 
     def add_next(start: tf.Tensor, sums: Accumulated) -> tuple[tf.Tensor, Accumulated]:
-        part = tf.nest.map_structure(lambda tensor: tensor[start : start + size], batch)
+        part = tf.nest.map_structure(lambda tensor: rows_between(tensor, start, start + size), batch)
         return start + size, add_part(sums, part, tf.equal(start, 0), start + size >= end)
 
     # More than one iteration at a time would keep several micro-batches' activations alive.

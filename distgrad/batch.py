@@ -1,5 +1,9 @@
-"""A batch: a tuple (x, [y, [sample_weight]]) of nests of tensors whose first axis counts the same rows."""
+"""A batch: a tuple (x, [y, [sample_weight]]) of nests of tensors whose first axis counts the same rows.
 
+A tensor may be dense, ragged or sparse.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,12 +45,40 @@ def _rows(tensor: Any) -> Any:
 def any_rows(tensor: Any) -> tf.TypeSpec:
     """The tensor's type with its number of rows left open."""
     spec = tf.type_spec_from_value(tensor)
-    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
+    shape = [None, *spec.shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)
+
+
+def symbolic(tensor: Any) -> keras.KerasTensor:
+    """The batch's tensor without its values, for any number of rows."""
+    spec = any_rows(tensor)
+    ragged = {"ragged": True, "ragged_rank": spec.ragged_rank} if isinstance(spec, tf.RaggedTensorSpec) else {}
+    return keras.KerasTensor(spec.shape, spec.dtype.name, sparse=isinstance(spec, tf.SparseTensorSpec), **ragged)
+
+
+def as_ragged(tensors: Any, like: Any) -> Any:
+    """Dense tensors, of which those become ragged that are so in a nest of `KerasTensor`s of the same structure."""
+
+    def convert(tensor: Any, like: keras.KerasTensor) -> Any:
+        return tf.RaggedTensor.from_tensor(tensor, ragged_rank=like.ragged_rank) if like.ragged else tensor
+
+    return keras.tree.map_structure(convert, tensors, like)
+
+
+def _zeros(rows: int, like: Any) -> Any:
+    """So many rows of zeros in the form of a tensor or of its spec; axes of unknown length get 1 entry."""
+    dense = tf.zeros([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
+    spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank, row_splits_dtype=spec.row_splits_dtype)
+    return tf.sparse.from_dense(dense) if isinstance(spec, tf.SparseTensorSpec) else dense
 
 
 def one_row_like(x: Any) -> Any:
     """Zeros for a model to be built on: one row, so that no layer meets an empty batch."""
-    return tf.nest.map_structure(lambda tensor: tf.zeros([1, *tensor.shape[1:]], tensor.dtype), x)
+    return tf.nest.map_structure(functools.partial(_zeros, 1), x)
 
 
 def filled(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
@@ -73,11 +105,7 @@ def no_rows_like(batch: Any) -> tuple[Any, ...]:
             "this worker's iterable has no batch at all, which leaves its shapes unknown",
             "give a tf.data.Dataset, whose element_spec tells them",
         )
-
-    def empty(like: Any) -> tf.Tensor:
-        return tf.zeros([0, *(size or 1 for size in like.shape[1:])], like.dtype)
-
-    return tf.nest.map_structure(empty, batch if isinstance(batch, tuple) else (batch,))
+    return tf.nest.map_structure(functools.partial(_zeros, 0), batch if isinstance(batch, tuple) else (batch,))
 
 
 def one_row_at_least(batch: Any) -> Any:
@@ -99,15 +127,31 @@ def zero_unless(present: tf.Tensor | None, values: Any) -> Any:
 
 def row_count(batch: Any) -> tf.Tensor:
     """() int32: rows of the batch, by its first tensor."""
-    first = tf.nest.flatten(batch)[0]
-    return first.nrows(tf.int32) if isinstance(first, tf.RaggedTensor) else tf.shape(first)[0]
+    return _count(tf.nest.flatten(batch)[0])
+
+
+def _count(tensor: Any) -> tf.Tensor:
+    if isinstance(tensor, tf.RaggedTensor):
+        return tensor.nrows(tf.int32)
+    return tf.cast(tensor.dense_shape[0], tf.int32) if isinstance(tensor, tf.SparseTensor) else tf.shape(tensor)[0]
+
+
+def rows_between(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
+    """The rows first..last-1, or as many of them as there are."""
+    if not isinstance(tensor, tf.SparseTensor):
+        return tensor[first:last]
+    first, last = tf.cast(first, tf.int64), tf.cast(last, tf.int64)
+    rest = tensor.dense_shape[1:]
+    cut = tf.sparse.slice(tensor, tf.concat([[first], tf.zeros_like(rest)], 0), tf.concat([[last - first], rest], 0))
+    cut.set_shape([None, *tensor.shape[1:]])
+    return cut
 
 
 def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: int) -> tf.Tensor:
     """Cut the rows that belong to the workers first..last-1 of `size`; shares differ by at most one row.
 
     Args:
-        rows: (b, ...) tensor or ragged tensor. A scalar has no rows and is given whole.
+        rows: (b, ...) of any form. A scalar has no rows and is given whole.
 
     Returns:
         (b', ...) with b' = ⌊last·b/size⌋ - ⌊first·b/size⌋.
@@ -117,5 +161,5 @@ def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: 
     """
     if rows.shape.rank == 0:
         return rows
-    count = rows.nrows(tf.int32) if isinstance(rows, tf.RaggedTensor) else tf.shape(rows)[0]
-    return rows[first * count // size : last * count // size]
+    count = _count(rows)
+    return rows_between(rows, first * count // size, last * count // size)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 
-from distgrad.batch import filled, row_count
+from distgrad.batch import as_ragged, filled, row_count
 from distgrad.riders import Outcome, Pass
 
 ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
@@ -41,7 +41,7 @@ class Forward:
         found: list[keras.Variable] = []
 
         def trial(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-            y_pred, scope = self.run(x, tf.constant(0))
+            y_pred, scope = self.run(as_ragged(x, like[0]), tf.constant(0))
             found[:] = [v for v in _floats(self._model) if scope.get_current_value(v) is not None]
             look(Pass(x, y, sample_weight, y_pred, row_count(x), scope))
             return y_pred
@@ -58,6 +58,7 @@ class Forward:
         """
         once = filled(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
         twice = tf.nest.map_structure(lambda rows: tf.concat([rows, rows], 0), once)
+        once, twice = (as_ragged(rows, x) for rows in (once, twice))
         values = [
             np.array([float(tf.reduce_sum(loss)) for loss in self.run(rows, tf.constant(0))[1].losses])
             for rows in (once, twice)

@@ -151,7 +151,13 @@ class SharedArrays(Share):
     def _own_rows(self, rows: tf.Tensor, arrays: Any) -> Any:
         """This worker's rows of a batch of row numbers."""
         own = share(rows, self._comm.rank, self._comm.rank + self._comm.span, self._comm.size)
-        return keras.tree.map_structure(lambda array: tf.gather(array, own), arrays)
+
+        def gather(part: Any) -> Any:
+            if isinstance(part, array_slicing.TensorflowSparseWrapper):
+                return array_slicing.slice_tensorflow_sparse_wrapper(part, own)
+            return None if keras.tree.is_nested(part) else tf.gather(part, own)
+
+        return keras.tree.traverse(gather, arrays)
 
     def _orders(self) -> tf.data.Dataset:
         """One element an epoch, (n,) int64 the order of its rows."""

@@ -24,7 +24,16 @@ import tensorflow as tf
 
 from distgrad import agreement
 from distgrad.accumulate import accumulate
-from distgrad.batch import any_rows, no_rows_like, one_row_at_least, one_row_like, row_count, tensors, zero_unless
+from distgrad.batch import (
+    any_rows,
+    no_rows_like,
+    one_row_at_least,
+    one_row_like,
+    row_count,
+    symbolic,
+    tensors,
+    zero_unless,
+)
 from distgrad.communicators import Communicator, DividedSum, Vector
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
 from distgrad.forward import Forward, MovingStatistics
@@ -230,7 +239,7 @@ class DistributedStep:
         agreement.require_same_variables(self.comm, self._variables)  # before a loss meets a model of another shape
         self._synchronised = synchronised(self.model) if self._trains else []
         require_single_pass(self._synchronised, self._micro_batch_size)
-        self._prepare(keras.tree.map_structure(_symbolic, batch))
+        self._prepare(keras.tree.map_structure(symbolic, batch))
         sent = Layout(self._variables * self._objective.groups)  # of each group's sums
         self._contents = self._reported()
         self._watch, self._updates = Watch(self.comm, self._contents), Updates(Layout(self._variables), self._variables)
@@ -498,12 +507,6 @@ class DistributedStep:
 def _found(gradient: tf.Tensor, total: DividedSum) -> list[tf.Tensor]:
     """G as `Place.of` takes it: (entries,) of the vector, and those of each table's touched rows."""
     return [gradient, *(tf.reshape(table.values, [-1]) for table in total.tables)]
-
-
-def _symbolic(tensor: Any) -> keras.KerasTensor:
-    """The batch's tensor without its values, for any number of rows."""
-    spec = any_rows(tensor)
-    return keras.KerasTensor(spec.shape, spec.dtype.name, ragged=isinstance(spec, tf.RaggedTensorSpec))
 
 
 def _length(dataset: Iterable[Any]) -> int | None:

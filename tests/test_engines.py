@@ -30,6 +30,18 @@ FITTING = [
 ]
 
 
+# What people write, with the two lines.
+GUIDED = [("mpi", 2), ("mwms", 2)]
+# The other worlds see a little of everything that fit does.
+GLANCED = [
+    ("mpi", 1),
+    pytest.param("horovod-gloo", 1, marks=needs_horovod),
+    pytest.param("horovod-gloo", 3, marks=needs_horovod),
+    pytest.param("horovod-mpi", 2, marks=needs_horovod),
+    ("mwms", 3),
+]
+
+
 @pytest.mark.parametrize(("engine", "size"), ENGINES)
 def test_contract(engine: str, size: int) -> None:
     run_suite(engine, size, "test_communicator.py", "test_step.py")
@@ -40,9 +52,19 @@ def test_rows_and_fit(engine: str, size: int) -> None:
     run_suite(engine, size, "test_rows.py", "test_fit.py", "test_seeing.py")
 
 
-def run_suite(engine: str, size: int, *files: str) -> None:
+@pytest.mark.parametrize(("engine", "size"), GUIDED)
+def test_guides(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_guides.py")
+
+
+@pytest.mark.parametrize(("engine", "size"), GLANCED)
+def test_fit_at_a_glance(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_fit.py", only="masked or nan_on or test_callbacks or unequal")
+
+
+def run_suite(engine: str, size: int, *files: str, only: str = "") -> None:
     paths = [ROOT / "tests" / "contract" / name for name in files]
-    suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths, "--timeout=240"]
+    suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths, "--timeout=240", "-k", only]
     for job in launch(engine, size, suite, timeout=540):
         assert job.status == 0, job.out[-6000:] + job.err[-3000:]
         assert " passed" in job.out
