@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from distgrad.bench.cases import PEERS, TABLES
-from distgrad.doctor import bug_report
 from distgrad.errors import DistgradError, print_line
 from distgrad.launching import hosts
 from distgrad.launching.run import START_TIMEOUT, Request, dry_run
@@ -90,6 +89,8 @@ def doctor(size: int, quick: bool, as_json: bool) -> None:
 @main.command()
 def env() -> None:
     """Print what to paste into a bug report; no variables but those known to hold no secrets."""
+    from distgrad.doctor import bug_report  # noqa: PLC0415 (importlib.metadata, which is slow)
+
     print_line(bug_report.describe(os.environ), sys.stdout)
 
 

@@ -6,7 +6,6 @@ before any process waits for another.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from distgrad.errors import BadEnvironment
@@ -42,8 +41,7 @@ LAUNCHERS = (
 )
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """What the launcher says: its name (None when there is none), the backend it suits, ranks and sizes."""
 
     launcher: str | None

@@ -65,6 +65,8 @@ def test_a_world_of_one_where_the_launcher_says_two() -> None:
     job = connect(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID="0")
     expect(job, 76, "DG005", "rank=1", "srun started 2", "connected 1")
     expect(connect(RANK="0", WORLD_SIZE="2"), 76, "DG005", "torchrun started 2 workers", "solo connected 1")
+    expect(connect(DISTGRAD_EXPECT_SIZE="3"), 76, "DG005", "3 workers are expected but solo connected 1")
+    expect(connect(DISTGRAD_TIMEOUT="soon"), 78, "DG004", "DISTGRAD_TIMEOUT='soon' is no number")
 
 
 @pytest.fixture(scope="module")

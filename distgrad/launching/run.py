@@ -4,8 +4,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from distgrad.errors import BadArgument, BadEnvironment, WorkerLost, WorldMismatch, print_line, warn
 from distgrad.launching import hosts as places
@@ -21,8 +21,7 @@ from distgrad.world import World
 START_TIMEOUT = 60.0
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What was asked for.
 
     Attributes:
@@ -123,7 +122,7 @@ class _Plan:
             return self
         warn(f"{', '.join(host.name for host in gone)} does not answer any more")
         size = self.size if self._request.oversubscribe else min(self.size, sum(host.slots for host in left))
-        return _Plan(replace(self._request, hosts=left, size=size), self._environment)
+        return _Plan(self._request._replace(hosts=left, size=size), self._environment)
 
     def by_hand(self) -> str:
         settings = self._workers_environment()

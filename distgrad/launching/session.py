@@ -56,8 +56,8 @@ class Session:
         return {int(path.stem) for path in self.folder.glob(f"*.{word}")}
 
     def keepers(self) -> list[int]:
-        """Process numbers of this job's keepers, those that have ended included."""
-        return [int(path.read_text()) for path in self.folder.glob("*.started")]
+        """Process numbers of the keepers whose workers have not ended."""
+        return [int((self.folder / f"{rank}.started").read_text()) for rank in self.who("started") - self.who("ended")]
 
     def end(self, rank: int, end: End) -> None:
         """Say how a worker ended."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from distgrad.errors import DistgradError, NotArrived, WorkerFailed, WorkerLost
 from distgrad.launching.session import End
 
+STOPPED = 85  # after saving, because it was told to
 SHOWN = 8  # of a failed worker's last lines
 AGAIN = "launch it again to go on from the last checkpoint; --max-restarts does so by itself"
 
@@ -80,6 +81,8 @@ def _about(rank: int, end: End) -> Verdict:
         return _lost(rank, f"{place} ended with status 0 before the others")
     if end.status < 0:
         return _lost(rank, f"{place} was killed by {_signal_name(-end.status)}", _telling(end.last_lines))
+    if end.status == STOPPED:
+        return Verdict(STOPPED, stopped=True)
     error = WorkerFailed(f"{place} ended with status {end.status}", "its own output says why", rank=rank)
     return Verdict(end.status, error, _telling(end.last_lines))
 
