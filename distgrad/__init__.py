@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distgrad.callbacks import WarmUp
+    from distgrad.checkpoint import Checkpoint
     from distgrad.communicators import Communicator
     from distgrad.errors import DistgradError
     from distgrad.fit import distribute
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from distgrad.sums import sum_gradients
 
 __all__ = [
+    "Checkpoint",
     "Communicator",
     "DistgradError",
     "DistributedStep",
@@ -31,6 +33,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Checkpoint": "checkpoint",
     "Communicator": "communicators",
     "DistgradError": "errors",
     "DistributedStep": "step",

@@ -91,6 +91,6 @@ class Together(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         """Give every worker the root's first epoch now, and its weights before the next step."""
-        epoch = int(self._comm.exchange(str(self.model._initial_epoch or 0))[0])
+        epoch = int(self._comm.from_root(str(self.model._initial_epoch or 0)))
         self.model._initial_epoch = epoch or None
         self._start_alike()

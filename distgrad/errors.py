@@ -148,6 +148,36 @@ class FitMismatch(DistgradError):
     code, status = "DG044", os.EX_USAGE
 
 
+class NoCheckpointDirectory(DistgradError):
+    """The directory for checkpoints is missing, or nothing can be written into it."""
+
+    code, status = "DG050", os.EX_CANTCREAT
+
+
+class CheckpointNotWritten(DistgradError):
+    """A checkpoint could not be written; the one before is kept."""
+
+    code, status = "DG051", os.EX_IOERR
+
+
+class NoValidCheckpoint(DistgradError):
+    """There are checkpoints, and every one of them is damaged."""
+
+    code, status = "DG052", os.EX_IOERR
+
+
+class HostileCheckpoint(DistgradError):
+    """A file in the place of a checkpoint that was made to do harm: a pickle, say."""
+
+    code, status = "DG053", os.EX_NOPERM
+
+
+class CheckpointMismatch(DistgradError):
+    """A checkpoint of another model or optimizer."""
+
+    code, status = "DG054", os.EX_DATAERR
+
+
 class WorkerLost(DistgradError):
     """A worker's process has ended while the others needed it."""
 

@@ -9,7 +9,7 @@ The methods are replaced in the instance, not in its class, so that what is save
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -17,11 +17,13 @@ from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from distgrad import agreement
-from distgrad.batch import share
+from distgrad.batch import no_rows_like, share
 from distgrad.callbacks import Together, on_this_worker
+from distgrad.checkpoint import Checkpoint
 from distgrad.communicators import Communicator
 from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
 from distgrad.evaluation import Evaluation
+from distgrad.fitting import Fitting
 from distgrad.metrics import MetricSums
 from distgrad.report import StepReport
 from distgrad.shares import Share, share_of
@@ -70,6 +72,7 @@ class Trainer:
     def __init__(self, model: keras.Model, comm: Communicator, options: dict[str, Any]) -> None:
         self._model, self._comm, self._options = model, comm, options
         self._step: DistributedStep | None = None
+        self._fitting: Fitting | None = None
         model._maybe_symbolic_build = lambda **_: None  # the first step builds the model, on every worker alike
         if model._distribute_strategy is not None:
             model._distribute_strategy = NoStrategy()
@@ -98,7 +101,8 @@ class Trainer:
         names = ("epochs", "initial_epoch", "steps_per_epoch", "validation_steps", "validation_freq")
         self._agree(own, [f"{name}={given[name]}" for name in names], given)
         given |= {"x": own, "y": None, "sample_weight": None, "class_weight": None, "validation_split": 0.0}
-        return self._keras("fit", given, Together(self._comm, self._start_alike))
+        step = self._begin(own, given["callbacks"])
+        return self._keras("fit", given, Together(self._comm, step.start_alike))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """See `keras.Model.evaluate` and `distribute`."""
@@ -144,9 +148,16 @@ class Trainer:
         def function(iterator: Any) -> Mapping[str, Any]:
             if not isinstance(iterator, tf.data.Iterator):
                 return step(*self._own_part(next(iterator))).keras_logs()
+            steps = self._model.steps_per_execution
+            if self._fitting is not None and self._fitting.step is step:
+                steps = self._fitting.steps_of(steps)
+                if not steps:
+                    step.join(no_rows_like(iterator.element_spec))
+                    current[:] = [iterator, iter(())] if self._fitting.over else [None, None]
+                    return self._fitting.logs
             if current[0] is not iterator:
                 current[:] = [iterator, step.epoch(iterator)]
-            return _last_of(current[1], self._model.steps_per_execution).keras_logs()
+            return _last_of(current[1], steps).keras_logs()
 
         return function
 
@@ -190,9 +201,16 @@ class Trainer:
         lines = [*settings, *own.settings(), *on_this_worker(given["callbacks"], is_root=False).names]
         agreement.require_same(self._comm, lines, "argument", FitMismatch)
 
-    def _start_alike(self) -> None:
-        if self._step is not None:
-            self._step.start_alike()
+    def _begin(self, own: Share, callbacks: Any) -> DistributedStep:
+        """Make the step of this call of fit, and let checkpoints know both."""
+        self._model._assert_compile_called("fit")
+        self.make_train_function()
+        step = cast(DistributedStep, self._step)
+        self._fitting = Fitting(step, own)
+        for callback in on_this_worker(callbacks, is_root=True).callbacks:
+            if isinstance(callback, Checkpoint):
+                callback.follow(self._fitting)
+        return step
 
     def _keras(self, method: str, given: dict[str, Any], *ours: keras.callbacks.Callback) -> Any:
         """Run Keras's own method, silently except on the root."""

@@ -8,7 +8,7 @@ same in every run.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from distgrad.batch import share
 from distgrad.communicators import Communicator
 from distgrad.errors import TooFewSamples
+from distgrad.position import seeds_of, warn_of_seed
 
 READY = 2  # batches that wait for their step
 
@@ -36,11 +37,13 @@ def share_of(comm: Communicator, given: Mapping[str, Any]) -> "Share":
     """
     shuffle, x = given["shuffle"], given["x"]
     if isinstance(x, keras.utils.PyDataset):
-        whole = get_data_adapter(**{**given, "x": _Shuffled(x, seed_of_root(comm)) if shuffle else x, "shuffle": False})
-        return Share(comm, whole)
+        order = _Shuffled(x, seed_of_root(comm)) if shuffle else None
+        return Share(comm, get_data_adapter(**{**given, "x": order or x, "shuffle": False}), order)
     if isinstance(x, tf.data.Dataset) or not array_slicing_suits(given):
         whole = get_data_adapter(**{**given, "shuffle": False})
-        return OwnData(comm, whole) if isinstance(whole, TFDatasetAdapter) else Share(comm, whole)
+        if isinstance(whole, TFDatasetAdapter):
+            return OwnData(comm, whole, keeps_iterator=given["steps_per_epoch"] is not None)
+        return Share(comm, whole)
     return SharedArrays(comm, get_data_adapter(**given), seed_of_root(comm) if shuffle else None)
 
 
@@ -52,14 +55,14 @@ def array_slicing_suits(given: Mapping[str, Any]) -> bool:
 
 def seed_of_root(comm: Communicator) -> int:
     """A number that the root draws, on every worker."""
-    return int(comm.exchange(str(random.getrandbits(31)) if comm.is_root else "0")[0])
+    return int(comm.from_root(str(random.getrandbits(31)) if comm.is_root else ""))
 
 
 class Share(DataAdapter):
     """This worker's slice of every batch of global data."""
 
-    def __init__(self, comm: Communicator, whole: DataAdapter) -> None:
-        self._comm, self._whole = comm, whole
+    def __init__(self, comm: Communicator, whole: DataAdapter, shuffled: "_Shuffled | None" = None) -> None:
+        self._comm, self._whole, self._shuffled = comm, whole, shuffled
 
     def get_tf_dataset(self) -> tf.data.Dataset:
         """The batches, cut."""
@@ -97,19 +100,56 @@ class Share(DataAdapter):
         """What all workers must share, as texts "name=value"."""
         return [f"number of batches={self.num_batches}", f"batch size={self.batch_size}"]
 
+    def order(self, epoch_begun: bool, pass_begun: bool) -> list[int]:  # noqa: ARG002
+        """What it takes to have the batches in the same order again.
+
+        Args:
+            epoch_begun: whether Keras is in the middle of an epoch.
+            pass_begun: whether some batches of these data, but not all, are done.
+        """
+        return [] if self._shuffled is None else [self._shuffled.seed, self._shuffled.drawn]
+
+    def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:  # noqa: ARG002
+        """Have that order, before the first pass; seeds are those that this worker had before."""
+        if self._shuffled is not None:
+            self._shuffled.go_to(*order)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of shuffling that is not done here."""
+        return []
+
 
 class OwnData(Share):
     """A dataset that is this worker's own; others may have more or fewer batches."""
 
-    def __init__(self, comm: Communicator, whole: TFDatasetAdapter) -> None:
+    def __init__(self, comm: Communicator, whole: TFDatasetAdapter, keeps_iterator: bool) -> None:
         super().__init__(comm, whole)
+        self._passes, self._keeps = _Passes(whole.get_tf_dataset()), keeps_iterator
         own = whole.num_batches
         texts = [text for text in comm.exchange("-1" if own is None else str(own)) if text]
         self._most = None if "-1" in texts else max(map(int, texts))
 
-    def get_tf_dataset(self) -> tf.data.Dataset:
+    def get_tf_dataset(self) -> tf.distribute.DistributedDataset:
         """The batches as they are."""
-        return self._whole.get_tf_dataset()
+        return self._passes
+
+    def order(self, epoch_begun: bool, pass_begun: bool) -> list[int]:  # noqa: ARG002
+        """How many iterators there were before the one that goes on; shuffling draws an order for each."""
+        # Keras keeps its iterator over the end of an epoch if it was told how many steps that has.
+        return [self._passes.begun - (epoch_begun or self._keeps)]
+
+    def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:
+        """Begin so many."""
+        if seeds is not None and seeds != self.seeds and self._comm.is_root:
+            warn_of_seed()
+        for _ in range(*order):
+            iter(self._passes)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of this worker's shuffling."""
+        return seeds_of(self._whole.get_tf_dataset())
 
     @property
     def num_batches(self) -> int | None:
@@ -128,7 +168,7 @@ class SharedArrays(Share):
     def __init__(self, comm: Communicator, whole: ArrayDataAdapter, seed: int | None) -> None:
         super().__init__(comm, whole)
         self._rows, self._shuffle = whole._num_samples, whole._shuffle
-        self._seed, self._drawn = tf.constant(seed or 0, tf.int64), tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._seed, self._drawn = (tf.Variable(v, dtype=tf.int64, trainable=False) for v in (seed or 0, 0))
         if self._rows < comm.size:
             raise TooFewSamples(
                 f"{self._rows} samples for {comm.size} workers",
@@ -178,6 +218,27 @@ class SharedArrays(Share):
         """What all workers must share."""
         return [f"number of rows={self._rows}", *super().settings()]
 
+    def order(self, epoch_begun: bool, pass_begun: bool) -> list[int]:  # noqa: ARG002
+        """The seed, and how many numbers were drawn with it before this pass."""
+        of_pass = self._whole._size if self._shuffle == "batch" else 1
+        return [int(self._seed), (int(self._drawn) - pass_begun) // of_pass * of_pass]
+
+    def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:  # noqa: ARG002
+        """Draw what was drawn from there on."""
+        for variable, value in zip((self._seed, self._drawn), order, strict=True):
+            variable.assign(value)
+
+
+class _Passes(tf.distribute.DistributedDataset):
+    """A dataset that counts its iterators. Keras takes it as it is, because of its class."""
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        self._dataset, self.begun = dataset, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.begun += 1
+        return iter(self._dataset)
+
 
 def _plain() -> tf.data.Options:
     """Nothing is tuned: there is little to gain, and the end of an iterator waits for its tuning thread to wake up."""
@@ -196,9 +257,19 @@ class _Shuffled(keras.utils.PyDataset):
 
     def __init__(self, inner: keras.utils.PyDataset, seed: int) -> None:
         super().__init__(inner.workers, inner.use_multiprocessing, inner.max_queue_size)
-        self._inner, self._random = inner, random.Random(seed)
-        self._order = list(range(inner.num_batches or 0))
+        self._inner, self.seed = inner, seed
+        self.go_to(seed, 1)
+
+    def go_to(self, seed: int, drawn: int) -> None:
+        """Have the order that is drawn so many times from a seed."""
+        self.seed, self.drawn, self._random = seed, 0, random.Random(seed)
+        self._order = list(range(self._inner.num_batches or 0))
+        for _ in range(drawn):
+            self._draw()
+
+    def _draw(self) -> None:
         self._random.shuffle(self._order)
+        self.drawn += 1
 
     @property
     def num_batches(self) -> int | None:
@@ -212,4 +283,4 @@ class _Shuffled(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         self._inner.on_epoch_end()
-        self._random.shuffle(self._order)
+        self._draw()

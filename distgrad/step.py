@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
@@ -41,6 +41,7 @@ from distgrad.gradient import Gradient, GradientSum, changed, micro_batch_sums, 
 from distgrad.layout import LANES, LARGE, WEIGHT, Layout, Place
 from distgrad.normalisation import over_workers, require_single_pass, synchronised
 from distgrad.objective import Objective
+from distgrad.position import Position
 from distgrad.report import StepReport, blame
 from distgrad.riders import Outcome, Pass, Rider, Riders
 from distgrad.seeing.listeners import Listener, Listeners
@@ -52,6 +53,11 @@ from distgrad.seeing.where import FORMATS, listeners_of
 from distgrad.statistics import ROW, moments, rows, statistics, whole
 from distgrad.sums import vector_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
+
+if TYPE_CHECKING:
+    from distgrad.checkpoint import Checkpoint
+
+Restore: TypeAlias = Callable[[Sequence[Any]], None]  # takes variables, and makes them the same on every worker
 
 
 class DistributedStep:
@@ -121,7 +127,10 @@ class DistributedStep:
         speaks = comm.is_root and self._trains
         self._listeners = listeners_of(log_every, log_format, log_file, listeners) if speaks else Listeners(())
         self._jit_compile = jit_compile
-        self._steps = 0
+        self.steps = 0  # how many were taken, before a resume included
+        self.position = Position()
+        self.checkpoint: Checkpoint | None = None  # what it was saved to or resumed from
+        self._set_alike: Restore = comm.broadcast
         self._joined = self._alike = False
         self.run_eagerly = False  # without a graph, to look inside
         self._has_gradient: list[bool] | None = None
@@ -145,25 +154,37 @@ class DistributedStep:
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
         given = (x, y, sample_weight)
-        return self._take(tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
+        return self._take(tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=None)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
         """Take a step for every batch (x, y) or (x, y, sample_weight), until the worker with most batches is done.
 
-        A worker that has run out goes on contributing nothing, so nobody waits for ever.
+        A worker that has run out goes on contributing nothing, so nobody waits for ever. After `Checkpoint.resume`, the
+        first epoch passes over the batches that had been taken of it.
         """
         self._listeners.begin(_length(dataset))
-        batches = (tensors(batch) for batch in dataset)
+        coming, passed = self.position.begin(dataset)
+        batches = (tensors(batch) for batch in coming)
         batch = next(batches, None)
-        nothing = no_rows_like(getattr(dataset, "element_spec", None) if batch is None else batch)
+        like = getattr(dataset, "element_spec", None) if passed is None else tensors(passed)
+        nothing = no_rows_like(like if batch is None else batch)
         more = True
         while more:
             following = next(batches, None)
             report = self._take(nothing if batch is None else batch, more=following is not None)
-            yield report
-            batch = following
-            # Whoever has a batch itself need not wait to hear whether others do.
             more = following is not None or report.more
+            batch = following
+            yield report
+
+    @property
+    def epochs(self) -> int:
+        """How often `epoch` has come to its end, before a resume included."""
+        return self.position.epochs
+
+    @property
+    def logs(self) -> Mapping[str, Any]:
+        """What the last step told a fit."""
+        return {} if self._last is None else self._last.keras_logs()
 
     def close(self) -> None:
         """Let the listeners finish what they are writing; the end of the process does, too."""
@@ -177,26 +198,50 @@ class DistributedStep:
         """Before the next step, give every worker the root's weights and optimizer state again."""
         self._alike = False
 
-    # ---- one step, from outside the graph
+    # ---- what a checkpoint asks for
 
-    def _take(self, batch: tuple[Any, ...], more: bool) -> StepReport:
+    def variables(self) -> list[keras.Variable]:
+        """The weights and the optimizer's state, the loss scale included; none before the model is built."""
+        if not self.model.built:
+            return []
+        if not self._joined:
+            self._variables = self._differentiated()
+        return self._state()
+
+    def go_to(self, step: int, position: Position, restore: Restore) -> None:
+        """Count from another step and place in the data; before the next step, `restore` sets what all start from."""
+        self.steps, self.position, self._set_alike, self._alike = step, position, restore, False
+
+    def join(self, batch: tuple[Any, ...]) -> None:
+        """Before the first step: make sure that all workers mean the same thing, start alike, and trace the step."""
         if not self._joined:
             self._join(batch)
+
+    # ---- one step, from outside the graph
+
+    def _take(self, batch: tuple[Any, ...], more: bool | None) -> StepReport:
+        if self.checkpoint is not None:
+            self.checkpoint.surface()
+        self.join(batch)
         if not self._alike:
             self._broadcast()
+        self._set_alike = self.comm.broadcast
         if self._last is not None:
             self._last.expire()
         compared = self._updates.before() if self._compares() else None
-        self.comm.step = self._steps + 1
+        self.comm.step = self.steps + 1
         began = time.perf_counter()
         try:
-            values, gradient, logs = self.compiled(batch, tf.constant(int(more)))
+            values, gradient, logs = self.compiled(batch, tf.constant(int(more or False)))
         except tf.errors.OpError as error:
             raise self.comm.reason(error) from None
         seconds = time.perf_counter() - began
-        self._steps += 1
-        report = StepReport(self._steps, self.comm.size, seconds, values, self._contents, gradient, self._places, logs)
+        self.steps += 1
+        report = StepReport(self.steps, self.comm.size, seconds, values, self._contents, gradient, self._places, logs)
         self._last = report
+        if more is not None:
+            # Whoever has a batch itself need not wait to hear whether others do.
+            self.position.advance(more or report.more)
         self._raise_if_bad(report, batch)
         if compared is not None:
             report.updates = self._updates.after(compared)
@@ -205,7 +250,7 @@ class DistributedStep:
 
     def _compares(self) -> bool:
         """Whether the next step's update is set against the weights."""
-        logged = (self._steps + 1) % max(1, self._log_every) == 0
+        logged = (self.steps + 1) % max(1, self._log_every) == 0
         return logged and self.comm.is_root and "updates" in self._contents.asked
 
     def _raise_if_bad(self, report: StepReport, batch: tuple[Any, ...]) -> None:
@@ -230,7 +275,6 @@ class DistributedStep:
     # ---- once, before the first step
 
     def _join(self, batch: tuple[Any, ...]) -> None:
-        """Make sure that all workers mean the same thing, and trace the step."""
         self.comm.introduce()
         with self.comm.scope():
             if not self.model.built:
@@ -271,7 +315,7 @@ class DistributedStep:
         self._riders.prepare(Pass(x, y, sample_weight, y_pred, keras.KerasTensor(()), keras.StatelessScope()))
 
     def _broadcast(self) -> None:
-        self.comm.broadcast(self._state())
+        self._set_alike(self._state())
         self._alike = True
 
     def _differentiated(self) -> list[keras.Variable]:

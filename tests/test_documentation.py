@@ -6,6 +6,7 @@ import pkgutil
 import re
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from launching import ROOT, launch, run
@@ -17,16 +18,21 @@ README = (ROOT / "README.md").read_text()
 PROGRAM = "\n".join(textwrap.dedent(body) for _, body in BLOCK.findall(README))
 
 
-def test_the_readme_s_examples_run_in_order() -> None:
+def program(folder: Path) -> str:
+    """What the README says, in a folder of its own."""
+    return f"import os\nos.chdir({str(folder)!r})\n{PROGRAM}"
+
+
+def test_the_readme_s_examples_run_in_order(tmp_path: Path) -> None:
     assert PROGRAM.count("distgrad.") >= 4
-    job = run([sys.executable, "-W", "error::UserWarning", "-c", PROGRAM])
+    job = run([sys.executable, "-W", "error::UserWarning", "-c", program(tmp_path)])
     assert job.status == 0, job.err
     assert "workers 1" in job.out
     assert "max |entry|" in job.out
 
 
-def test_and_on_two_workers() -> None:
-    job = launch("mpi", 2, ["-c", PROGRAM])[0]
+def test_and_on_two_workers(tmp_path: Path) -> None:
+    job = launch("mpi", 2, ["-c", program(tmp_path)])[0]
     assert job.status == 0, job.err
     assert "workers 2" in job.out
 

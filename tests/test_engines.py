@@ -62,6 +62,18 @@ def test_fit_at_a_glance(engine: str, size: int) -> None:
     run_suite(engine, size, "test_fit.py", only="masked or nan_on or test_callbacks or unequal")
 
 
+@pytest.mark.parametrize(
+    ("engine", "some"),
+    [
+        ("mpi", ""),
+        pytest.param("horovod-gloo", "loop and 10 or arrays or damaged", marks=needs_horovod),
+        ("mwms", "loop and 10 or arrays or damaged"),
+    ],
+)
+def test_checkpoints(engine: str, some: str) -> None:
+    run_suite(engine, 2, "test_checkpoint.py", only=some)
+
+
 def run_suite(engine: str, size: int, *files: str, only: str = "") -> None:
     paths = [ROOT / "tests" / "contract" / name for name in files]
     suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths, "--timeout=240", "-k", only]

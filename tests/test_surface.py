@@ -9,6 +9,7 @@ import distgrad
 
 def test_exported_names() -> None:
     assert distgrad.__all__ == [
+        "Checkpoint",
         "Communicator",
         "DistgradError",
         "DistributedStep",
@@ -52,6 +53,8 @@ def test_signatures() -> None:
         "*listeners=()",
         "*jit_compile=False",
     ]
+    assert signature(distgrad.Checkpoint) == ["directory", "comm", "keep=3", "*every=None"]
+    assert signature(distgrad.Checkpoint.save) == signature(distgrad.Checkpoint.resume) == ["self", "step"]
     assert signature(distgrad.distribute) == ["model", "comm", "micro_batch_size=None", "step_options"]
     assert signature(distgrad.DistributedStep.__call__) == ["self", "x", "y=None", "sample_weight=None"]
     assert signature(distgrad.sum_gradients) == [
@@ -75,6 +78,7 @@ def test_a_communicator_s_face() -> None:
         "close",
         "end_stuck",
         "exchange",
+        "from_root",
         "introduce",
         "is_root",
         "leave",

@@ -327,6 +327,12 @@ class Communicator:
         slots = self.process_sum(slots).astype(np.uint8)
         return [slot[:length].tobytes().decode() for slot, length in zip(slots, lengths, strict=True)]
 
+    def from_root(self, text: str) -> str:
+        """Give every process the root's text."""
+        own = text.encode() if self.is_root else b""
+        length = int(self.process_sum(np.array([len(own)], np.int64))[0])
+        return self._root_bytes(own.ljust(length, b"\0"))[:length].decode()
+
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Set the variables to the root's values, bit for bit.
 
@@ -342,16 +348,19 @@ class Communicator:
 
     def _broadcast(self, variables: Sequence[Any]) -> None:
         values = [np.asarray(variable.numpy()) for variable in variables]
-        packed = b"".join(value.tobytes() for value in values)
-        words = np.frombuffer(packed + bytes(-len(packed) % 4), np.int32)
-        # In parts: a buffer need not become as large as the largest variable, of which a step may touch little.
-        parts = [words[start : start + BUNDLE] for start in range(0, max(1, words.size), BUNDLE)]
-        packed = b"".join(self.process_sum(part if self.is_root else np.zeros_like(part)).tobytes() for part in parts)
+        packed = self._root_bytes(b"".join(value.tobytes() for value in values))
         offset = 0
         for variable, value in zip(variables, values, strict=True):
             root_value = np.frombuffer(packed, value.dtype, value.size, offset).reshape(value.shape)
             variable.assign(root_value)
             offset += value.nbytes
+
+    def _root_bytes(self, own: bytes) -> bytes:
+        """The root's bytes, of which every process has as many; up to 3 more follow."""
+        words = np.frombuffer(own + bytes(-len(own) % 4), np.int32)
+        # In parts: a buffer need not become as large as the largest variable, of which a step may touch little.
+        parts = [words[start : start + BUNDLE] for start in range(0, max(1, words.size), BUNDLE)]
+        return b"".join(self.process_sum(part if self.is_root else np.zeros_like(part)).tobytes() for part in parts)
 
     def barrier(self) -> None:
         """Wait until every worker has called this."""
