@@ -107,6 +107,7 @@ def _peers(context: click.Context, parameter: click.Parameter, text: str) -> lis
 @click.option("--quick", is_flag=True, help="Fewer rounds, cases and configurations of the peers.")
 @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers, help="Whom to measure beside.")
 @click.option("-np", "--num-proc", default=2, show_default=True, type=click.IntRange(2), help="Ranks of every job.")
+@click.option("--case", "cases", multiple=True, help="Only this case; may be given several times.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Rows and raw rounds.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path, dir_okay=False), help="A picture of the ratios.")
 def bench(tables: tuple[str, ...], num_proc: int, **chosen: Any) -> None:

@@ -109,6 +109,8 @@ FIT, FIT_ALONE, KERAS_ALONE = f"{OWN} fit", f"{OWN} fit alone", "keras fit alone
 FITS = {FIT: "workers", FIT_ALONE: "one", KERAS_ALONE: "Keras"}
 MODELS = ("small", "deep", "wide", "cnn", "transformer")
 MLPS = ("small", "deep", "wide")
+# Tables of which a step touches 2048 rows, or some fewer where two numbers are the same: from a tenth of them down.
+EMBEDDINGS = {"embedding 20k": 20_000, "embedding 200k": 200_000, "embedding 1M": 1_000_000}
 
 TABLES = {
     "sum": Table(
@@ -132,10 +134,11 @@ TABLES = {
         (OWN, f"{OWN} core"),
     ),
     "step": Table(
-        tuple(Case(model) for model in MODELS),
+        (*(Case(model) for model in MODELS), *(Case(name, quick="200k" in name) for name in EMBEDDINGS)),
         (
             Contestant(OWN, OWN, "step"),
             Contestant(f"{OWN} again", OWN, "step again"),
+            Contestant(f"{OWN} densified", OWN, "step densified"),
             Contestant(LOCAL[0], OWN, "step alone"),
             Contestant(LOCAL[1], OWN, "by hand"),
             *_horovod("flat", "per tensor", "grouped"),
@@ -188,21 +191,31 @@ TABLES = {
 
 def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bool:
     """Whether this contestant has anything to do in this case, and is among those of a quick run."""
+    has_work = _has_work_in_sum if table == "sum" else _has_work_on_model
+    only_in_full = _only_in_full(contestant) or " fits of " in contestant.turn
+    return has_work(case, contestant) and not (quick and only_in_full)
+
+
+def _has_work_in_sum(case: str, contestant: Contestant) -> bool:
+    many = "tensors" in case
+    of_many = ("per tensor", "grouped", "packed", "one tensor")  # with one tensor they do what "flat" does
+    of_one = ("core", "Allreduce", "Allreduce in place", "memcpy", "limit")
+    if contestant.turn in (of_one if many else of_many):
+        return False
+    if case == "256 MB" and contestant.job in (*FULL_MPI_JOBS, *SHORT_CYCLE_JOBS):
+        return False  # all jobs of a case are in memory at once
+    # A small sum waits for the other ranks, not for memory.
+    return not (contestant.name == LIMIT and SUM_BYTES[case] < 16 * MEGABYTE)
+
+
+def _has_work_on_model(case: str, contestant: Contestant) -> bool:
     if contestant.name == "ddp":
         return case in MLPS  # there is no torch twin of the other models
     if " fits of " in contestant.turn:
-        return case in ("small", "wide") and not quick
-    if table == "sum":
-        many = "tensors" in case
-        of_many = ("per tensor", "grouped", "packed", "one tensor")  # with one tensor they do what "flat" does
-        of_one = ("core", "Allreduce", "Allreduce in place", "memcpy", "limit")
-        if contestant.turn in (of_one if many else of_many):
-            return False
-        if case == "256 MB" and contestant.job in (*FULL_MPI_JOBS, *SHORT_CYCLE_JOBS):
-            return False  # all jobs of a case are in memory at once
-        if contestant.name == LIMIT and SUM_BYTES[case] < 16 * MEGABYTE:
-            return False  # a small sum waits for the other ranks, not for memory
-    return not (quick and _only_in_full(contestant))
+        return case in ("small", "wide")
+    if contestant.turn == "step densified":
+        return case in EMBEDDINGS  # elsewhere it does what the step does
+    return case != "embedding 1M" or contestant.job == OWN  # all jobs of a case are in memory at once
 
 
 def _only_in_full(contestant: Contestant) -> bool:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distgrad.bench.cases import MANY, SUM_BYTES
+from distgrad.bench.cases import EMBEDDINGS, MANY, SUM_BYTES
 
 PERIOD = 1000  # entries
 MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
 LEARNING_RATE = 0.01
 HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}  # of the MLPs
 VOCABULARY, LENGTH = 128, 16  # the transformer's
+WORDS = 8  # numbers of rows that an example of the embeddings' has
 
 
 def own_part(case: str, rank: int) -> np.ndarray:
@@ -44,6 +45,9 @@ def rows(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     if case == "transformer":
         tokens = rng.integers(0, VOCABULARY, (count, LENGTH + 1)).astype("int32")
         return tokens[:, :-1], tokens[:, 1:]
+    if case in EMBEDDINGS:
+        words = rng.integers(0, EMBEDDINGS[case], (count, WORDS)).astype("int32")
+        return words, rng.integers(0, 10, count).astype("int32")
     shape = (28, 28, 1) if case == "cnn" else (784,)
     return rng.random((count, *shape), "float32"), rng.integers(0, 10, count).astype("int32")
 

@@ -4,9 +4,10 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from distgrad.bench.data import HIDDEN_UNITS, LENGTH, VOCABULARY, weights
+from distgrad.bench.cases import EMBEDDINGS
+from distgrad.bench.data import HIDDEN_UNITS, LENGTH, VOCABULARY, WORDS, weights
 
-WIDTH, HEADS, BLOCKS = 64, 4, 2  # the transformer's
+WIDTH, HEADS, BLOCKS = 64, 4, 2  # the transformer's; the first is the embeddings', too
 
 
 def build(name: str) -> keras.Model:
@@ -51,4 +52,9 @@ def _transformer(name: str) -> keras.Model:
     return keras.Model(tokens, layers.Dense(VOCABULARY)(layers.LayerNormalization()(x)), name=name)
 
 
-_MAKERS = {"cnn": _cnn, "transformer": _transformer}
+def _embedding(name: str) -> keras.Model:
+    words = layers.Embedding(EMBEDDINGS[name], WIDTH)
+    return keras.Sequential([keras.Input((WORDS,), dtype="int32"), words, layers.Flatten(), layers.Dense(10)])
+
+
+_MAKERS = {"cnn": _cnn, "transformer": _transformer, **dict.fromkeys(EMBEDDINGS, _embedding)}

@@ -22,6 +22,7 @@ def run(
     quick: bool = False,
     peers: Sequence[str] = PEERS,
     size: int = 2,
+    cases: Sequence[str] = (),
     json_file: Path | None = None,
     plot_file: Path | None = None,
 ) -> None:
@@ -32,11 +33,13 @@ def run(
         quick: fewer rounds, cases and configurations.
         peers: whom to measure beside distgrad; those that are not installed are named as absent.
         size: ranks of every job.
+        cases: only these; none are all.
         json_file, plot_file: where to put rows and raw rounds, and a picture.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the jobs on the way out
     schedule = [_Planned(table, case, peers, quick) for table in tables for case in TABLES[table].cases]
-    schedule = [planned for planned in schedule if planned.case.quick or not quick]
+    wanted = [planned for planned in schedule if planned.case.quick or not quick]
+    schedule = [planned for planned in schedule if planned.case.name in cases] if cases else wanted
     needed = {one.job for planned in schedule for one in planned.contestants}
     effort = QUICK if quick else FULL
     found: list[Row] = []
@@ -46,7 +49,9 @@ def run(
         task = progress.add_task("", total=sum(len(planned.contestants) + effort.rounds for planned in schedule))
         about = {"machine": machine, "ranks": size, "quick": quick, "absent": jobs.lost}
         _say(_introduction(machine, jobs, effort))
-        for planned in schedule:
+        for number, planned in enumerate(schedule):
+            if number == 0 or planned.table != schedule[number - 1].table:
+                _say(f"\n## {planned.table}\n\n{output.HEADER}")
             rows_of_case, series = _measure(jobs, planned, effort, _ticker(progress, task, planned))
             found += rows_of_case
             measured += series
@@ -79,8 +84,6 @@ def _measure(
         if not is_void(found):
             break
     trial.clear()
-    if planned.case == TABLES[planned.table].cases[0]:
-        _say(f"\n## {planned.table}\n\n{output.HEADER}")
     _say(output.markdown(found, series))
     for label, reason in trial.failed.items():
         warn(f"{planned.table} {planned.case.name}: {label} takes no part: {reason}")

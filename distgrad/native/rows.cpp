@@ -92,45 +92,58 @@ std::vector<std::int64_t> union_of(const std::vector<RowLists>& ranks, std::size
   return all;
 }
 
-// Rows that follow one another and are touched by the same ranks are added at once: they do so in those ranks' lists.
+namespace {
+
+// One rank's list of a table, and how far it has been read.
+template <typename T>
+struct Cursor {
+  const std::int64_t *row, *end;
+  const T* values;
+
+  // Stands at `from`, or at the first row behind it.
+  Cursor(const RowLists& lists, std::size_t table, std::int64_t from, std::int64_t width) {
+    const std::int64_t* begin = lists.rows(table);
+    end = begin + lists.count(table);
+    row = std::lower_bound(begin, end, from);
+    values = lists.values<T>(table) + (row - begin) * width;
+  }
+  bool is_at(std::int64_t wanted) const { return row != end && *row == wanted; }
+  void go_on(std::int64_t width) { ++row, values += width; }
+};
+
+}  // namespace
+
+// Rows that follow one another in the union and are touched by the same ranks do so in those ranks' lists, too, and are
+// added at once.
 template <typename T>
 Moments add_rows(T* out, const std::vector<std::int64_t>& rows, std::int64_t first, std::int64_t last,
                  const std::vector<RowLists>& ranks, std::size_t table, std::int64_t width, const Finish& finish) {
-  struct Cursor {
-    const std::int64_t *row, *end;
-    const T* values;
-  };
-  std::vector<Cursor> cursors;
-  for (const RowLists& rank : ranks) {
-    const std::int64_t* begin = rank.rows(table);
-    const std::int64_t* end = begin + rank.count(table);
-    const std::int64_t* row = first < last ? std::lower_bound(begin, end, rows[first]) : end;
-    cursors.push_back({row, end, rank.values<T>(table) + (row - begin) * width});
-  }
   Moments found;
-  std::vector<const T*> parts, next;
-  std::int64_t start = first;
-  const auto add_run = [&](std::int64_t stop) {
-    const std::size_t count = (stop - start) * width;
-    if (count) found.merge(add_parts(out + start * width, parts.data(), parts.size(), 0, count, finish, false));
-    start = stop;
-  };
-  std::vector<bool> members(ranks.size()), touching(ranks.size());
-  for (std::int64_t i = first; i < last; ++i) {
-    next.clear();
+  if (first == last) return found;
+  std::vector<Cursor<T>> all;
+  for (const RowLists& rank : ranks) all.emplace_back(rank, table, rows[first], width);
+  std::vector<const T*> parts;
+  std::vector<bool> touches(ranks.size());
+  const auto same_ranks = [&](std::int64_t row) {
     for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-      Cursor& cursor = cursors[rank];
-      touching[rank] = cursor.row != cursor.end && *cursor.row == rows[i];
-      if (!touching[rank]) continue;
-      next.push_back(cursor.values);
-      ++cursor.row, cursor.values += width;
+      if (all[rank].is_at(row) != touches[rank]) return false;
     }
-    if (touching == members) continue;
-    add_run(i);
-    parts.swap(next);
-    members = touching;
+    return true;
+  };
+  for (std::int64_t start = first, stop; start < last; start = stop) {
+    parts.clear();
+    for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+      touches[rank] = all[rank].is_at(rows[start]);
+      if (touches[rank]) parts.push_back(all[rank].values);
+    }
+    for (stop = start; stop < last && same_ranks(rows[stop]); ++stop) {
+      for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+        if (touches[rank]) all[rank].go_on(width);
+      }
+    }
+    T* place = out + start * width;
+    found.merge(add_parts(place, parts.data(), parts.size(), 0, (stop - start) * width, finish, false));
   }
-  add_run(last);
   return found;
 }
 

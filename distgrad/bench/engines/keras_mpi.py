@@ -26,6 +26,16 @@ class WithoutStatistics(DistributedStep):
         return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
 
 
+class Densified(DistributedStep):
+    """A step that sums whole tables, whatever of them was touched."""
+
+    def _may_be_tables(self) -> list[int]:
+        return []
+
+
+KINDS = {"step without statistics": WithoutStatistics, "step densified": Densified}
+
+
 class KerasMpi(own.Worker):
     """The workers of one MPI job."""
 
@@ -87,8 +97,7 @@ class KerasMpi(own.Worker):
             return self._fit(turn, case)
         if turn == "step with all statistics":
             return own.step(self._comm, case, self.rank, **TELLING_ALL)
-        kind = WithoutStatistics if turn == "step without statistics" else DistributedStep
-        return own.step(self._comm, case, self.rank, kind=kind)
+        return own.step(self._comm, case, self.rank, kind=KINDS.get(turn, DistributedStep))
 
     def _fit(self, turn: str, case: str) -> Prepared:
         who, steps = turn.split(" fits of ")
