@@ -57,3 +57,20 @@ def test_sums_are_exact_and_send_every_byte_once(hosts: Hosts, ranks: int) -> No
             # Of n hosts each must send 2(n-1)/n of a vector: here, all of it. Barriers and headers outweigh small ones.
             least = TIMES * 4 * size
             assert size < 100_000 or least <= count <= 1.1 * least, (size, count / least)
+
+
+def test_statistics_are_those_of_all_hosts(hosts: Hosts) -> None:
+    suite = [
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/contract/test_seeing.py",
+        "-k",
+        "all_that_can",
+    ]
+    job = hosts.run(1, suite, DISTGRAD_TEST_SIZE="2")
+    assert job.status == 0, job.out[-3000:]
+    assert job.out.count("1 passed") == 2

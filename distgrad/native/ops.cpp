@@ -374,6 +374,11 @@ class Definition {
     return stateful().attr("window: int").in("order: resource");
   }
   Definition& stateful() { return TF_OpDefinitionBuilderSetIsStateful(builder_, true), *this; }
+  // Of all that add a micro-batch's gradients.
+  Definition& adding() {
+    on_window().attr("T: {float, double}").attr("describes: int");
+    return in("first: bool").in("last: bool").out("moments: double");
+  }
   Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
   Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
   Definition& out(const char* spec) { return TF_OpDefinitionBuilderAddOutput(builder_, spec), *this; }
@@ -421,40 +426,20 @@ const bool registered = [] {
       .out("values: K * T")
       .register_it();
   Definition("DistgradAdd")
-      .on_window()
-      .attr("T: {float, double}")
+      .adding()
       .attr("N: int >= 1")
       .attr("starts: list(int)")
       .attr("stops: list(int)")
-      .attr("describes: int")
-      .in("first: bool")
-      .in("last: bool")
       .in("gradients: N * T")
-      .out("moments: double")
       .register_it();
   Definition("DistgradAddRows")
-      .on_window()
-      .attr("T: {float, double}")
+      .adding()
       .attr("start: int")
       .attr("stop: int")
-      .attr("describes: int")
-      .in("first: bool")
-      .in("last: bool")
       .in("values: T")
       .in("rows: int64")
-      .out("moments: double")
       .register_it();
-  Definition("DistgradCollect")
-      .on_window()
-      .attr("T: {float, double}")
-      .attr("table: int")
-      .attr("describes: int")
-      .in("first: bool")
-      .in("last: bool")
-      .in("values: T")
-      .in("rows: int64")
-      .out("moments: double")
-      .register_it();
+  Definition("DistgradCollect").adding().attr("table: int").in("values: T").in("rows: int64").register_it();
   Definition("DistgradDescribe")
       .attr("T: {float, double}")
       .attr("N: int >= 1")
