@@ -36,7 +36,7 @@ class Totals(Protocol):
 
         Returns:
             What the loop carries on; and, for totals that describe, (2, 5) the rows of these gradients and, with the
-            last ones, of the sums (see statistics.py).
+            last ones, of the sums (see statistics.py), of which only sum and squares need be there.
         """
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Any:

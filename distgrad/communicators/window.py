@@ -17,7 +17,7 @@ from distgrad.accumulate import without_repeats
 from distgrad.communicators import Communicator, DividedSum, Vector, pieces_of
 from distgrad.gradient import Gradient
 from distgrad.layout import LANES, Layout
-from distgrad.statistics import ROW, whole
+from distgrad.statistics import ROW
 
 ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
 EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
@@ -221,11 +221,8 @@ class InWindow:
         return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
 
     def _together(self, found: list[tf.Tensor]) -> tf.Tensor:
-        """The rows of several operations as those of one."""
-        if not self._describes:
-            return tf.zeros((0, ROW), tf.float64)
-        both = tf.reshape(tf.stack(found, axis=1), (2, len(found), ROW))
-        return tf.stack([whole(both[0]), whole(both[1])])
+        """What several operations found, as if it were one: sums and squares, which add up."""
+        return tf.ensure_shape(tf.add_n(found), (2, ROW)) if self._describes else tf.zeros((0, ROW), tf.float64)
 
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
         return tf.cast(gradient, self.layout.dtype)

@@ -40,7 +40,7 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
 template <typename T>
 Moments describe(const T* values, std::size_t count);
 
-// Some values, and the total that they were added to.
+// Of some values, and of the total that they were added to: the sum and the sum of squares, nothing else.
 struct Described {
   Moments values, total;
 };

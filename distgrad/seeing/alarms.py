@@ -1,12 +1,11 @@
 """A line when something looks wrong: gradients that explode or vanish, a dead layer, an odd worker, a slow step."""
 
 import math
+import statistics
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple, TypeVar
 
 from distgrad.errors import print_line
 from distgrad.report import StepReport
@@ -14,6 +13,7 @@ from distgrad.seeing.listeners import Listener
 
 ENOUGH = 10  # steps before anything is compared with a median
 HICCUP = 1.0  # seconds
+Thing = TypeVar("Thing", str, int)
 
 
 class Alarm(NamedTuple):
@@ -53,7 +53,7 @@ class Alarms(Listener):
         self._dead, self._odd, self._slow = dead or sys.maxsize, odd or math.inf, slow or math.inf
         self._norms: deque[float] = deque(maxlen=window)
         self._seconds: deque[float] = deque(maxlen=window)
-        self._in_a_row: Counter[str] = Counter()
+        self._in_a_row: dict[str, dict[Any, int]] = {}
         self._quiet, self._last = quiet, dict[tuple[str, str], int]()
 
     def hear(self, report: StepReport) -> None:
@@ -80,19 +80,17 @@ class Alarms(Listener):
             yield Alarm("vanishing gradient", f"norm {norm:.4e}, and the median is {usual:.4e}")
 
     def _variables(self, report: StepReport) -> Iterator[Alarm]:
-        for path, found in report.told.variables.items():
-            if self._lasts(f"dead {path}", found.zeros == 1.0, self._dead):
-                yield Alarm("dead layer", f"its gradient has been all zeros for {self._dead} steps", path)
+        for path in self._lasting("layer", [path for path, row in report.told.variables.items() if row.zeros == 1.0]):
+            yield Alarm("dead layer", f"its gradient has been all zeros for {self._dead} steps", path)
 
     def _workers(self, report: StepReport) -> Iterator[Alarm]:
         norms = [worker.gradient_norm if worker.weight else math.nan for worker in report.told.workers]
-        for rank, norm in enumerate(norms):
-            others = _median([*norms[:rank], *norms[rank + 1 :]], enough=1)
-            differs = norm > self._odd * others or norm * self._odd < others
-            if self._lasts(f"odd {rank}", differs, self._dead):
-                yield Alarm(
-                    "odd worker", f"its own gradient has norm {norm:.4e}, the others' {others:.4e}", f"rank {rank}"
-                )
+        others = [_median([*norms[:rank], *norms[rank + 1 :]], enough=1) for rank in range(len(norms))]
+        pairs = enumerate(zip(norms, others, strict=True))
+        odd = [rank for rank, (own, usual) in pairs if own > self._odd * usual or own * self._odd < usual]
+        for rank in self._lasting("worker", odd):
+            text = f"its own gradient has norm {norms[rank]:.4e}, the others' {others[rank]:.4e}"
+            yield Alarm("odd worker", text, f"rank {rank}")
 
     def _time(self, report: StepReport) -> Iterator[Alarm]:
         seconds, usual = report.seconds, _median(self._seconds)
@@ -102,13 +100,14 @@ class Alarms(Listener):
             who = f", rank {late.slowest} computed longest" if late else ""
             yield Alarm("slow step", f"{seconds:.2f} s, and the median is {usual:.2f} s{who}")
 
-    def _lasts(self, what: str, holds: bool, steps: int) -> bool:
-        """Whether it has held for so many steps in a row."""
-        self._in_a_row[what] = self._in_a_row[what] + 1 if holds else 0
-        return self._in_a_row[what] >= steps
+    def _lasting(self, kind: str, those: list[Thing]) -> list[Thing]:
+        """Those of a kind that have been so for `dead` steps in a row."""
+        before = self._in_a_row.get(kind, {})
+        self._in_a_row[kind] = now = {thing: before.get(thing, 0) + 1 for thing in those}
+        return [thing for thing in those if now[thing] >= self._dead]
 
 
 def _median(values: deque[float] | list[float], enough: int = ENOUGH) -> float:
     """NaN, which no comparison holds with, where there are too few."""
     known = [value for value in values if math.isfinite(value)]
-    return float(np.median(known)) if len(known) >= enough else math.nan
+    return statistics.median(known) if len(known) >= enough else math.nan

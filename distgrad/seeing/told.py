@@ -127,7 +127,11 @@ class Told:
         """The variables by path ("variables")."""
         if "variables" not in self._contents.asked:
             return {}
-        return {path: self._together([index]) for index, (path, _) in enumerate(self._contents.variables)}
+        found = {}
+        for (path, shape), row in zip(self._contents.variables, self._rows.tolist(), strict=True):
+            total, norm, largest, nonfinite, zeros = row
+            found[path] = VariableStatistics(total, norm, largest, int(nonfinite), zeros / max(1, math.prod(shape)))
+        return found
 
     @cached_property
     def zeros(self) -> float | None:
