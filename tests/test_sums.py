@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from distgrad import connect
 from distgrad import loss as losses
 from distgrad.accumulate import Accumulated, Carried, accumulate, add
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
@@ -23,6 +24,7 @@ from distgrad.statistics import moments, rows, statistics, whole
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
 settings.load_profile("tensorflow")
 
+ROWS = 50
 REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"]
 
 
@@ -109,6 +111,36 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
     assert float(sums.carried[1]) == 0
     assert float(sums.loss) == float((np.square(table.numpy()) * counts).sum())
     assert float(sums.weight) == rows
+
+
+@given(
+    parts=st.lists(st.lists(st.integers(0, ROWS - 1), max_size=6), max_size=4),
+    few=st.booleans(),
+    describes=st.booleans(),
+)
+def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few: bool, describes: bool) -> None:
+    """In micro-batches that touch any rows, the same again or none; of a row's number, its value is arithmetic."""
+    expected = np.zeros((ROWS, 2), "float32")
+    with connect("solo") as comm:
+        totals = comm.totals(Layout([tf.Variable(tf.zeros((ROWS, 2)))]), 0, describes, candidates=[0])
+        for number, part in enumerate([[], *parts]):
+            rows = np.array(part, np.int64) % (3 if few else ROWS)
+            values = np.stack([rows + 1.0, rows * number], axis=1).astype("float32")
+            np.add.at(expected, rows, values)
+            gradient = tf.IndexedSlices(tf.constant(values), tf.constant(rows))
+            last = tf.constant(number == len(parts))
+            _, found = totals.add([], [gradient], tf.constant(number == 0), last)
+        lanes = tf.zeros(LANES)
+        vector = totals.vector([], tf.constant(True), lanes)
+        total = comm.sum_and_divide(lambda: vector, (), LANES, tf.constant([2.0], tf.float64))
+        slices = total.tables[0]
+        assert slices.indices.numpy().tolist() == sorted({row % (3 if few else ROWS) for part in parts for row in part})
+        np.testing.assert_array_equal(tf.convert_to_tensor(slices).numpy(), expected / 2)
+        row = [expected.sum(), np.square(expected).sum(), np.abs(expected).max(), 0, np.sum(expected == 0)]
+        assert total.moments.numpy().tolist() == row[:4]
+        assert total.rows.numpy().tolist() == [row]
+        if describes:
+            assert found[1, :2].numpy().tolist() == row[:2]
 
 
 def with_rows(one: Callable[[Any], GradientSum]) -> Callable[[Any], tuple[GradientSum, tf.Tensor]]:
