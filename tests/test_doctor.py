@@ -77,14 +77,18 @@ def test_a_world_of_singletons() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
-def test_docker_s_shared_memory() -> None:
-    command = " ".join(map(str, [*DOCTOR, "--quick"]))
-    job = run(["unshare", "--mount", "sh", "-c", f"mount -t tmpfs -o size=64m tmpfs /dev/shm && exec {command}"])
+def test_a_container_as_docker_makes_it() -> None:
+    """64 MB of shared memory, and a name that nobody knows."""
+    doctor = " ".join(map(str, [*DOCTOR, "--quick"]))
+    system = "mount -t tmpfs -o size=64m tmpfs /dev/shm && echo nobody-knows >/proc/sys/kernel/hostname"
+    job = run(["unshare", "--mount", "--uts", "sh", "-c", f"{system} && exec {doctor}"])
     if not job.out:
         pytest.skip(job.err)
-    found = findings(job)["shared memory"]
-    assert "/dev/shm has 64 MB" in found["found"]
-    assert "--shm-size=1g" in found["fix"]
+    found = findings(job)
+    assert "/dev/shm has 64 MB" in found["shared memory"]["found"]
+    assert "--shm-size=1g" in found["shared memory"]["fix"]
+    assert "nobody-knows does not resolve" in found["host name"]["found"]
+    assert "/etc/hosts" in found["host name"]["fix"]
 
 
 def test_what_goes_into_a_bug_report_holds_no_secret() -> None:

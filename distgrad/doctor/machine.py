@@ -29,6 +29,7 @@ def examine(size: int, environment: Mapping[str, str]) -> Iterator[Finding]:
     """All that can be seen without an engine, for a job of so many workers on this host."""
     yield shared_memory()
     yield devices(size, environment)
+    yield host_name()
     yield ports(environment)
     yield launcher(environment)
 
@@ -62,6 +63,17 @@ def devices(size: int, environment: Mapping[str, str]) -> Finding:
 
 def _gpus_of_this_host() -> Sequence[str]:
     return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
+
+
+def host_name() -> Finding:
+    """Gloo looks up its own host without asking whether that is known, as it may not be within a container."""
+    name = socket.gethostname()
+    try:
+        socket.gethostbyname(name)
+    except OSError:
+        fix = f"add the line `127.0.0.1 {name}` to /etc/hosts"
+        return Finding("host name", PROBLEM, f"{name} does not resolve; Horovod over Gloo crashes then", fix)
+    return Finding("host name", OK, f"{name} resolves")
 
 
 def ports(environment: Mapping[str, str]) -> Finding:
