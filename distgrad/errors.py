@@ -88,6 +88,18 @@ class SettingsMismatch(DistgradError):
     code, status = "DG021", os.EX_DATAERR
 
 
+class Drifted(DistgradError):
+    """A worker's weights are no longer those of the others."""
+
+    code, status = "DG022", INTERNAL_STATUS
+
+
+class VersionMismatch(DistgradError):
+    """Workers have different versions of a library."""
+
+    code, status = "DG023", os.EX_PROTOCOL
+
+
 class UnsupportedDtype(DistgradError):
     """A variable or value whose dtype has no exact place in a float sum."""
 
@@ -110,6 +122,12 @@ class NoSamples(DistgradError):
     """No worker had a row this step."""
 
     code, status = "DG034", os.EX_DATAERR
+
+
+class TooManySkipped(DistgradError):
+    """`max_skipped` steps in a row had NaN or infinity in the global gradient."""
+
+    code, status = "DG036", os.EX_DATAERR
 
 
 class ReportExpired(DistgradError):
@@ -194,6 +212,12 @@ class LauncherLost(DistgradError):
     """The program that launched the job has ended."""
 
     code, status = "DG062", os.EX_TEMPFAIL
+
+
+class Stopped(DistgradError):
+    """A signal has asked the job to stop, and all workers have after the same step."""
+
+    code, status = "DG064", 85
 
 
 class WorkerFailed(DistgradError):

@@ -26,8 +26,8 @@ from distgrad.agreement import describe
 from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
-LANES = 7  # entries, before the riders'
-WEIGHT = (0.0, 0.0, BASE, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
+LANES = 8  # entries, before the riders'
+WEIGHT = (0.0, 0.0, BASE, 1.0, 0.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -41,6 +41,7 @@ class Lanes(NamedTuple):
         weight: () float64, N; exact where the weights are integers.
         examples: () int64, rows.
         more: () int64, how many workers have another batch after this one.
+        stop: () int64, how many were asked to stop.
         riders: (r,) in the layout's dtype, see riders.py; r may be 0.
     """
 
@@ -48,6 +49,7 @@ class Lanes(NamedTuple):
     weight: tf.Tensor
     examples: tf.Tensor
     more: tf.Tensor
+    stop: tf.Tensor
     riders: Any = ()
 
 
@@ -159,7 +161,7 @@ class Layout:
         loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
         loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
         pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
-        pairs.append(tf.cast(lanes.more, tf.float64))
+        pairs += [tf.cast(lanes.more, tf.float64), tf.cast(lanes.stop, tf.float64)]
         return tf.concat([tf.cast(tf.stack(pairs), self.dtype), tf.cast(lanes.riders, self.dtype)], 0)
 
     def lanes(self, flat: tf.Tensor) -> Lanes:
@@ -171,6 +173,7 @@ class Layout:
             weight=flat[2] * BASE + flat[3],
             examples=tf.cast(flat[4] * BASE + flat[5], tf.int64),
             more=tf.cast(flat[6], tf.int64),
+            stop=tf.cast(flat[7], tf.int64),
             riders=riders,
         )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distgrad.layout import Place
 
 # What the compiled step puts into one float64 vector, in this order, before one number a worker and what `Told` reads.
-HEAD = ("loss", "examples", "weight", "more", "applied")
+HEAD = ("loss", "examples", "weight", "more", "applied", "stop", "drifted")
 STATISTICS = ("gradient_sum", "gradient_norm", "gradient_max", "nonfinite")
 
 
@@ -126,6 +126,16 @@ class StepReport:
     def more(self) -> bool:
         """Whether any worker said that it has another batch."""
         return bool(self._value("more"))
+
+    @property
+    def stop(self) -> bool:
+        """Whether any worker was asked to stop."""
+        return bool(self._value("stop"))
+
+    @property
+    def drifted(self) -> bool:
+        """Whether workers were found to have different weights, if that was checked."""
+        return bool(self._value("drifted"))
 
     @property
     def groups(self) -> dict[str, GradientStatistics]:

@@ -16,12 +16,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+import distgrad
 from distgrad import agreement
 from distgrad.accumulate import accumulate
 from distgrad.batch import (
@@ -35,9 +36,11 @@ from distgrad.batch import (
     zero_unless,
 )
 from distgrad.communicators import Communicator, DividedSum, Vector
-from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, warn
+from distgrad.drift import Drift
+from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch, warn
 from distgrad.forward import Forward, MovingStatistics
 from distgrad.gradient import Gradient, GradientSum, changed, micro_batch_sums, regularisation
+from distgrad.guards import FLAGS, Guards
 from distgrad.layout import LANES, LARGE, WEIGHT, Layout, Place
 from distgrad.normalisation import over_workers, require_single_pass, synchronised
 from distgrad.objective import Objective
@@ -77,6 +80,8 @@ class DistributedStep:
         statistics: what else each report tells, see `StepReport.told`: some of "variables", "workers", "noise",
             "times", "updates", or "all".
         on_nonfinite: what NaN or infinity in G does on every worker: "skip" the update, "raise", or "apply" it.
+        max_skipped: so many skipped steps in a row end the training; None skips for ever.
+        check_every: every so many steps, weights and optimizer state are compared between the workers; 0 never does.
         log_every: print every so many steps; 0 never prints.
         log_format: "text" or "json" lines, or "live": a view that stays on the terminal.
         log_file: where every step is appended as a JSON line: a path, or a `distgrad.seeing.LogFile`.
@@ -101,6 +106,8 @@ class DistributedStep:
         groups: Mapping[str, str] | None = None,
         statistics: str | Iterable[str] = (),
         on_nonfinite: str = "skip",
+        max_skipped: int | None = 100,
+        check_every: int = 100,
         log_every: int = 1,
         log_format: str = "text",
         log_file: str | Path | LogFile | None = None,
@@ -111,6 +118,8 @@ class DistributedStep:
         _require(reduction in ("mean", "sum"), "reduction", reduction, '"mean" or "sum"')
         _require(on_nonfinite in ("skip", "raise", "apply"), "on_nonfinite", on_nonfinite, '"skip", "raise" or "apply"')
         _require(log_format in FORMATS, "log_format", log_format, '"text", "json" or "live"')
+        _require(max_skipped is None or max_skipped > 0, "max_skipped", max_skipped, "1 or more, or None")
+        _require(check_every >= 0, "check_every", check_every, "0 or more")
         _require(log_every >= 0, "log_every", log_every, "0 or more")
         self.model, self.comm = model, comm
         self._objective = Objective(loss, model)
@@ -123,6 +132,7 @@ class DistributedStep:
         self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
         self._statistics = chosen(statistics)
         self._on_nonfinite = on_nonfinite
+        self._guards = Guards(comm, check_every, max_skipped) if self._trains else Guards(comm, 0, None)
         self._log_every = log_every
         speaks = comm.is_root and self._trains
         self._listeners = listeners_of(log_every, log_format, log_file, listeners) if speaks else Listeners(())
@@ -150,7 +160,10 @@ class DistributedStep:
 
         Raises:
             NoSamples: b is 0 on every worker; nothing was applied.
-            ModelMismatch, SettingsMismatch: at the first step, the workers differ; nothing was summed.
+            ModelMismatch, SettingsMismatch, VersionMismatch: at the first step, the workers differ; nothing was summed.
+            Drifted: the weights are no longer the same on every worker.
+            TooManySkipped: `max_skipped` steps in a row were skipped.
+            Stopped: a signal asked for it; all workers have finished this step, and saved if they have a Checkpoint.
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
         given = (x, y, sample_weight)
@@ -232,7 +245,7 @@ class DistributedStep:
         self.comm.step = self.steps + 1
         began = time.perf_counter()
         try:
-            values, gradient, logs = self.compiled(batch, tf.constant(int(more or False)))
+            values, gradient, logs = self.compiled(batch, self._guards.flags(bool(more), self.steps + 1))
         except tf.errors.OpError as error:
             raise self.comm.reason(error) from None
         seconds = time.perf_counter() - began
@@ -246,7 +259,15 @@ class DistributedStep:
         if compared is not None:
             report.updates = self._updates.after(compared)
         self._listeners.hear(report)
+        if self._guards.look(report, self._drift) and self._trains:
+            self._stop()
         return report
+
+    def _stop(self) -> NoReturn:
+        if self.checkpoint is not None:
+            self.checkpoint.save(self)
+            self.checkpoint.wait()
+        raise self._guards.stopped(self.steps, saved=self.checkpoint is not None)
 
     def _compares(self) -> bool:
         """Whether the next step's update is set against the weights."""
@@ -288,14 +309,18 @@ class DistributedStep:
         self._contents = self._reported()
         self._watch, self._updates = Watch(self.comm, self._contents), Updates(Layout(self._variables), self._variables)
         agreement.require_same_settings(self.comm, self._settings())
-        ride_along = self._riders.entries + self._watch.entries
+        agreement.require_same(self.comm, _versions(), "version", VersionMismatch)
+        self._drift = Drift(self.comm, self._same)
+        ride_along = self._riders.entries + self._drift.entries + self._watch.entries
         self._totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())
         self._broadcast()
         self.compiled: Any = self._one_step
         if not self.run_eagerly:
             self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
-            self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec((), tf.int32))
+            self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec(FLAGS, tf.int32))
+        if self._trains:
+            self.comm.stop.listen(self.comm.timeout)
         self._joined = True
 
     def _prepare(self, like: tuple[Any, ...]) -> None:
@@ -328,12 +353,17 @@ class DistributedStep:
                 self.optimizer.build(self._variables)
         return [*self.model.variables, *self.optimizer.variables]
 
+    def _same(self) -> list[keras.Variable]:
+        """What must stay the same on all workers: not the state of random numbers, and no counters of a layer's own."""
+        floats = [variable for variable in self.model.variables if tf.as_dtype(variable.dtype).is_floating]
+        return [*floats, *self.optimizer.variables] if self._trains else []
+
     def _settings(self) -> list[str]:
         policy = [f"reduction={'mean' if self._divides else 'sum'}", f"on_nonfinite={self._on_nonfinite}"]
-        versions = [f"tensorflow={tf.__version__}", f"keras={keras.__version__}"]
+        policy += [f"micro_batch_size={self._micro_batch_size}", *self._guards.settings()]
         asked = f"statistics={','.join(sorted(self._contents.asked))}"
         described = f"by variable={self._contents.by_variable}"
-        return [*policy, asked, described, *self._objective.settings(), *versions]
+        return [*policy, asked, described, *self._objective.settings()]
 
     def _reported(self) -> Contents:
         """What the reports will tell."""
@@ -391,16 +421,16 @@ class DistributedStep:
 
     # ---- one step, inside the graph
 
-    def _one_step(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
+    def _one_step(self, batch: tuple[Any, ...], flags: tf.Tensor) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
         """The whole step as one graph.
 
         Returns:
             ((v,) float64 what a StepReport reads, G as `Place.of` takes it, what riders tell).
         """
         began, batch = self._watch.begin(batch)
-        total = self._sum_over_workers(batch, more)  # the only communication, and the one division
+        total = self._sum_over_workers(batch, flags)  # the only communication, and the one division
         lanes = self._sent.lanes(total.rest)  # what rode along
-        ridden = self._riders.cut(lanes.riders)
+        ridden = self._riders.cut(lanes.riders[: self._riders.entries])
         means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
         # (entries,) G but for its tables; the statistics of it all: (4,), and (v, 5) by variable where asked for
@@ -412,18 +442,21 @@ class DistributedStep:
         self._update(self._layout.unflatten(gradient, total.tables), finite, applied)
         outcome = Outcome(loss, described[0], described[1], lanes.examples, means.outputs, applied)
         logs = self._riders.settle(ridden, outcome)
-        head = [tf.cast(value, tf.float64) for value in (loss, lanes.examples, lanes.weight, lanes.more, applied)]
+        first = self._riders.entries
+        drifted = self._drift.differs(lanes.riders[first : first + self._drift.entries])
+        told_first = (loss, lanes.examples, lanes.weight, lanes.more, applied, lanes.stop, drifted)
+        head = [tf.cast(value, tf.float64) for value in told_first]
         values = tf.concat([head, described, tf.cast(total.nonfinite, tf.float64), told], 0)
         return values, _found(gradient, total), logs
 
-    def _sum_over_workers(self, batch: tuple[Any, ...], more: tf.Tensor) -> DividedSum:
+    def _sum_over_workers(self, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
         return self.comm.sum_and_divide(
-            self._local_sums, (batch, more), self._undivided(), self._divisor(), ranges=self._ranges
+            self._local_sums, (batch, tf.unstack(flags, FLAGS)), self._undivided(), self._divisor(), ranges=self._ranges
         )
 
     def _undivided(self) -> int:
         """How many entries follow the gradients."""
-        return LANES + self._riders.entries + self._watch.entries
+        return LANES + self._riders.entries + self._drift.entries + self._watch.entries
 
     def _ranges(self) -> list[tuple[int, int]]:
         """What of the sum is described piece by piece: variables, if their statistics are wanted."""
@@ -432,7 +465,7 @@ class DistributedStep:
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
         terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
-        terms += [0.0] * (self._riders.entries + self._watch.entries)
+        terms += [0.0] * (self._undivided() - LANES)
         return tf.constant(terms, tf.float64) * self._scale()
 
     def _scale(self) -> tf.Tensor:
@@ -440,7 +473,7 @@ class DistributedStep:
         scale = self._loss_scale()
         return tf.cast(1.0 if scale is None else scale, tf.float64)
 
-    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
+    def _local_sums(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> Vector:
         """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
         own_rows, present = row_count(batch), None
         if self._synchronised:  # the others wait for this worker's pass
@@ -453,8 +486,10 @@ class DistributedStep:
         how = {"riders": riders, "describes": self._watch.describes, "single": present is not None}
         sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._sent.shapes), **how)
         self._depends = sums.depends
+        fingerprint = self._drift.lanes(tf.equal(flags[2], 1), sums.riders.dtype)
+        sums = sums._replace(riders=tf.concat([sums.riders, fingerprint], 0))
         sums = self._watch.brought(sums, began, self._layout.dtype)
-        return vector_of(sums, self._sent, self._totals, own_rows, more)
+        return vector_of(sums, self._sent, self._totals, own_rows, flags[:2])
 
     def _micro_batch_sum(
         self, worker: tf.Tensor, present: tf.Tensor | None, batch: tuple[Any, ...]
@@ -551,6 +586,10 @@ class DistributedStep:
 def _found(gradient: tf.Tensor, total: DividedSum) -> list[tf.Tensor]:
     """G as `Place.of` takes it: (entries,) of the vector, and those of each table's touched rows."""
     return [gradient, *(tf.reshape(table.values, [-1]) for table in total.tables)]
+
+
+def _versions() -> list[str]:
+    return [f"{package.__name__}={package.__version__}" for package in (tf, keras, distgrad)]
 
 
 def _length(dataset: Iterable[Any]) -> int | None:

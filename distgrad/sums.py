@@ -73,19 +73,20 @@ def sum_gradients(
             len(variables),
             riders=nothing,
         )
-        return vector_of(sums, layout, totals, row_count(share), more=tf.constant(0))
+        return vector_of(sums, layout, totals, row_count(share), flags=[tf.constant(0), tf.constant(0)])
 
     total = comm.sum_over_workers(local_sums, arguments)
     lanes = layout.lanes(total[layout.entries :])
     return GradientSum(layout.unflatten(total[: layout.entries]), lanes.loss, lanes.weight)
 
 
-def vector_of(sums: Accumulated, layout: Layout, totals: Totals, rows: tf.Tensor, more: tf.Tensor) -> Vector:
+def vector_of(sums: Accumulated, layout: Layout, totals: Totals, rows: tf.Tensor, flags: Sequence[tf.Tensor]) -> Vector:
     """What a worker sends: (s,) its sums and the lanes.
 
     Args:
         rows: () int32, of its share.
-        more: () int32, 1 if it has another batch after this one.
+        flags: two () int32, 1 if it has another batch after this one, and if it was asked to stop.
     """
-    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, sums.riders))
+    more, stop = flags
+    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, stop, sums.riders))
     return totals.vector(sums.carried, rows > 0, lanes)

@@ -43,10 +43,11 @@ class Watchdog(threading.Thread):
         super().__init__(name="distgrad-watchdog", daemon=True)
         self._comm, self._timeout = comm, timeout
         self.peers, self.has_met = Peers(comm), False
-        self._ends = select.epoll()  # of processes
+        self._ends = select.epoll()  # of processes, and what the process itself is told
         self._launchers = launchers()
         for pidfd in self._launchers:
             self._ends.register(pidfd, select.EPOLLIN)
+        self._ends.register(comm.stop.heard, select.EPOLLIN)
         self._turn, self._waited, self._looked = -1, 0.0, time.monotonic()
         self._closing = False
         self._let_dump_stacks()
@@ -65,7 +66,7 @@ class Watchdog(threading.Thread):
         """Look, until the process ends."""
         while not self._closing:
             for fd, _ in self._ends.poll(TICK):
-                self._ended(fd)
+                self._comm.stop.read() if fd == self._comm.stop.heard.fileno() else self._ended(fd)
             self._look()
 
     # ---- a process has ended

@@ -24,6 +24,9 @@ START = 90.0  # seconds until the workers take steps
 READY = re.compile(r"rank (\d+) process (\d+) now")
 LOST = r"error\[DG060\] rank=1 step=\d+: rank 1 \(process \d+\) ended"
 LATE = r"error\[DG061\] rank=1 step=\d+: rank 1 has not arrived at the sum within 5 s"
+STOPPED = r"error\[DG064\] rank=- step=\d+: asked to stop"
+SKIPPED = r"error\[DG036\] rank=- step=\d+: 5 steps in a row"
+FLIPPED = r"error\[DG022\] rank=1 step=10: variable \S+kernel on rank 1"
 KILLED = LOST + " by signal 9, possibly out of memory"
 BOUND = 5.0 + 5.0  # seconds: the workers' deadline and what it takes
 
@@ -56,6 +59,15 @@ FAULTS = {
     "7 sys.exit(3)": Fault("exit(3)", 9, {"mpi": 3, GLOO: 1, MWMS: (75, 3)}, ("rank 1 ended with status 3",)),
     "7 returns early": Fault("return", 9, {"mpi": 75}, ("rank 1 ended with status 0 while",)),
     "8 launcher killed": Fault("SIGKILL", 5, {"mpi": -9, GLOO: -9}),
+    "9 SIGTERM": Fault("terminate", 10, {"mpi": 85, GLOO: 1, MWMS: (85, 85)}, (STOPPED,)),
+    "10 Ctrl-C twice": Fault("interrupt twice", 4, {"mpi": 130}),
+    "19 NaN for ever": Fault("NaN", 5, {"mpi": 65}, (SKIPPED,)),
+    "21 bit flipped": Fault(
+        "flip a bit",
+        5,
+        {"mpi": 70, GLOO: 1, MWMS: (70, 70)},
+        (FLIPPED,),
+    ),
 }
 
 

@@ -31,8 +31,15 @@ def raise_error() -> None:
     raise ValueError("bad sample in file 7")
 
 
+def interrupt_twice() -> None:
+    for seconds in (0.3, 0.8):
+        after(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
+    after(0.8, lambda: os.write(1, b"now"))
+    time.sleep(60)
+
+
 def nothing() -> None:
-    """From outside, or nothing at all."""
+    """From outside, or to the step's input, or nothing at all."""
 
 
 FAULTS: dict[str, Callable[[], object]] = {
@@ -43,6 +50,8 @@ FAULTS: dict[str, Callable[[], object]] = {
     "raise": raise_error,
     "_exit(0)": lambda: os._exit(0),
     "exit(3)": lambda: sys.exit(3),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "interrupt twice": interrupt_twice,
 }
 
 
@@ -54,7 +63,8 @@ def main() -> None:
 
     with comm.scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, log_every=0)
+    guards = {"check_every": 5, "max_skipped": 5}
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, log_every=0, **guards)
     x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
     for number in range(STEPS):
         if number == AT:
@@ -64,6 +74,12 @@ def main() -> None:
                 time.sleep(1.5 if fault == "kill in a sum" else 0)
             elif fault == "return":
                 return
+            elif fault == "NaN":
+                x[0, 0] = np.nan
+            elif fault == "flip a bit":
+                kernel = model.weights[0].numpy()
+                kernel.view("int32")[2, 1] ^= 1 << 9
+                model.weights[0].assign(kernel)
             else:
                 FAULTS.get(fault, nothing)()
         step(x, y)

@@ -42,7 +42,7 @@ PLACES = [Place(1, 0, None), Place(0, 0, 2)]
 
 
 def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> StepReport:
-    whole = [loss, 2048, 2000.5, 1, applied, -32.184, 1.9203, 0.5, nonfinite]
+    whole = [loss, 2048, 2000.5, 1, applied, 0, 0, -32.184, 1.9203, 0.5, nonfinite]
     by_worker = [0, float(nonfinite > 0)]
     by_variable = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
     values = Watched([*whole, *by_worker, *np.ravel(by_variable)])

@@ -197,6 +197,7 @@ def test_the_vector_gives_back_what_went_in(
         tf.constant(weight, tf.int64),
         tf.constant(rows, tf.int64),
         tf.constant(1),
+        tf.constant(2),
     )
     vector = tf.concat([*layout.flatten(given_values), layout.flat_lanes(lanes)], 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
@@ -204,7 +205,7 @@ def test_the_vector_gives_back_what_went_in(
     back = layout.lanes(rest)
     for i, value in enumerate(layout.unflatten(entries)):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
-    assert (int(back.weight), int(back.examples), int(back.more)) == (3 * weight, 3 * rows, 3)
+    assert (int(back.weight), int(back.examples), int(back.more), int(back.stop)) == (3 * weight, 3 * rows, 3, 6)
     assert float(back.loss) == pytest.approx(3 * loss, rel=3e-7, abs=1e-9)  # the loss travels in float32
 
 
@@ -229,7 +230,7 @@ def test_an_infinite_loss_travels_as_infinity() -> None:
     layout = Layout([])
     nothing = tf.zeros((), tf.int64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
-        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing)
+        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, nothing)
         back = layout.lanes(layout.flat_lanes(lanes))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 

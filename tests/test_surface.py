@@ -47,6 +47,8 @@ def test_signatures() -> None:
         "*groups=None",
         "*statistics=()",
         "*on_nonfinite='skip'",
+        "*max_skipped=100",
+        "*check_every=100",
         "*log_every=1",
         "*log_format='text'",
         "*log_file=None",

@@ -32,6 +32,7 @@ from distgrad.errors import BadArgument, UnsupportedDtype
 from distgrad.layout import Layout
 from distgrad.peers import INSIDE, LEFT, TURN, Page, Peer, kill
 from distgrad.statistics import all_finite, moments, rows, whole
+from distgrad.stopping import StopRequest
 from distgrad.watchdog import Watchdog
 
 EXPLAINING = 5.0  # seconds
@@ -83,6 +84,8 @@ class Communicator:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.page = Page.new()  # where this process is in the sums, for the watchdogs of its host
         self.step: int | None = None  # that is under way, for their messages
+        self.stop = StopRequest(functools.partial(self.leave, together=False))
+        self.timeout = 60.0
         self._watchdog: Watchdog | None = None
         self.failure: Exception | None = None  # raised inside a graph, which would hide its class
         self.agreed: set[str] = set()  # lists of variables that all workers are known to share
@@ -116,6 +119,7 @@ class Communicator:
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
         self._need_nobody()
+        self.stop.close()
         if self._watchdog:
             self._watchdog.close()
 
@@ -138,6 +142,7 @@ class Communicator:
 
     def watch(self, timeout: float) -> None:
         """From now on, end the job when a worker is gone, or not in a sum within so many seconds of this one."""
+        self.timeout = timeout
         self._watchdog = Watchdog(self, timeout)
         self._watchdog.start()
         atexit.register(self._need_nobody)

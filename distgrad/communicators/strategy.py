@@ -56,6 +56,10 @@ class Strategy(Communicator):
         super().watch(timeout)
         self.introduce()
 
+    def part(self) -> None:
+        with contextlib.suppress(tf.errors.OpError):  # another worker has ended already
+            super().part()
+
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         def on_replica(*whole: Any) -> tf.Tensor:
             own = self.worker() - self.rank

@@ -149,6 +149,7 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
             tf.constant(2**24 + 1, tf.int64),
             tf.constant(5),
             worker % 2,
+            worker,
         )
         return [*pieces, layout.flat_lanes(lanes)]
 
@@ -159,7 +160,7 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
         np.testing.assert_array_equal(value.numpy(), np.full(variables[index].shape, even if index % 2 else everyone))
     assert int(lanes.weight) == comm.size * (2**24 + 1)
     assert int(lanes.examples) == 5 * comm.size
-    assert int(lanes.more) == comm.size // 2
+    assert (int(lanes.more), int(lanes.stop)) == (comm.size // 2, sum(range(comm.size)))
     assert float(lanes.loss) == pytest.approx(0.1 * comm.size, rel=1e-12)
 
 
