@@ -66,8 +66,8 @@ def test_fit_at_a_glance(engine: str, size: int) -> None:
     ("engine", "some"),
     [
         ("mpi", ""),
-        pytest.param("horovod-gloo", "loop and 10 or arrays or damaged", marks=needs_horovod),
-        ("mwms", "loop and 10 or arrays or damaged"),
+        pytest.param("horovod-gloo", "loop and 10 or damaged", marks=needs_horovod),
+        ("mwms", "loop and 10 or damaged"),
     ],
 )
 def test_checkpoints(engine: str, some: str) -> None:
