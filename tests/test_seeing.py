@@ -13,6 +13,7 @@ import rich.console
 import distgrad
 from distgrad import DistributedStep, StepReport
 from distgrad.errors import BadArgument
+from distgrad.report import HEAD
 from distgrad.seeing import Alarms, Live, LogFile
 from distgrad.seeing.told import Contents
 
@@ -127,7 +128,8 @@ CONTENTS = Contents([("a", (2,))], {}, 2, 0, frozenset({"variables", "workers"})
 
 
 def report(step: int, norm: float = 1.0, zeros: float = 0, odd: float = 1.0, seconds: float = 0.01) -> StepReport:
-    head = [0.5, 8, 8.0, 1, 1, norm, norm, norm, 0, 0, 0]
+    known = {"loss": 0.5, "examples": 8, "weight": 8.0, "applied": 1}
+    head = [*(known.get(name, 0) for name in HEAD), norm, norm, norm, 0, 0, 0]
     workers = [[norm * 4, norm * 4, 1.0, 1, 4.0, 0.001], [odd * norm * 4, odd * norm * 4, 1.0, 1, 4.0, 0.001]]
     values = [*head, 1.0, 64.0, 0.005, norm, norm, norm, 0, zeros, *np.ravel(workers)]
     return StepReport(step, 2, seconds, np.array(values), CONTENTS, None, [])

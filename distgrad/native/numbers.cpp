@@ -128,28 +128,51 @@ DISTGRAD_INLINE Moments work_on(Work work, T* out, const T* const* parts, int co
   return add_entries<kStreams, kDescribesAndDivides>(out, parts, count, first, last, divisor);
 }
 
-// Their sum and the sum of their squares alone. Two of each, so that no addition waits for the one before it.
-template <typename T>
-DISTGRAD_INLINE Moments sums_of(const T* values, std::size_t count) {
-  Doubles total[2]{}, squares[2]{};
+// The sum and the sum of squares alone.
+struct Sums {
+  Doubles total{}, squares{};
+
+  DISTGRAD_INLINE void add(const Doubles& values) {
+    total += values;
+    squares += values * values;
+  }
+
+  DISTGRAD_INLINE Moments sum() const {
+    Moments found;
+    for (std::size_t lane = 0; lane < kWidth; ++lane) found.total += total[lane], found.squares += squares[lane];
+    return found;
+  }
+};
+
+enum Way { kAddsTo, kStores, kStreams };
+
+// One pass: what it computes is hidden behind what it waits for.
+template <Way kWay, bool kLast, typename T>
+DISTGRAD_INLINE Described describe_while_adding(T* place, const T* values, std::size_t count) {
+  Sums given, total;
   std::size_t i = 0;
-  for (; i + 2 * kWidth <= count; i += 2 * kWidth) {
-    for (std::size_t half = 0; half < 2; ++half) {
-      const Doubles wide = __builtin_convertvector(load(values + i + half * kWidth), Doubles);
-      total[half] += wide;
-      squares[half] += wide * wide;
-    }
+  for (; i + kWidth <= count; i += kWidth) {
+    const Values<T> more = load(values + i);
+    const Values<T> sum = kWay == kAddsTo ? load(place + i) + more : more;
+    given.add(__builtin_convertvector(more, Doubles));
+    if (kLast) total.add(__builtin_convertvector(sum, Doubles));
+    put<kWay == kStreams>(place + i, sum);
   }
-  Moments found;
-  for (std::size_t lane = 0; lane < kWidth; ++lane) {
-    found.total += total[0][lane] + total[1][lane];
-    found.squares += squares[0][lane] + squares[1][lane];
-  }
+  Described found{given.sum(), total.sum()};
   for (; i < count; ++i) {
-    const double wide = static_cast<double>(values[i]);
-    found.total += wide, found.squares += wide * wide;
+    place[i] = kWay == kAddsTo ? place[i] + values[i] : values[i];
+    const double more = static_cast<double>(values[i]), sum = static_cast<double>(place[i]);
+    found.values.merge({more, more * more, 0, 0, 0});
+    if (kLast) found.total.merge({sum, sum * sum, 0, 0, 0});
   }
   return found;
+}
+
+template <bool kLast, typename T>
+DISTGRAD_INLINE Described work_on(Way way, T* place, const T* values, std::size_t count) {
+  if (way == kAddsTo) return describe_while_adding<kAddsTo, kLast>(place, values, count);
+  if (way == kStores) return describe_while_adding<kStores, kLast>(place, values, count);
+  return describe_while_adding<kStreams, kLast>(place, values, count);
 }
 
 template <typename T>
@@ -171,7 +194,9 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
   DISTGRAD_CLONES void add_to(T* __restrict place, const T* __restrict values, std::size_t count) {                   \
     for (std::size_t i = 0; i < count; ++i) place[i] += values[i];                                                    \
   }                                                                                                                   \
-  DISTGRAD_CLONES Moments sums_of_chunk(const T* values, std::size_t count) { return sums_of(values, count); }        \
+  DISTGRAD_CLONES Described add_described(Way way, T* place, const T* values, std::size_t count, bool last) {           \
+    return last ? work_on<true>(way, place, values, count) : work_on<false>(way, place, values, count);               \
+  }                                                                                                                   \
   DISTGRAD_CLONES Moments describe_chunk(const T* values, std::size_t count) { return describe_chunk_of(values, count); }
 DISTGRAD_FOR(float)
 DISTGRAD_FOR(double)
@@ -233,15 +258,10 @@ void add(T* place, const T* values, std::size_t count) {
 
 template <typename T>
 Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams) {
-  Described all;
-  for (std::size_t start = 0; start < count; start += kChunk) {
-    const std::size_t size = std::min(kChunk, count - start);
-    const Moments found = sums_of_chunk(values + start, size);
-    first ? store(place + start, values + start, size, streams) : add(place + start, values + start, size);
-    all.values.merge(found);
-    if (last) all.total.merge(first ? found : sums_of_chunk(place + start, size));
-  }
-  return all;
+  const Way way = !first ? kAddsTo : streams && is_aligned(place) ? kStreams : kStores;
+  const Described found = add_described(way, place, values, count, last);
+  if (way == kStreams) finish_stream();
+  return found;
 }
 
 template <typename T>

@@ -46,7 +46,7 @@ struct Described {
 };
 
 // Adds as `add` does, or stores as `store` does where the values are the first ones, and describes them; the total only
-// where they are the last ones. Chunk by chunk, so that each is read from memory once.
+// where they are the last ones.
 template <typename T>
 Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams);
 
