@@ -3,12 +3,14 @@
 import json
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from launching import ROOT, finish, needs_horovod, run, start
+from packaging.requirements import Requirement
 
 from distgrad.launching.commands import free_addresses
 
@@ -88,3 +90,15 @@ def test_shell_scripts_say_what_they_are() -> None:
         if path.is_file() and os.access(path, os.X_OK):
             assert path.read_text().startswith("#!/usr/bin/env bash\n# ")
             assert run(["bash", "-n", path]).status == 0
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_images_install_what_the_project_asks_for(kind: str) -> None:
+    """Each package once, with an exact version that pyproject.toml allows, and checksums."""
+    locked = (ROOT / "docker" / f"requirements-{kind}.txt").read_text()
+    versions = dict(re.findall(r"^([a-z0-9-]+)(?:\[[^]]*\])?==(\S+) \\$", locked, re.MULTILINE))
+    assert locked.count("--hash=sha256:") >= len(versions) == len(re.findall(r"^\S", locked, re.MULTILINE))
+    extras = ["", "mpi", "horovod", "examples", *(["gpu"] if kind == "gpu" else [])]
+    for requirement in map(Requirement, metadata.requires("distgrad") or []):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            assert versions[requirement.name] in requirement.specifier, requirement

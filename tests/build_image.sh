@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Build docker/Dockerfile.cpu for real and run its main job on two workers, as its user and on a read-only root.
+# No Docker engine is needed: buildah builds in a chroot, on a Debian base that debootstrap makes. It takes root, some
+# GB of disk and about ten minutes, most of them Horovod's. WORK=folder keeps what was built.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for program in buildah debootstrap; do
+    command -v $program >/dev/null || { echo "tests/build_image.sh: on Debian: apt-get install $program" >&2; exit 69; }
+done
+if [ "$(id -u)" != 0 ]; then echo "tests/build_image.sh: it takes root" >&2; exit 77; fi
+
+work=${WORK:-$(mktemp -d)}
+if [ -z "${WORK:-}" ]; then trap 'rm -rf "$work"' EXIT; fi
+buildah() { command buildah --root "$work/store" --runroot "$work/run" --storage-driver vfs "$@"; }
+
+echo "== the base: Debian 12, by debootstrap"
+if [ ! -d "$work/base" ]; then
+    debootstrap --variant=minbase bookworm "$work/base" "${MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log"
+fi
+# Whom this machine trusts the build must trust, too.
+install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/host.crt"
+printf '[global]\ncert = /etc/ssl/host.crt\n' >"$work/base/etc/pip.conf"
+container=$(buildah from scratch)
+cp -a "$work/base/." "$(buildah mount "$container")"
+buildah commit --quiet --rm "$container" localhost/bookworm:base
+
+echo "== the image"
+buildah bud --isolation chroot --network host --format docker --build-arg BASE=localhost/bookworm:base \
+    --file docker/Dockerfile.cpu --tag distgrad-cpu . 2>&1 | tee "$work/build.log" | grep -E '^(STEP|==|Horovod|COMMIT)'
+
+echo "== its main job"
+container=$(buildah from distgrad-cpu)
+root=$(buildah mount "$container")
+buildah inspect --type image distgrad-cpu >"$work/image.json"
+run() { # with the image's user and environment, on a read-only root: "" runs the image's command
+    python3 - "$work/image.json" "$root" "$@" <<'END'
+import json, os, sys
+image, root, *command = sys.argv[1:]
+config = json.load(open(image))["Docker"]["config"]
+mounts = " && ".join([
+    f"mount --bind {root} {root}", f"mount -t tmpfs tmpfs {root}/tmp", f"mount -t proc proc {root}/proc",
+    f"mount -t tmpfs tmpfs {root}/dev", f"mkdir -p {root}/dev/shm", f"mount -t tmpfs -o size=1g tmpfs {root}/dev/shm",
+    *(f"touch {root}/dev/{name} && mount --bind /dev/{name} {root}/dev/{name}" for name in ("null", "zero", "urandom")),
+    f"touch {root}/etc/hosts && mount --bind /etc/hosts {root}/etc/hosts",  # as Docker does
+    f"mount -o remount,bind,ro {root}",
+])
+inside = ["env", "-i", "-C", config["WorkingDir"], *config["Env"], "HOME=/home/distgrad", *(command or config["Cmd"])]
+chroot = ["chroot", f"--userspec={config['User']}", root, *inside]
+os.execvp("unshare", ["unshare", "--mount", "--pid", "--fork", "sh", "-c", mounts + ' && exec "$@"', "sh", *chroot])
+END
+}
+run >"$work/job.log" 2>"$work/job.err" || { tail -n 30 "$work/job.err" >&2; exit 1; }
+tail -n 2 "$work/job.log"
+grep -q '| workers 2 |' "$work/job.log"
+
+echo "== its user, its root, Horovod, sshd, its health"
+[ "$(run id -u)" = 10001 ]
+if run touch /opt/distgrad/launch/x /home/distgrad/x 2>/dev/null; then echo "the root can be written to" >&2; exit 1; fi
+run distgrad run --oversubscribe -np 2 --backend horovod --controller gloo launch/train_digits.py --epochs 1 2>/dev/null | tail -n 1
+run sh -c 'cd /home/distgrad && ssh-keygen -q -t rsa -N "" -f /tmp/key &&
+    sed s,/home/distgrad/.ssh/id_rsa,/tmp/key, sshd_config >/tmp/sshd_config && /usr/sbin/sshd -t -f /tmp/sshd_config'
+run distgrad doctor --quick -np 1
+echo "built and run"
