@@ -428,7 +428,7 @@ class DistributedStep:
             ((v,) float64 what a StepReport reads, G as `Place.of` takes it, what riders tell).
         """
         began, batch = self._watch.begin(batch)
-        total = self._sum_over_workers(batch, flags)  # the only communication, and the one division
+        total = self._sum_over_workers(batch, tf.unstack(flags, FLAGS))  # the only communication, and the one division
         lanes = self._sent.lanes(total.rest)  # what rode along
         ridden = self._riders.cut(lanes.riders[: self._riders.entries])
         means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
@@ -449,9 +449,9 @@ class DistributedStep:
         values = tf.concat([head, described, tf.cast(total.nonfinite, tf.float64), told], 0)
         return values, _found(gradient, total), logs
 
-    def _sum_over_workers(self, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
+    def _sum_over_workers(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> DividedSum:
         return self.comm.sum_and_divide(
-            self._local_sums, (batch, tf.unstack(flags, FLAGS)), self._undivided(), self._divisor(), ranges=self._ranges
+            self._local_sums, (batch, flags), self._undivided(), self._divisor(), ranges=self._ranges
         )
 
     def _undivided(self) -> int:

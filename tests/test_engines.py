@@ -44,7 +44,7 @@ GLANCED = [
 
 @pytest.mark.parametrize(("engine", "size"), ENGINES)
 def test_contract(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_communicator.py", "test_step.py")
+    run_suite(engine, size, "test_communicator.py", "test_step.py", "test_guards.py")
 
 
 @pytest.mark.parametrize(("engine", "size"), FITTING)

@@ -183,6 +183,8 @@ TABLES = {
             Contestant(f"{OWN} again", OWN, "step again"),
             Contestant("no-statistics", OWN, "step without statistics"),
             Contestant("all-statistics", OWN, "step with all statistics"),
+            Contestant("no-guards", OWN, "step without guards"),
+            Contestant("compared-each-step", OWN, "step compared"),
         ),
         (OWN,),
     ),

@@ -16,6 +16,13 @@ from distgrad.step import DistributedStep
 
 # Everything is told, and in every tenth step printed, and compared with the weights.
 TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": 10}
+# Weights are compared never, or in every step instead of every hundredth. The watchdog's thread runs in all of them.
+UNGUARDED: dict[str, Any] = {"check_every": 0, "max_skipped": None}
+OPTIONS = {
+    "step with all statistics": TELLING_ALL,
+    "step without guards": UNGUARDED,
+    "step compared": {"check_every": 1},
+}
 
 
 class WithoutStatistics(DistributedStep):
@@ -94,9 +101,8 @@ class KerasMpi(own.Worker):
             return by_hand.oracle(case, self.size)
         if " fits of " in turn:
             return self._fit(turn, case)
-        if turn == "step with all statistics":
-            return own.step(self._comm, case, self.rank, **TELLING_ALL)
-        return own.step(self._comm, case, self.rank, kind=KINDS.get(turn, DistributedStep))
+        kind = KINDS.get(turn, DistributedStep)
+        return own.step(self._comm, case, self.rank, kind=kind, **OPTIONS.get(turn, {}))
 
     def _fit(self, turn: str, case: str) -> Prepared:
         who, steps = turn.split(" fits of ")
