@@ -12,14 +12,12 @@ Every worker runs this; all the communication of a step is one sum of one vector
 """
 
 import functools
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import distgrad
@@ -36,12 +34,14 @@ from distgrad.batch import (
     zero_unless,
 )
 from distgrad.communicators import Communicator, DividedSum, Vector
+from distgrad.divided import Divided, found
 from distgrad.drift import Drift
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch, warn
 from distgrad.forward import Forward, MovingStatistics
 from distgrad.gradient import Gradient, GradientSum, changed, micro_batch_sums, regularisation
+from distgrad.groups import members_of, pattern_of
 from distgrad.guards import FLAGS, Guards
-from distgrad.layout import LANES, LARGE, WEIGHT, Layout, Place
+from distgrad.layout import LANES, WEIGHT, Layout, Place
 from distgrad.normalisation import over_workers, require_single_pass, synchronised
 from distgrad.objective import Objective
 from distgrad.position import Position
@@ -53,8 +53,8 @@ from distgrad.seeing.told import Contents
 from distgrad.seeing.updates import Updates
 from distgrad.seeing.watch import Watch, chosen
 from distgrad.seeing.where import FORMATS, listeners_of
-from distgrad.statistics import ROW, moments, rows, statistics, whole
 from distgrad.sums import vector_of
+from distgrad.tables import tables_of
 from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class DistributedStep:
             self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
         self._micro_batch_size = micro_batch_size
         self._reduction = reduction
-        self._groups = {label: _pattern(label, text) for label, text in (groups or {}).items()}
+        self._groups = {label: pattern_of(label, text) for label, text in (groups or {}).items()}
         self._statistics = chosen(statistics)
         self._on_nonfinite = on_nonfinite
         self._guards = Guards(comm, check_every, max_skipped) if self._trains else Guards(comm, 0, None)
@@ -368,8 +368,7 @@ class DistributedStep:
     def _reported(self) -> Contents:
         """What the reports will tell."""
         variables = [(variable.path, tuple(variable.shape)) for variable in self._variables]
-        paths = [path for path, _ in variables]
-        groups = {label: self._members(label, paths) for label in self._groups} if self._trains else {}
+        groups = members_of(self._groups, [path for path, _ in variables], self.comm) if self._trains else {}
         return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self._divides)
 
     def _asked(self) -> frozenset[str]:
@@ -383,27 +382,9 @@ class DistributedStep:
             warn(f"no statistics {', '.join(sorted(of_one_sum))}: the losses are divided by several numbers")
         return self._statistics - of_one_sum
 
-    def _members(self, label: str, paths: Sequence[str]) -> list[int]:
-        """The variables of a group, by number."""
-        pattern = self._groups[label]
-        members = [index for index, path in enumerate(paths) if pattern.search(path)]
-        if not members and self.comm.is_root:
-            warn(f"group {label!r}: no variable matches {pattern.pattern!r}; there are {', '.join(paths)}")
-        return members
-
     def _may_be_tables(self) -> list[int]:
-        """Variables of whose gradients it would pay to sum the touched rows alone, if they turn out to be sparse.
-
-        They are large, not regularised, and not of a layer of Keras's own that looks no rows up.
-        """
-        if self.run_eagerly or self._objective.groups > 1:
-            return []
-        layers = [layer for layer in self.model._flatten_layers() if type(layer).__module__.startswith("keras.src")]
-        others = [layer for layer in layers if not isinstance(layer, keras.layers.Embedding)]
-        dense = {id(variable) for layer in others for variable in layer._trainable_variables}
-        dense |= {id(variable) for variable in self._variables if variable.regularizer is not None}
-        sizes = zip(self._variables, Layout(self._variables).sizes, strict=True)
-        return [i for i, (variable, size) in enumerate(sizes) if size >= LARGE and id(variable) not in dense]
+        """Variables of whose gradients the touched rows alone are summed, if they turn out to be sparse."""
+        return [] if self.run_eagerly or self._objective.groups > 1 else tables_of(self.model, self._variables)
 
     @property
     def _sent(self) -> Layout:
@@ -419,6 +400,10 @@ class DistributedStep:
     def _places(self) -> list[Place]:
         return self._layout.places()
 
+    @property
+    def _divided(self) -> Divided:
+        return Divided(self._sent, self._layout, self._watch.by_variable)
+
     # ---- one step, inside the graph
 
     def _one_step(self, batch: tuple[Any, ...], flags: tf.Tensor) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
@@ -433,21 +418,20 @@ class DistributedStep:
         ridden = self._riders.cut(lanes.riders[: self._riders.entries])
         means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
-        # (entries,) G but for its tables; the statistics of it all: (4,), and (v, 5) by variable where asked for
-        gradient, described, by_variable = self._gradient(total, means.counts, penalty)
-        told = self._watch.told(total, by_variable, began, self._scale())
-        finite = tf.equal(described[3], 0)
+        g = self._divided.gradient(total, means.counts, penalty, self._scale())
+        told = self._watch.told(total, g.by_variable, began, self._scale())
+        finite = tf.equal(g.described[3], 0)
         loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
-        self._update(self._layout.unflatten(gradient, total.tables), finite, applied)
-        outcome = Outcome(loss, described[0], described[1], lanes.examples, means.outputs, applied)
+        self._update(self._layout.unflatten(g.entries, total.tables), finite, applied)
+        outcome = Outcome(loss, g.described[0], g.described[1], lanes.examples, means.outputs, applied)
         logs = self._riders.settle(ridden, outcome)
         first = self._riders.entries
         drifted = self._drift.differs(lanes.riders[first : first + self._drift.entries])
         told_first = (loss, lanes.examples, lanes.weight, lanes.more, applied, lanes.stop, drifted)
         head = [tf.cast(value, tf.float64) for value in told_first]
-        values = tf.concat([head, described, tf.cast(total.nonfinite, tf.float64), told], 0)
-        return values, _found(gradient, total), logs
+        values = tf.concat([head, g.described, tf.cast(total.nonfinite, tf.float64), told], 0)
+        return values, found(g.entries, total), logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> DividedSum:
         return self.comm.sum_and_divide(
@@ -524,44 +508,6 @@ class DistributedStep:
         tf.cond(applied, lambda: self._apply(gradients), lambda: None)
         adjust_loss_scale(self.optimizer, finite)
 
-    def _gradient(
-        self, total: DividedSum, counts: Sequence[tf.Tensor], penalty: GradientSum
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """G, what is counted once included, and its statistics, whole and by variable."""
-        penalised = any(part is not None for part in penalty.gradients)
-        gradient = total.entries if len(counts) == 1 else self._of_groups(total, counts)
-        if len(counts) == 1 and not penalised:
-            by_variable = self._in_order(total.rows) if self._watch.by_variable else total.rows[:0]
-            both = (statistics(moments, total.divisor, gradient.dtype) for moments in (total.moments, by_variable))
-            return gradient, *both
-        if penalised:
-            gradient += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        found = _found(gradient, total)
-        described = moments(gradient) if len(found) == 1 else whole(rows(found))[:4]
-        return gradient, statistics(described), statistics(self._by_variable(found))
-
-    def _by_variable(self, found: Sequence[tf.Tensor]) -> tf.Tensor:
-        """(v, 5) the rows of the variables of G; what nobody touched of a table are zeros."""
-        if not self._watch.by_variable:
-            return rows([])
-        parts = [place.of(found) for place in self._places]
-        untouched = [size - tf.size(part) for size, part in zip(self._layout.sizes, parts, strict=True)]
-        zeros = tf.cast(untouched, tf.float64)[:, tf.newaxis]
-        return rows(parts) + tf.pad(zeros, [[0, 0], [ROW - 1, 0]])
-
-    def _in_order(self, found: tf.Tensor) -> tf.Tensor:
-        """(v, 5) the rows as the variables come, from those of the ranges and then of the tables."""
-        order = [*self._sent.slots(), *self._sent.tables]
-        return tf.gather(found, np.argsort(order)) if self._sent.tables else found
-
-    def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor]) -> tf.Tensor:
-        """(entries,) the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
-        shares = [total.divisor / (count * self._scale()) for count in counts]
-        parts, count = self._sent.unflatten(total.entries), len(self._variables)
-        scaled = [part * tf.cast(shares[number // count], part.dtype) for number, part in enumerate(parts)]
-        sums = [tf.add_n(scaled[index::count]) for index in range(count)]
-        return tf.concat([total.entries[:0], *self._layout.flatten(sums)], 0)
-
     def _apply(self, gradients: Sequence[Gradient]) -> None:
         parts = zip(gradients, self._variables, self._with_gradient(), strict=True)
         used = [(part, variable) for part, variable, has_gradient in parts if has_gradient]
@@ -583,11 +529,6 @@ class DistributedStep:
         return self._has_gradient
 
 
-def _found(gradient: tf.Tensor, total: DividedSum) -> list[tf.Tensor]:
-    """G as `Place.of` takes it: (entries,) of the vector, and those of each table's touched rows."""
-    return [gradient, *(tf.reshape(table.values, [-1]) for table in total.tables)]
-
-
 def _versions() -> list[str]:
     return [f"{package.__name__}={package.__version__}" for package in (tf, keras, distgrad)]
 
@@ -603,12 +544,3 @@ def _length(dataset: Iterable[Any]) -> int | None:
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
     if not holds:
         raise BadArgument(f"{name}={value!r}", f"give {allowed}", everywhere=True)
-
-
-def _pattern(label: str, text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise BadArgument(
-            f"group {label!r} has the pattern {text!r}: {error}", "give a regular expression", everywhere=True
-        ) from None
