@@ -44,7 +44,7 @@ mounts = " && ".join([
     f"touch {root}/etc/hosts && mount --bind /etc/hosts {root}/etc/hosts",  # as Docker does
     f"mount -o remount,bind,ro {root}",
 ])
-inside = ["env", "-i", "-C", config["WorkingDir"], *config["Env"], "HOME=/home/distgrad", *(command or config["Cmd"])]
+inside = ["env", "-i", "-C", config["WorkingDir"], *config["Env"], *(command or config["Cmd"])]
 chroot = ["chroot", f"--userspec={config['User']}", root, *inside]
 os.execvp("unshare", ["unshare", "--mount", "--pid", "--fork", "sh", "-c", mounts + ' && exec "$@"', "sh", *chroot])
 END
