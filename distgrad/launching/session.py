@@ -47,7 +47,8 @@ class Session:
     def say(self, rank: int, word: str, text: str = "") -> None:
         """Leave word, all at once; on a host that does not share the folder nobody hears it."""
         if self.folder.is_dir():
-            draft = self.folder / f"{rank}.{word}.draft"
+            # Each process its own: workers that also run alone all say that they are rank 0.
+            draft = self.folder / f"{rank}.{word}.{os.getpid()}.draft"
             draft.write_text(text)
             draft.rename(self.folder / f"{rank}.{word}")
 
