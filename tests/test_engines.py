@@ -3,75 +3,68 @@
 import pytest
 from launching import ROOT, launch, needs_horovod
 
-ENGINES = [
+HOROVOD = ("horovod-gloo", "horovod-mpi")
+# The communicator's own suite runs in all of these. Above it nothing knows the engine: what is built on it runs whole
+# in one world of a kind, and at a glance in the others. `-m thorough` runs all of it everywhere, which takes long.
+WORLDS = [
     ("solo", 1),
     ("mpi", 1),
     ("mpi", 2),
     ("mpi", 3),
-    pytest.param("horovod-gloo", 1, marks=needs_horovod),
-    pytest.param("horovod-gloo", 2, marks=needs_horovod),
-    pytest.param("horovod-gloo", 3, marks=needs_horovod),
-    pytest.param("horovod-mpi", 1, marks=needs_horovod),
-    pytest.param("horovod-mpi", 2, marks=needs_horovod),
+    ("horovod-gloo", 1),
+    ("horovod-gloo", 2),
+    ("horovod-gloo", 3),
+    ("horovod-mpi", 2),
     ("mwms", 2),
     ("mwms", 3),
     ("mirrored", 2),
 ]
+STEPPING = [("solo", 1), ("mpi", 2), ("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
+FITTING = [("mpi", 2), ("mwms", 2)]
+GLANCED = [("solo", 1), ("mpi", 3), ("horovod-gloo", 2), ("horovod-mpi", 2), ("mirrored", 2)]
+GUIDED = [("mpi", 2)]  # what people write, with the two lines
+CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2)]
 
 
-# Above the step nothing knows the engine: one world of each kind, and MPI's in two sizes.
-FITTING = [
-    ("solo", 1),
-    ("mpi", 2),
-    ("mpi", 3),
-    pytest.param("horovod-gloo", 2, marks=needs_horovod),
-    ("mwms", 2),
-    ("mirrored", 2),
-]
+def worlds(chosen: list[tuple[str, int]], usual: list[tuple[str, int]] | None = None) -> pytest.MarkDecorator:
+    """Run a test in these worlds; those that are not usual are for a thorough run."""
+
+    def marks(world: tuple[str, int]) -> list[pytest.MarkDecorator]:
+        thorough = [] if usual is None or world in usual else [pytest.mark.thorough]
+        return [*thorough, *([needs_horovod] if world[0] in HOROVOD else [])]
+
+    listed = [pytest.param(*world, marks=marks(world)) for world in chosen]
+    return pytest.mark.parametrize(("engine", "size"), listed)
 
 
-# What people write, with the two lines.
-GUIDED = [("mpi", 2), ("mwms", 2)]
-# The other worlds see a little of everything that fit does.
-GLANCED = [
-    ("mpi", 1),
-    pytest.param("horovod-gloo", 1, marks=needs_horovod),
-    pytest.param("horovod-gloo", 3, marks=needs_horovod),
-    pytest.param("horovod-mpi", 2, marks=needs_horovod),
-    ("mwms", 3),
-]
+@worlds(WORLDS)
+def test_communicator(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_communicator.py")
 
 
-@pytest.mark.parametrize(("engine", "size"), ENGINES)
-def test_contract(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_communicator.py", "test_step.py", "test_guards.py")
+@worlds(WORLDS, STEPPING)
+def test_step(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_step.py", "test_rows.py", "test_guards.py")
 
 
-@pytest.mark.parametrize(("engine", "size"), FITTING)
-def test_rows_and_fit(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_rows.py", "test_fit.py", "test_seeing.py")
+@worlds(WORLDS, FITTING)
+def test_fit(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_fit.py", "test_seeing.py")
 
 
-@pytest.mark.parametrize(("engine", "size"), GUIDED)
-def test_guides(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_guides.py")
-
-
-@pytest.mark.parametrize(("engine", "size"), GLANCED)
+@worlds(GLANCED)
 def test_fit_at_a_glance(engine: str, size: int) -> None:
     run_suite(engine, size, "test_fit.py", only="masked or nan_on or test_callbacks or unequal")
 
 
-@pytest.mark.parametrize(
-    ("engine", "some"),
-    [
-        ("mpi", ""),
-        pytest.param("horovod-gloo", "loop and 10 or damaged", marks=needs_horovod),
-        ("mwms", "loop and 10 or damaged"),
-    ],
-)
-def test_checkpoints(engine: str, some: str) -> None:
-    run_suite(engine, 2, "test_checkpoint.py", only=some)
+@worlds(WORLDS, GUIDED)
+def test_guides(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_guides.py")
+
+
+@worlds(CHECKPOINTED)
+def test_checkpoints(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_checkpoint.py", only="" if engine == "mpi" else "loop and 10 or damaged")
 
 
 def run_suite(engine: str, size: int, *files: str, only: str = "") -> None:
