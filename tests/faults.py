@@ -124,6 +124,9 @@ class Trial:
             job.wait(20)
         for reader in self._readers:
             reader.join(10)
+        for job in self._jobs:
+            job.stdout.close()
+            job.stderr.close()
         errors = self._text(self._errors)
         expected = self._fault.status[self._engine]
         status = tuple(job.returncode for job in self._jobs)
