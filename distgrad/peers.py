@@ -126,11 +126,8 @@ def how_it_ended(peer: Peer) -> str:
 
 
 def _status_of_zombie(pid: int) -> int | None:
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if fields[0] == "Z":
-            return int(fields[-1])
-    return None
+    fields = _stat(pid)
+    return int(fields[-1]) if fields and fields[0] == "Z" else None
 
 
 def _status_of_reaped(pidfd: int) -> int | None:
@@ -165,10 +162,15 @@ def _ancestors() -> Iterator[int]:
     pid = os.getppid()
     while pid > 1:
         yield pid
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return
+        fields = _stat(pid)
+        pid = int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a process behind its name: state, parent, ..., exit status; nothing once it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return []
 
 
 def _name(pid: int) -> str:
