@@ -5,6 +5,8 @@ The engine is chosen as a user would, by how the process was launched and by DIS
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,13 @@ import tensorflow as tf
 import distgrad
 
 LOGICAL_CPUS = int(os.environ.get("DISTGRAD_TEST_LOGICAL_CPUS", "1"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give every worker temporary folders of its own: pytest clears those it shares, while others write there."""
+    config.option.basetemp = tempfile.mkdtemp(prefix="distgrad-test-")
+    config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
