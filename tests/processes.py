@@ -1,5 +1,6 @@
 """Looking at processes from outside: which ones there are, by what they were started with, and in what state."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,3 +30,15 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def workers(mark: Mapping[str, str], script: str) -> dict[int, int]:
+    """Process numbers by rank of those marked Python processes that run a script as mpirun's workers."""
+    found = {pid: Path("/proc", str(pid)) for pid in with_environment(mark)}
+    running = {pid: read(path / "environ") for pid, path in found.items() if script in _words(path)[1:2]}
+    ranks = {pid: re.search(r"\0OMPI_COMM_WORLD_RANK=(\d+)\0", environment) for pid, environment in running.items()}
+    return {int(rank[1]): pid for pid, rank in ranks.items() if rank}
+
+
+def _words(process: Path) -> list[str]:
+    return read(process / "cmdline").split("\0")

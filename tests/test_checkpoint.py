@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apart import needs_mounts, on
 from launching import ROOT, launch, run, start
 
 from distgrad import archive, shelf
@@ -23,11 +24,6 @@ from distgrad.errors import HostileCheckpoint
 
 PLACES = 200
 CONTENT = Archive({f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7})
-ISOLATED = ["unshare", "--mount"]
-needs_mounts = pytest.mark.skipif(
-    shutil.which("unshare") is None or subprocess.run([*ISOLATED, "true"], check=False, capture_output=True).returncode,
-    reason="mounting takes the right to a mount namespace, root's as a rule",
-)
 
 
 @pytest.fixture
@@ -168,6 +164,16 @@ TRAIN = """
         np.save(folder + ".npy", np.concatenate([np.ravel(v.numpy()) for v in step.variables()]))
         print("began at", began, flush=True)
 """
+STOP = """
+    import signal
+    try:
+        for _ in range(step.epochs, 5):
+            for report in step.epoch(dataset):
+                if report.step == 13 and comm.rank == comm.size - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("at step", step.steps, flush=True)
+"""
 FILL = """
     def fill():
         try:
@@ -211,6 +217,11 @@ def train(engine: str, size: int, folder: Path) -> tuple[int, np.ndarray]:
     return int(job.lines("began at")[0].split()[-1]), np.load(f"{folder}.npy")
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    return train("mpi", 2, tmp_path_factory.mktemp("unbroken"))[1]
+
+
 def kill_while_it_saves(folder: Path) -> None:
     """kill -9 for every process of a job that saves each step, once some files are there."""
     folder.mkdir()
@@ -225,8 +236,7 @@ def kill_while_it_saves(folder: Path) -> None:
     job.communicate()
 
 
-def test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers(tmp_path: Path) -> None:
-    _, unbroken = train("mpi", 2, tmp_path / "unbroken")
+def test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers(tmp_path: Path, unbroken: np.ndarray) -> None:
     kill_while_it_saves(tmp_path / "killed")
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
     began, resumed = train("mpi", 2, tmp_path / "killed")
@@ -237,9 +247,19 @@ def test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers(tmp_path: Path)
     np.testing.assert_allclose(alone, unbroken, rtol=1e-4, atol=1e-6)
 
 
-def on(mounts: str, command: list[str]) -> list[str]:
-    """A command line that runs where these mounts are made, which end with it."""
-    return [*ISOLATED, "sh", "-c", f'{mounts} && exec "$@"', "sh", sys.executable, *command]
+def test_a_job_that_is_told_to_stop_goes_on_bit_for_bit(tmp_path: Path, unbroken: np.ndarray) -> None:
+    """One worker hears of it; all save the same step."""
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    job = launch("mpi", 2, program(folder, STOP))[0]
+    (step,) = {int(line.split()[-1]) for line in job.lines("at step")}
+    assert 13 < step < 16
+    assert (job.status, len(job.lines("at step"))) == (85, 2), job.err
+    assert job.err.count(f"error[DG064] rank=- step={step}: asked to stop") == 1
+    assert [path.name for path in folder.iterdir()] == [f"step-{step:010d}.npz"]
+    began, resumed = train("mpi", 2, folder)
+    assert began == step
+    np.testing.assert_array_equal(resumed, unbroken)
 
 
 @needs_mounts

@@ -23,7 +23,7 @@ STEPPING = [("solo", 1), ("mpi", 2), ("mpi", 3), ("horovod-gloo", 2), ("mwms", 2
 FITTING = [("mpi", 2), ("mwms", 2)]
 GLANCED = [("solo", 1), ("mpi", 3), ("horovod-gloo", 2), ("horovod-mpi", 2), ("mirrored", 2)]
 GUIDED = [("mpi", 2)]  # what people write, with the two lines
-CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2)]
+CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
 
 
 def worlds(chosen: list[tuple[str, int]], usual: list[tuple[str, int]] | None = None) -> pytest.MarkDecorator:

@@ -293,7 +293,8 @@ class Communicator:
             whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
             return tf.nest.map_structure(cut, whole)
 
-        return dataset.map(cut_batch)
+        # Autograph would write a file, which stays when this process is killed.
+        return dataset.map(tf.autograph.experimental.do_not_convert(cut_batch))
 
     def process_sum(self, part: np.ndarray) -> np.ndarray:
         """Sum one array a process, at once and outside any graph.
