@@ -164,7 +164,7 @@ class Carried:
 
     def _as_sum(self, zeros: tf.Tensor, gradient: Gradient) -> tf.Tensor:
         dense = tf.cast(gradient, zeros.dtype) if isinstance(gradient, tf.Tensor) else add(zeros, gradient)
-        return tf.ensure_shape(dense, zeros.shape)
+        return dense if dense.shape == zeros.shape else tf.ensure_shape(dense, zeros.shape)
 
     def _rows(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
         if not self._describes:

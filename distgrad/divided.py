@@ -4,6 +4,7 @@ Where there is one loss, nothing is left to do: the entries came divided and des
 own, and what is counted once a step, are put together here.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -52,9 +53,9 @@ class Divided:
         """
         penalised = any(part is not None for part in penalty.gradients)
         if len(counts) == 1 and not penalised:
-            by_variable = self._in_order(total.rows) if self._describes else total.rows[:0]
-            both = (statistics(part, total.divisor, total.entries.dtype) for part in (total.moments, by_variable))
-            return G(total.entries, *both)
+            shown = functools.partial(statistics, divisor=total.divisor, dtype=total.entries.dtype)
+            by_variable = shown(self._in_order(total.rows)) if self._describes else rows([])
+            return G(total.entries, shown(total.moments), by_variable)
         entries = total.entries if len(counts) == 1 else self._of_groups(total, counts, scale)
         if penalised:
             entries += tf.concat(self._layout.flatten(penalty.gradients), 0)

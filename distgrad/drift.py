@@ -42,7 +42,9 @@ class Drift:
             halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), dtype)
             return tf.reshape(tf.one_hot(worker, self._comm.size, dtype=dtype)[:, tf.newaxis] * halves, [self.entries])
 
-        return tf.cond(checks, own, lambda: tf.zeros(self.entries, dtype))
+        # TensorFlow passes by every operation of a branch that is not taken, but for those of a function of its own.
+        apart = tf.function(own, autograph=False, experimental_attributes={"_noinline": True})
+        return tf.cond(checks, apart, lambda: tf.zeros(self.entries, dtype))
 
     def differs(self, lanes: tf.Tensor) -> tf.Tensor:
         """() bool, from the summed lanes."""

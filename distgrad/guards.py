@@ -4,6 +4,7 @@ All three are known alike on every worker from what came along in the step's sum
 when they are there without waiting for a device; only a drift check waits for its own, every so many steps.
 """
 
+import functools
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -36,8 +37,8 @@ class Guards:
         return [f"check_every={self._check_every}", f"max_skipped={self._max_skipped}"]
 
     def flags(self, more: bool, step: int) -> tf.Tensor:
-        """(FLAGS,) int32, for the step of this number."""
-        return tf.constant([more, self._comm.stop.by is not None, self._checks(step)], tf.int32)
+        """(FLAGS,) float64, for the step of this number."""
+        return _flags(more, self._comm.stop.by is not None, self._checks(step))
 
     def look(self, report: StepReport, drift: Drift) -> bool:
         """Look at what a step has brought. Returns whether all workers stop now.
@@ -74,3 +75,8 @@ class Guards:
 
     def _checks(self, step: int) -> bool:
         return self._check_every > 0 and step % self._check_every == 0
+
+
+@functools.cache
+def _flags(*flags: bool) -> tf.Tensor:
+    return tf.constant(flags, tf.float64)

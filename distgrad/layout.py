@@ -27,7 +27,7 @@ from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
 LANES = 8  # entries, before the riders'
-WEIGHT = (0.0, 0.0, BASE, 1.0, 0.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
+WEIGHT = (0.0, 0.0, BASE, 0.0, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -40,8 +40,8 @@ class Lanes(NamedTuple):
         loss: () float64, Σ w·loss.
         weight: () float64, N; exact where the weights are integers.
         examples: () int64, rows.
-        more: () int64, how many workers have another batch after this one.
-        stop: () int64, how many were asked to stop.
+        more: () float64, how many workers have another batch after this one.
+        stop: () float64, how many were asked to stop.
         riders: (r,) in the layout's dtype, see riders.py; r may be 0.
     """
 
@@ -160,22 +160,16 @@ class Layout:
         """(LANES + r,) the lanes, in the layout's dtype, to stand behind the gradients."""
         loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
         loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
-        pairs = [loss_high, loss_low, *_digits(lanes.weight), *_digits(lanes.examples)]
-        pairs += [tf.cast(lanes.more, tf.float64), tf.cast(lanes.stop, tf.float64)]
-        return tf.concat([tf.cast(tf.stack(pairs), self.dtype), tf.cast(lanes.riders, self.dtype)], 0)
+        counts = tf.stack([tf.cast(count, tf.float64) for count in (lanes.weight, lanes.examples)])
+        high = tf.floor(counts / BASE)
+        own = tf.concat([[loss_high, loss_low], high, counts - high * BASE, [lanes.more, lanes.stop]], 0)
+        return tf.concat([tf.cast(own, self.dtype), tf.cast(lanes.riders, self.dtype)], 0)
 
     def lanes(self, flat: tf.Tensor) -> Lanes:
         """The lanes from the entries (LANES + r,) behind the gradients."""
-        riders = flat[LANES:]
-        flat = tf.ensure_shape(tf.cast(flat[:LANES], tf.float64), [LANES])
-        return Lanes(
-            loss=flat[0] + flat[1],
-            weight=flat[2] * BASE + flat[3],
-            examples=tf.cast(flat[4] * BASE + flat[5], tf.int64),
-            more=tf.cast(flat[6], tf.int64),
-            stop=tf.cast(flat[7], tf.int64),
-            riders=riders,
-        )
+        own = tf.unstack(tf.cast(flat[:LANES], tf.float64), LANES)
+        weight, examples = (own[place] * BASE + own[place + 2] for place in (2, 3))
+        return Lanes(own[0] + own[1], weight, tf.cast(examples, tf.int64), own[6], own[7], flat[LANES:])
 
 
 def _pieces(sizes: Sequence[int], tables: Collection[int]) -> list[Piece]:
@@ -191,12 +185,6 @@ def _pieces(sizes: Sequence[int], tables: Collection[int]) -> list[Piece]:
     filled = [-(-sum(sizes[index] for index in run) // ALIGNED) * ALIGNED for run in runs]
     starts = itertools.accumulate(filled, initial=0)
     return [Piece(*piece) for piece in zip(runs, starts, filled, strict=False)]
-
-
-def _digits(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    count = tf.cast(count, tf.float64)
-    high = tf.floor(count / BASE)
-    return high, count - high * BASE
 
 
 def _float_dtype(variable: Any) -> tf.DType:

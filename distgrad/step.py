@@ -318,7 +318,8 @@ class DistributedStep:
         if not self.run_eagerly:
             self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
-            self.compiled.get_concrete_function(tf.nest.map_structure(any_rows, batch), tf.TensorSpec(FLAGS, tf.int32))
+            first = tf.nest.map_structure(any_rows, batch)
+            self.compiled.get_concrete_function(first, tf.TensorSpec(FLAGS, tf.float64))
         if self._trains:
             self.comm.stop.listen(self.comm.timeout)
         self._joined = True

@@ -73,7 +73,7 @@ def sum_gradients(
             len(variables),
             riders=nothing,
         )
-        return vector_of(sums, layout, totals, row_count(share), flags=[tf.constant(0), tf.constant(0)])
+        return vector_of(sums, layout, totals, row_count(share), flags=[tf.zeros((), tf.float64)] * 2)
 
     total = comm.sum_over_workers(local_sums, arguments)
     lanes = layout.lanes(total[layout.entries :])
@@ -85,7 +85,7 @@ def vector_of(sums: Accumulated, layout: Layout, totals: Totals, rows: tf.Tensor
 
     Args:
         rows: () int32, of its share.
-        flags: two () int32, 1 if it has another batch after this one, and if it was asked to stop.
+        flags: two () float64, 1 if it has another batch after this one, and if it was asked to stop.
     """
     more, stop = flags
     lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, stop, sums.riders))

@@ -37,9 +37,10 @@ def apply_gradient(
     if not _leaves_other_rows_alone(optimizer):
         gradients = [_dense(gradient) for gradient in gradients]
     scaled = [gradient if factor == 1.0 else gradient * factor for gradient in gradients]
-    pairs = zip(scaled, variables, strict=True)
     # Keras wants them all from one graph, be it the one of a branch; a cast alone may leave them where they were.
-    optimizer.apply([tf.cast(tf.identity(gradient), variable.dtype) for gradient, variable in pairs], list(variables))
+    tensors = tf.identity_n(tf.nest.flatten(scaled, expand_composites=True))
+    pairs = zip(tf.nest.pack_sequence_as(scaled, tensors, expand_composites=True), variables, strict=True)
+    optimizer.apply([tf.cast(gradient, variable.dtype) for gradient, variable in pairs], list(variables))
     for gradient, variable in zip(gradients, variables, strict=True):
         if isinstance(gradient, tf.IndexedSlices):
             # A variable that was written by rows is copied whenever it is read, until told otherwise.

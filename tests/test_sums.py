@@ -196,8 +196,8 @@ def test_the_vector_gives_back_what_went_in(
         tf.constant(loss, tf.float64),
         tf.constant(weight, tf.int64),
         tf.constant(rows, tf.int64),
-        tf.constant(1),
-        tf.constant(2),
+        tf.constant(1.0, tf.float64),
+        tf.constant(2.0, tf.float64),
     )
     vector = tf.concat([*layout.flatten(given_values), layout.flat_lanes(lanes)], 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
@@ -228,7 +228,7 @@ def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
 
 def test_an_infinite_loss_travels_as_infinity() -> None:
     layout = Layout([])
-    nothing = tf.zeros((), tf.int64)
+    nothing = tf.zeros((), tf.float64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
         lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, nothing)
         back = layout.lanes(layout.flat_lanes(lanes))

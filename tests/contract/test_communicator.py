@@ -148,8 +148,8 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
             tf.constant(0.1, tf.float64),
             tf.constant(2**24 + 1, tf.int64),
             tf.constant(5),
-            worker % 2,
-            worker,
+            tf.cast(worker % 2, tf.float64),
+            tf.cast(worker, tf.float64),
         )
         return [*pieces, layout.flat_lanes(lanes)]
 
