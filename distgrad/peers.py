@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distgrad.communicators import Communicator
 
 TURN, INSIDE, AWAY, LEFT, DUMPS = range(5)  # what stands in a page, each an int64; the first four as in native/page.h
-# Programs that end a job when they end, by the names that the kernel knows them by.
+# Programs that end a job when they end.
 LAUNCHERS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "slurmstepd", "horovodrun"}
 # The kernel's PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15): the request, its struct's size, what is asked.
 GET_INFO, INFO_SIZE, INFO_EXIT, EXIT_STATUS_AT = 0xC040FF0B, 64, 1 << 3, 60
@@ -102,7 +102,7 @@ class Peers:
 
 def launchers() -> list[int]:
     """The pidfds of those programs above this process whose end is that of the job."""
-    return [pidfd for pid in _ancestors() if _name(pid) in LAUNCHERS for pidfd in _pidfd(pid)]
+    return [pidfd for pid in _ancestors() if LAUNCHERS & set(_names(pid)) for pidfd in _pidfd(pid)]
 
 
 def kill(peers: Sequence[Peer]) -> None:
@@ -173,8 +173,9 @@ def _stat(pid: int) -> list[str]:
     return []
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+def _names(pid: int) -> list[str]:
+    """What the kernel calls a program, and what it was called as: Open MPI's wheel wraps mpirun in another."""
+    with contextlib.suppress(OSError):
+        called = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+        return [Path(f"/proc/{pid}/comm").read_text().strip(), Path(called).name]
+    return []

@@ -34,7 +34,18 @@ def begin_again(more: str = "true") -> None:
     os.execvp(ISOLATED[0], on(mounts, sys.argv))
 
 
-def left_in_memory(known: Sequence[Path] = ()) -> list[str]:
+def left_in_memory(known: Sequence[Path] = ()) -> list[Path]:
     """What lies in /dev/shm and in the folder for temporary files, apart from what is known."""
-    found = [*SHM.iterdir(), *(SHM / "tmp").iterdir()]
-    return sorted(str(path) for path in found if path not in {SHM / "tmp", *known})
+    found = {path for folder in (SHM, SHM / "tmp") for path in folder.iterdir()}
+    return sorted(found - {SHM / "tmp", *known})
+
+
+def take_what_is_left() -> list[Path]:
+    """The same; it is gone then."""
+    left = left_in_memory()
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return left

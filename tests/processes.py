@@ -40,5 +40,10 @@ def workers(mark: Mapping[str, str], script: str) -> dict[int, int]:
     return {int(rank[1]): pid for pid, rank in ranks.items() if rank}
 
 
+def named(program: str, mark: Mapping[str, str]) -> list[int]:
+    """Numbers of those marked processes that were called as a program, oldest first."""
+    return sorted(pid for pid in with_environment(mark) if Path(_words(Path("/proc", str(pid)))[0]).name == program)
+
+
 def _words(process: Path) -> list[str]:
     return read(process / "cmdline").split("\0")

@@ -25,7 +25,7 @@ from typing import IO, NamedTuple
 
 import apart
 from launching import BIN, ROOT, start
-from processes import read, with_environment, workers
+from processes import named, with_environment, workers
 
 from distgrad.shelf import Shelf
 
@@ -156,8 +156,7 @@ class Soak:
         return signalled(workers(MARK, TRAINING).get(self._random.randrange(self._size)), number)
 
     def signal_mpirun(self, number: signal.Signals) -> bool:
-        named = [pid for pid in with_environment(MARK) if read(Path(f"/proc/{pid}/comm")) == "mpirun\n"]
-        return signalled(min(named, default=None), number)
+        return signalled(next(iter(named("mpirun", MARK)), None), number)
 
     def signal_command(self, number: signal.Signals) -> bool:
         return signalled(self._job.pid, number)
@@ -297,7 +296,7 @@ def main() -> None:
     steps = soak.stop()
     seconds = time.monotonic() - began
     differing = differences(soak, unbroken(chosen.workers, steps), steps)
-    left = [*map(str, with_environment(MARK)), *apart.left_in_memory([FOLDER, UNBROKEN])]
+    left = [str(one) for one in (*with_environment(MARK), *apart.left_in_memory([FOLDER, UNBROKEN]))]
     tell(soak, steps, seconds, left, differing)
     sys.exit(bool(left or differing))
 

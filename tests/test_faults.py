@@ -1,8 +1,11 @@
 """Whatever happens to a worker or its launcher: the job ends in time, says why, and leaves nothing behind."""
 
+import sys
+
 import pytest
+from apart import needs_mounts
 from faults import FAULTS, Trial
-from launching import horovod_installed
+from launching import ROOT, horovod_installed, run
 
 # Everything under MPI; under the others what they have of their own. `python tests/faults.py --engine` does all.
 CHOSEN = {"mpi": "", "horovod-gloo": "1358", "mwms": "19"}
@@ -19,3 +22,10 @@ def test_a_fault(name: str, engine: str) -> None:
     if engine.startswith("horovod") and not horovod_installed():
         pytest.skip("Horovod is not installed")
     Trial(name, engine).run()
+
+
+@needs_mounts
+def test_nothing_is_left_of_a_job_that_was_killed_anywhere() -> None:
+    job = run([sys.executable, ROOT / "tests" / "kills.py", "--times", "3", "--seed", "5"])
+    assert job.status == 0, job.out + job.err
+    assert "3 kills, left behind: 0" in job.out

@@ -21,6 +21,7 @@ TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed
 STOP_GRACE = 30.0  # seconds for workers to finish their step and save, after a signal
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")  # of version 4, and of 5
 TAG = re.compile(rb"\[\d+(?:,\d+)?\]<std(?:out|err)>:")  # what horovodrun writes before every line
 
 
@@ -166,6 +167,11 @@ def session() -> Iterator[Session]:
         yield Session(folder)
 
 
-def marked(environment: Mapping[str, str], folder: Session) -> dict[str, str]:
-    """An environment that says to which launch a process belongs."""
-    return {**environment, MARK: str(folder.folder)}
+def marked(environment: Mapping[str, str], folder: Session, within_reach: bool) -> dict[str, str]:
+    """An environment that says to which launch a process belongs.
+
+    Open MPI's own folder is in the launch's then, and goes with it even if mpirun is killed.
+    """
+    path = str(folder.folder)
+    theirs = dict.fromkeys(OPEN_MPI_FOLDER, path) if within_reach else {}
+    return {**theirs, **environment, MARK: path}

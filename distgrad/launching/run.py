@@ -96,7 +96,7 @@ class _Plan:
 
     def launch(self) -> Verdict:
         with session() as folder:
-            environment = marked(self._workers_environment(), folder)
+            environment = marked(self._workers_environment(), folder, self._is_local())
             seen = environment
             if self._choice.backend == "horovod":  # horovodrun writes its environment into command lines
                 folder.hand_out(environment)

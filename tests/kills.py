@@ -1,0 +1,139 @@
+"""kill -9 of a random process of a job at a random moment, again and again; nothing may be left.
+
+    python tests/kills.py [--times 1000] [--seed 0] ["distgrad run" | mpirun]
+
+Two workers sum in memory that they share, over and over. Killed is one of them, or what launched them, at any moment
+from the launch on, so mostly while they start. Afterwards no process of the job may be left within the bound, no shared
+memory, and no file. It takes the right to a mount namespace, in which whatever stays in /dev/shm and in the folder for
+temporary files is the job's.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import apart
+from launching import BIN, CLEAN, ROOT
+from processes import named, with_environment, workers
+
+SUMMING = str(ROOT / "tests" / "summing.py")
+BOUND = 10.0  # seconds until nothing is left
+SIZE = 2
+BEYOND = 1.3  # of the time that a job needs to start: the last moment at which it is killed
+LAUNCHERS = {
+    "distgrad run": [str(BIN / "distgrad"), "run", "--backend", "mpi", "--oversubscribe"],
+    "mpirun": ["mpirun", "--oversubscribe"],
+}
+
+
+class Job:
+    """What is launched and killed.
+
+    Args:
+        launcher: one of LAUNCHERS.
+        number: another for each job.
+    """
+
+    def __init__(self, launcher: str, number: int) -> None:
+        self._mark = {"DISTGRAD_TEST_KILLS": f"{os.getpid()} {number}"}
+        command = [*LAUNCHERS[launcher], "-np", str(SIZE), sys.executable, SUMMING]
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            command, env=CLEAN | self._mark, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._said = b""
+        self.started = 0.0  # seconds after which all workers had summed; 0 if they have not
+
+    def wait(self, until: Callable[[], bool], seconds: float) -> float:
+        """Wait for something, but not longer than that. Returns how long it took."""
+        began = time.monotonic()
+        while not until() and time.monotonic() < began + seconds:
+            self._said += self._process.stdout.read() or b""
+            if not self.started and self._said.count(b"summing") == SIZE:
+                self.started = time.monotonic() - self._began
+            time.sleep(0.005)
+        return time.monotonic() - began
+
+    def kill(self, victim: str) -> None:
+        """As soon as it is there."""
+        found: list[int] = []
+
+        def find() -> bool:
+            found[:] = self._find(victim)
+            return bool(found)
+
+        self.wait(find, BOUND)
+        os.kill(found[0], signal.SIGKILL)
+
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None and not with_environment(self._mark)
+
+    def close(self) -> list[int]:
+        """Kill what is left."""
+        left = with_environment(self._mark)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        self._process.stdout.close()
+        return sorted(left)
+
+    def _find(self, victim: str) -> list[int]:
+        if victim == "mpirun":
+            return named("mpirun", self._mark)
+        if victim == "distgrad run":
+            return [self._process.pid]
+        return [pid for rank, pid in workers(self._mark, SUMMING).items() if victim == f"worker {rank}"]
+
+
+class Kills:
+    """So many of them, and what came of them."""
+
+    def __init__(self, launcher: str, seed: int) -> None:
+        self._launcher, self._random = launcher, random.Random(seed)
+        self._victims = [*dict.fromkeys(["mpirun", launcher]), *(f"worker {rank}" for rank in range(SIZE))]
+        self._start = 10.0  # seconds that the last job needed
+        self.done, self.longest = Counter[tuple[str, str]](), 0.0
+        self.left: list[str] = []
+
+    def run(self, times: int) -> None:
+        for number in range(times):
+            self._kill_one(number)
+
+    def _kill_one(self, number: int) -> None:
+        victim = self._random.choice(self._victims)
+        job = Job(self._launcher, number)
+        job.wait(lambda: False, self._random.uniform(0, BEYOND * self._start))
+        job.kill(victim)
+        took = job.wait(job.is_gone, BOUND)
+        self._start = job.started or self._start
+        self.longest = max(self.longest, took)
+        self.done[victim, "summing" if job.started else "starting"] += 1
+        left = [*(f"process {pid}" for pid in job.close()), *apart.take_what_is_left()]
+        for one in left:
+            print(f"job {number}, {victim} killed while {'summing' if job.started else 'starting'}: {one}", flush=True)
+        self.left += left
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("launcher", nargs="?", choices=LAUNCHERS, default="distgrad run")
+    parser.add_argument("--times", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    apart.begin_again()
+    kills = Kills(chosen.launcher, chosen.seed)
+    kills.run(chosen.times)
+    for (victim, state), times in sorted(kills.done.items()):
+        print(f"| {victim} | {state} | {times} |")
+    print(f"{chosen.times} kills, left behind: {len(kills.left)}, longest until all had gone: {kills.longest:.1f} s")
+    sys.exit(bool(kills.left))
+
+
+if __name__ == "__main__":
+    main()
