@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import scarce
+
 import distgrad
 
 STEPS = 10**6
@@ -52,6 +54,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "exit(3)": lambda: sys.exit(3),
     "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "interrupt twice": interrupt_twice,
+    "run out of memory": scarce.run_out_of_memory,
 }
 
 

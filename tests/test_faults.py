@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from apart import needs_mounts
-from faults import FAULTS, Trial
+from faults import FAULTS, Trial, can_be_done
 from launching import ROOT, horovod_installed, run
 
 # Everything under MPI; under the others what they have of their own. `python tests/faults.py --engine` does all.
@@ -21,6 +21,8 @@ CASES = [
 def test_a_fault(name: str, engine: str) -> None:
     if engine.startswith("horovod") and not horovod_installed():
         pytest.skip("Horovod is not installed")
+    if not can_be_done(name):
+        pytest.skip("no group of processes with a limit of memory can be made here")
     Trial(name, engine).run()
 
 
