@@ -21,12 +21,12 @@ class G(NamedTuple):
     """The global gradient.
 
     Attributes:
-        entries: (entries,) of it, but for its tables.
+        blocks: of it, but for its tables, as `Layout.unflatten` takes them.
         described: (4,) the statistics of it all.
         by_variable: (v, 5) those of each variable; (0, 5) where nobody asked for them.
     """
 
-    entries: tf.Tensor
+    blocks: Sequence[tf.Tensor]
     described: tf.Tensor
     by_variable: tf.Tensor
 
@@ -53,15 +53,15 @@ class Divided:
         """
         penalised = any(part is not None for part in penalty.gradients)
         if len(counts) == 1 and not penalised:
-            shown = functools.partial(statistics, divisor=total.divisor, dtype=total.entries.dtype)
+            shown = functools.partial(statistics, divisor=total.divisor, dtype=self._layout.dtype)
             by_variable = shown(self._in_order(total.rows)) if self._describes else rows([])
-            return G(total.entries, shown(total.moments), by_variable)
-        entries = total.entries if len(counts) == 1 else self._of_groups(total, counts, scale)
+            return G(total.blocks, shown(total.moments), by_variable)
+        entries = tf.concat(total.blocks if len(counts) == 1 else self._of_groups(total, counts, scale), 0)
         if penalised:
             entries += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        parts = found(entries, total)
+        parts = [entries, *touched(total)]
         described = moments(entries) if len(parts) == 1 else whole(rows(parts))[:4]
-        return G(entries, statistics(described), statistics(self._by_variable(parts)))
+        return G([entries], statistics(described), statistics(self._by_variable(parts)))
 
     def _by_variable(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """(v, 5) the rows of the variables of G; what nobody touched of a table are zeros."""
@@ -77,15 +77,15 @@ class Divided:
         order = [*self._sent.slots(), *self._sent.tables]
         return tf.gather(described, np.argsort(order)) if self._sent.tables else described
 
-    def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor], scale: tf.Tensor) -> tf.Tensor:
-        """(entries,) the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
+    def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
+        """The pieces of the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
         shares = [total.divisor / (count * scale) for count in counts]
-        parts, variables = self._sent.unflatten(total.entries), len(self._layout.sizes)
+        parts, variables = self._sent.unflatten(total.blocks), len(self._layout.sizes)
         scaled = [part * tf.cast(shares[number // variables], part.dtype) for number, part in enumerate(parts)]
         sums = [tf.add_n(scaled[index::variables]) for index in range(variables)]
-        return tf.concat([total.entries[:0], *self._layout.flatten(sums)], 0)
+        return [total.rest[:0], *self._layout.flatten(sums)]
 
 
-def found(entries: tf.Tensor, total: DividedSum) -> list[tf.Tensor]:
-    """G as `Place.of` takes it: (entries,) of the vector, and those of each table's touched rows."""
-    return [entries, *(tf.reshape(table.values, [-1]) for table in total.tables)]
+def touched(total: DividedSum) -> list[tf.Tensor]:
+    """The entries of each table's touched rows, 1-D, as `Place.of` takes them."""
+    return [tf.reshape(table.values, [-1]) for table in total.tables]

@@ -138,6 +138,8 @@ class Trainer:
         jit = {"jit_compile": bool(model.jit_compile)}
         step = kind(model, model._compile_loss, model.optimizer, comm=self._comm, **{**jit, **self._options})
         step.run_eagerly = model.run_eagerly
+        # Where nobody can ask for it, the optimizer may compute in place.
+        step.keeps_gradient = bool(self._options.get("listeners")) or self._options.get("on_nonfinite") == "raise"
         step.carry(MetricSums(model, with_gradient=kind is DistributedStep))
         return step
 

@@ -44,7 +44,7 @@ def micro_batch_sum(objective: Objective, variables: Sequence[Any], batch: Any, 
     Returns:
         Gradients as the tape gives them: dense, IndexedSlices, or None where the loss does not depend on the variable.
     """
-    return micro_batch_sums(lambda *tensors: [objective(*tensors)], 1, variables, batch, scale)[0]
+    return micro_batch_sums(lambda *tensors: [objective(*tensors)], 1, variables, batch, scale=scale)[0]
 
 
 def micro_batch_sums(
@@ -52,25 +52,38 @@ def micro_batch_sums(
     count: int,
     variables: Sequence[Any],
     batch: Any,
+    *,
     scale: Any = None,
+    means: bool = False,
 ) -> list[GradientSum]:
-    """The same of so many objectives, which come of one forward pass."""
+    """The same of so many objectives, which come of one forward pass.
+
+    Args:
+        means: leave the gradients divided by their weights, where those are not 0.
+    """
     sources = [tensor_of(variable) for variable in variables]
     with tf.GradientTape(persistent=count > 1, watch_accessed_variables=False) as tape:
         tape.watch(sources)
         pairs = objectives(*batch)
         # Keras chooses scales for a mean: the gradient of a scaled sum would overflow float16 sooner.
-        divisors = [None if scale is None else tf.maximum(tf.cast(weight, loss.dtype), 1) for loss, weight in pairs]
+        divided = means or scale is not None
+        divisors = [_divisor(weight, loss.dtype) if divided else None for loss, weight in pairs]
         targets = [_scaled(loss, scale, divisor) for (loss, _), divisor in zip(pairs, divisors, strict=True)]
     found = [tape.gradient(target, sources) for target in targets]
     return [
-        GradientSum([_times(gradient, divisor) for gradient in gradients], loss, weight)
+        GradientSum([gradient if means else _times(gradient, divisor) for gradient in gradients], loss, weight)
         for gradients, divisor, (loss, weight) in zip(found, divisors, pairs, strict=True)
     ]
 
 
+def _divisor(weight: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    weight = tf.cast(weight, dtype)
+    return tf.where(tf.equal(weight, 0), tf.ones_like(weight), weight)
+
+
 def _scaled(loss: tf.Tensor, scale: Any, divisor: tf.Tensor | None) -> tf.Tensor:
-    return loss if divisor is None else loss * tf.cast(scale, loss.dtype) / divisor
+    scaled = loss if scale is None else loss * tf.cast(scale, loss.dtype)
+    return scaled if divisor is None else scaled / divisor
 
 
 def _times(gradient: Gradient, factor: tf.Tensor | None) -> Gradient:

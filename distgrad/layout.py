@@ -120,15 +120,17 @@ class Layout:
             parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
-    def unflatten(self, gradients: tf.Tensor, tables: Sequence[tf.IndexedSlices] = ()) -> list[Any]:
-        """Cut flat gradients (entries,) into one tensor per variable, in its shape and the layout's dtype.
+    def unflatten(self, blocks: Sequence[tf.Tensor], tables: Sequence[tf.IndexedSlices] = ()) -> list[Any]:
+        """Cut flat gradients into one tensor per variable, in its shape and the layout's dtype.
 
         Args:
+            blocks: (entries,) as one tensor, or as the pieces that `flatten` gives.
             tables: the tables' gradients, which take their places among the others.
         """
         parts: dict[int, Any] = dict(zip(self.tables, tables, strict=True))
-        for piece in self._pieces:
-            block = gradients[piece.start : piece.start + piece.size]
+        if len(blocks) != len(self._pieces):
+            blocks = [blocks[0][piece.start : piece.start + piece.size] for piece in self._pieces]
+        for piece, block in zip(self._pieces, blocks, strict=True):
             sizes = [self.sizes[index] for index in piece.members]
             cut = [block] if sizes == [piece.size] else tf.split(block, [*sizes, piece.size - sum(sizes)])[:-1]
             shaped = [tf.reshape(part, self.shapes[index]) for part, index in zip(cut, piece.members, strict=True)]

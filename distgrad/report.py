@@ -188,11 +188,12 @@ class StepReport:
 
     def _entries(self) -> list[np.ndarray]:
         """By variable."""
-        if self._gradient is None:
+        if not self._gradient:
             raise ReportExpired(
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
-        found = [np.asarray(entries) for entries in self._gradient]
+        blocks, tables = ([np.asarray(entries) for entries in part] for part in self._gradient)
+        found = [np.concatenate(blocks) if len(blocks) > 1 else blocks[0], *tables]
         return [place.of(found) for place in self._places]
 
     def expire(self) -> None:

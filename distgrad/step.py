@@ -34,7 +34,7 @@ from distgrad.batch import (
     zero_unless,
 )
 from distgrad.communicators import Communicator, DividedSum, Vector
-from distgrad.divided import Divided, found
+from distgrad.divided import Divided, touched
 from distgrad.drift import Drift
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch, warn
 from distgrad.forward import Forward, MovingStatistics
@@ -143,6 +143,7 @@ class DistributedStep:
         self._set_alike: Restore = comm.broadcast
         self._joined = self._alike = False
         self.run_eagerly = False  # without a graph, to look inside
+        self.keeps_gradient = True  # so that reports can tell it entry by entry
         self._has_gradient: list[bool] | None = None
         self._last: StepReport | None = None
 
@@ -411,7 +412,7 @@ class DistributedStep:
         """The whole step as one graph.
 
         Returns:
-            ((v,) float64 what a StepReport reads, G as `Place.of` takes it, what riders tell).
+            ((v,) float64 what a StepReport reads, G and its tables where they are kept, what riders tell).
         """
         began, batch = self._watch.begin(batch)
         total = self._sum_over_workers(batch, tf.unstack(flags, FLAGS))  # the only communication, and the one division
@@ -424,7 +425,7 @@ class DistributedStep:
         finite = tf.equal(g.described[3], 0)
         loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
-        self._update(self._layout.unflatten(g.entries, total.tables), finite, applied)
+        self._update(self._layout.unflatten(g.blocks, total.tables), finite, applied)
         outcome = Outcome(loss, g.described[0], g.described[1], lanes.examples, means.outputs, applied)
         logs = self._riders.settle(ridden, outcome)
         first = self._riders.entries
@@ -432,7 +433,7 @@ class DistributedStep:
         told_first = (loss, lanes.examples, lanes.weight, lanes.more, applied, lanes.stop, drifted)
         head = [tf.cast(value, tf.float64) for value in told_first]
         values = tf.concat([head, g.described, tf.cast(total.nonfinite, tf.float64), told], 0)
-        return values, found(g.entries, total), logs
+        return values, [list(g.blocks), touched(total)] if self.keeps_gradient else [], logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> DividedSum:
         return self.comm.sum_and_divide(
@@ -449,9 +450,16 @@ class DistributedStep:
 
     def _divisor(self) -> tf.Tensor:
         """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
-        terms = [0.0, *WEIGHT] if self._divides else [1.0, *[0.0] * LANES]
-        terms += [0.0] * (self._undivided() - LANES)
-        return tf.constant(terms, tf.float64) * self._scale()
+        divides = self._divides and not self._divides_loss
+        terms = [0.0, *WEIGHT] if divides else [1.0, *[0.0] * LANES]
+        divisor = tf.constant([*terms, *[0.0] * (self._undivided() - LANES)], tf.float64)
+        return divisor if self._loss_scale() is None else divisor * self._scale()
+
+    @property
+    def _divides_loss(self) -> bool:
+        """Whether N is known before there are gradients: then it divides the loss, and spares a pass over them."""
+        all_at_once = self.comm.alone and self._micro_batch_size is None
+        return all_at_once and self._divides and self._objective.groups == 1 and not self._watch.describes
 
     def _scale(self) -> tf.Tensor:
         """() float64, by which the gradients are larger on their way."""
@@ -481,7 +489,8 @@ class DistributedStep:
     ) -> tuple[GradientSum, tf.Tensor]:
         seen: list[Pass] = []
         losses = functools.partial(self._summed_losses, seen, worker, present)
-        groups = micro_batch_sums(losses, self._objective.groups, self._variables, batch, self._loss_scale())
+        how = {"scale": self._loss_scale(), "means": self._divides_loss}
+        groups = micro_batch_sums(losses, self._objective.groups, self._variables, batch, **how)
         self._forward.keep_states(seen[0].scope, worker)
         real = functools.partial(zero_unless, present)
         gradients = [changed(gradient, real) for group in groups for gradient in group.gradients]

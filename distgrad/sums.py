@@ -77,7 +77,7 @@ def sum_gradients(
 
     total = comm.sum_over_workers(local_sums, arguments)
     lanes = layout.lanes(total[layout.entries :])
-    return GradientSum(layout.unflatten(total[: layout.entries]), lanes.loss, lanes.weight)
+    return GradientSum(layout.unflatten([total[: layout.entries]]), lanes.loss, lanes.weight)
 
 
 def vector_of(sums: Accumulated, layout: Layout, totals: Totals, rows: tf.Tensor, flags: Sequence[tf.Tensor]) -> Vector:

@@ -46,7 +46,8 @@ def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> 
     by_worker = [0, float(nonfinite > 0)]
     by_variable = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
     values = Watched([*whole, *by_worker, *np.ravel(by_variable)])
-    gradient = [tf.constant([np.nan, 3.0]), tf.constant([1.0, -2.0, 2.0])]
+    in_two_blocks, table = [tf.constant([np.nan]), tf.constant([3.0])], tf.constant([1.0, -2.0, 2.0])
+    gradient = [in_two_blocks, [table]]
     return StepReport(12, 2, 0.0123, values, CONTENTS, gradient, PLACES)
 
 

@@ -203,7 +203,7 @@ def test_the_vector_gives_back_what_went_in(
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
     entries, rest = tf.split(vector * 3, [layout.entries, LANES])  # as if three workers had sent the same
     back = layout.lanes(rest)
-    for i, value in enumerate(layout.unflatten(entries)):
+    for i, value in enumerate(layout.unflatten([entries])):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
     assert (int(back.weight), int(back.examples), int(back.more), int(back.stop)) == (3 * weight, 3 * rows, 3, 6)
     assert float(back.loss) == pytest.approx(3 * loss, rel=3e-7, abs=1e-9)  # the loss travels in float32
@@ -222,8 +222,9 @@ def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
     ]
     pieces = layout.flatten([tf.fill([size], float(index + 1)) for index, size in enumerate(sizes)])
     assert [piece.shape[0] for piece in pieces] == [16, LARGE, 16, LARGE + 16, 16]
-    back = layout.unflatten(tf.concat(pieces, 0))
-    assert [float(tf.reduce_sum(part)) for part in back] == [size * (i + 1) for i, size in enumerate(sizes)]
+    for blocks in (pieces, [tf.concat(pieces, 0)]):
+        back = layout.unflatten(blocks)
+        assert [float(tf.reduce_sum(part)) for part in back] == [size * (i + 1) for i, size in enumerate(sizes)]
 
 
 def test_an_infinite_loss_travels_as_infinity() -> None:

@@ -80,7 +80,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
                 total = comm.sum_and_divide(lambda: pieces, (), rest, tf.constant([0.0, 2.0], tf.float64))
                 expected = np.arange(size) * 10.0 + 4 * step
                 half = expected[: size // 2]
-                np.testing.assert_array_equal(total.entries, half / 8)
+                np.testing.assert_array_equal(total.blocks[0], half / 8)
                 np.testing.assert_array_equal(total.rest, [*expected[size // 2 :], 4])
                 moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
                 np.testing.assert_allclose(total.moments, moments, rtol=1e-12)

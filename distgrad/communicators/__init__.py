@@ -47,7 +47,7 @@ class DividedSum(NamedTuple):
     """A sum over workers whose first entries are divided by what came along in it, and what those are like.
 
     Attributes:
-        entries: (s - rest,) the sum, divided.
+        blocks: the sum, divided, (s - rest,) in all; as a whole, or in the pieces that the worker gave.
         rest: (rest,) the sum, not divided.
         divisor: () float64, by which.
         moments: (4,) float64 of the entries before they were divided, see `statistics`.
@@ -57,7 +57,7 @@ class DividedSum(NamedTuple):
             worker touched stands in them once.
     """
 
-    entries: tf.Tensor
+    blocks: Sequence[tf.Tensor]
     rest: tf.Tensor
     divisor: tf.Tensor
     moments: tf.Tensor
@@ -75,10 +75,12 @@ class Communicator:
         size: how many workers' gradients are summed.
         local_rank, local_size: the same among the workers of this host.
         span: how many workers this process runs; more than 1 only under a strategy with several local devices.
+        alone: whether what this worker brings is known to be all there is.
     """
 
     backend = "solo"
     span = 1
+    alone = False
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
@@ -236,7 +238,7 @@ class Communicator:
         by_range = rows([summed[first:last] for first, last in ranges()])
         unranged = moments(summed) if describe and not ranges() else tf.zeros(4, tf.float64)
         found = whole(by_range)[:4] if ranges() else unranged
-        return DividedSum(summed / tf.cast(by, summed.dtype), undivided, by, found, voted[-self.size :], by_range)
+        return DividedSum([summed / tf.cast(by, summed.dtype)], undivided, by, found, voted[-self.size :], by_range)
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
         """Sum (s,) over the workers in the midst of `fn`, in a way that can be differentiated.

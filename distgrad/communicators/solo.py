@@ -1,22 +1,32 @@
 """One process, one device: the sum over one worker is its input."""
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from distgrad.accumulate import Totals
-from distgrad.communicators import Communicator, joined
-from distgrad.communicators.window import InWindow, Window, Windowed
+from distgrad.communicators import Communicator, DividedSum, Vector, joined
+from distgrad.communicators.window import InWindow, Placed, Window, Windowed
 from distgrad.layout import Layout
+from distgrad.statistics import rows, whole
 from distgrad.world import World
 
 
 class Solo(Communicator):
     """A world of one, on any device."""
 
+    alone = True
+
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return tf.identity(joined(pieces))
+
+    def exchange(self, text: str) -> list[str]:
+        return [text]
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """They are the root's."""
 
     def part(self) -> None:
         atexit._run_exitfuncs()  # nobody waits here, so what the script registered may take its time
@@ -38,9 +48,39 @@ class SoloOnCpu(Windowed, Solo):
             return super().totals(layout, riders, describes)
         return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
+    def sum_and_divide(
+        self,
+        fn: Callable[..., Vector | Placed],
+        args: Sequence[Any],
+        rest: int,
+        divisor: tf.Tensor,
+        describe: bool = True,
+        *,
+        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
+    ) -> DividedSum:
+        """Pieces that nobody divides stay where they are, and are read once."""
+        vector = fn(*args)
+        if not _is_one(divisor) or ranges() or not _ends_with(vector, rest):
+            return super().sum_and_divide(lambda: vector, (), rest, divisor, describe, ranges=ranges)
+        *blocks, undivided = vector
+        found = whole(rows(blocks if describe else []))
+        vote = tf.minimum(found[3:4], 1.0)
+        return DividedSum(blocks, undivided, tf.ones((), tf.float64), found[:4], vote, rows([]))
+
     def close(self) -> None:
         super().close()
         self.window.close()
+
+
+def _is_one(divisor: tf.Tensor) -> bool:
+    """Whether it is known to be, see `sum_and_divide`."""
+    terms = tf.get_static_value(divisor)
+    return terms is not None and terms[0] == 1 and not terms[1:].any()
+
+
+def _ends_with(vector: Any, rest: int) -> bool:
+    """Whether it comes in pieces, the last of which is what is not divided."""
+    return isinstance(vector, list) and vector[-1].shape == [rest]
 
 
 def connect(world: World, timeout: float) -> Solo:

@@ -260,10 +260,10 @@ class Windowed(Communicator):
         divided = cast(int, vector.size) - rest
         described = divided if describe else 0
         total = self._sum(vector, True, divisor, divided=divided, described=described, ranges=ranges())
-        entries, undivided = total.flat[:divided], total.flat[divided:]
+        blocks, undivided = [total.flat[:divided]], total.flat[divided:]
         tables = [_slices(*table) for table in zip(vector.tables, total.rows, total.values, strict=True)]
         by = total.divided_by[0]
-        return DividedSum(entries, undivided, by, total.moments, total.votes, total.by_range, tables)
+        return DividedSum(blocks, undivided, by, total.moments, total.votes, total.by_range, tables)
 
     def _sum(
         self,

@@ -57,7 +57,7 @@ class Watch:
         found = tf.reshape(by_variable, [-1])
         if not self.describes:
             return found
-        with tf.control_dependencies([total.entries]):
+        with tf.control_dependencies(total.blocks):
             seconds = tf.timestamp() - began
         head = [scale, total.moments[1], seconds]
         table = own.table(total.rest[-self.entries :], self._comm.size)

@@ -112,7 +112,7 @@ def test_a_sum_is_divided_by_what_comes_along_and_described(comm: Communicator, 
     summed = everyone * (np.arange(size) % 7 - 2.0)
     for total in (add(), tf.function(add)()):
         assert float(total.divisor) == 1 + 10 * 2 * everyone + 20 * 3 * everyone
-        np.testing.assert_array_equal(total.entries.numpy(), summed.astype("float32") / np.float32(total.divisor))
+        np.testing.assert_array_equal(total.blocks[0].numpy(), summed.astype("float32") / np.float32(total.divisor))
         assert total.rest.numpy().tolist() == [9 * everyone, 2 * everyone, 3 * everyone]
         moments = [summed.sum(), np.square(summed).sum(), np.abs(summed).max(initial=0), 0]
         np.testing.assert_allclose(total.moments.numpy(), np.multiply(moments, describe), rtol=1e-6)
@@ -121,7 +121,7 @@ def test_a_sum_is_divided_by_what_comes_along_and_described(comm: Communicator, 
 
 def test_a_sum_is_not_divided_by_zero(comm: Communicator) -> None:
     total = comm.sum_and_divide(lambda: tf.constant([5.0, 0.0]), (), 1, tf.constant([0.0, 1.0], tf.float64))
-    assert total.entries.numpy().tolist() == [5.0 * comm.size]
+    assert total.blocks[0].numpy().tolist() == [5.0 * comm.size]
 
 
 def test_a_bad_sum_names_who_made_it_so(comm: Communicator) -> None:
@@ -156,7 +156,7 @@ def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Commu
     entries, rest = tf.split(comm.sum_over_workers(fn, ()), [layout.entries, LANES])
     lanes = layout.lanes(rest)
     everyone, even = sum(range(1, comm.size + 1)), sum(range(1, comm.size + 1, 2))
-    for index, value in enumerate(layout.unflatten(entries)):
+    for index, value in enumerate(layout.unflatten([entries])):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[index].shape, even if index % 2 else everyone))
     assert int(lanes.weight) == comm.size * (2**24 + 1)
     assert int(lanes.examples) == 5 * comm.size
