@@ -62,6 +62,11 @@ class Watchdog(threading.Thread):
         """Watch no longer."""
         self._closing = True
 
+    def hurry(self) -> None:
+        """End the job if there is a worker that has not arrived by now; return if there is none."""
+        self._timeout = min(self._timeout, float(int(self._waited)))
+        time.sleep(ELSEWHERE + 4 * TICK)
+
     def run(self) -> None:
         """Look, until the process ends."""
         while not self._closing:

@@ -76,14 +76,8 @@ def visit(listener: Listener) -> list[socket.socket]:
     return stay
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mpi",
-        pytest.param("horovod-gloo", marks=[pytest.mark.thorough, needs_horovod]),
-        pytest.param("mwms", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["mpi", pytest.param("horovod-gloo", marks=needs_horovod), "mwms"])
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:
     mark = {"DISTGRAD_TEST_STRANGERS": str(tmp_path)}
     jobs = start_workers(engine, 2, ["-c", textwrap.dedent(SUMS), tmp_path], env=mark)

@@ -165,9 +165,14 @@ class Communicator:
         os._exit(status)
 
     def reason(self, error: Exception) -> Exception:
-        """What to raise for an error within a graph."""
-        if self.failure is None and self.page[INSIDE]:
-            time.sleep(EXPLAINING)  # another worker may be at fault: then the watchdog knows, and ends this process
+        """What to raise for an error within a graph.
+
+        Another worker may be at fault. If so, the watchdog knows, and ends this process; an engine that gave up a sum
+        before the watchdog did does not wait any longer for one that has not arrived.
+        """
+        if self.failure is None and self._watchdog and self.page[INSIDE] and not self.page[LEFT]:
+            time.sleep(EXPLAINING)
+            self._watchdog.hurry()
         return self.failure or error
 
     def marked(self, begins: bool) -> contextlib.AbstractContextManager[Any]:
@@ -308,7 +313,10 @@ class Communicator:
             The sum, same shape.
         """
         with tf.init_scope():
-            total = self._sum_rows(tf.constant(part.reshape(1, -1)))
+            try:
+                total = self._sum_rows(tf.constant(part.reshape(1, -1)))
+            except tf.errors.OpError as error:
+                raise self.reason(error) from None
         return cast(np.ndarray, total.numpy()).reshape(part.shape)
 
     @functools.cached_property
