@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import light  # noqa: F401
 import scarce
 
 import distgrad

@@ -74,6 +74,7 @@ def test_a_communicator_s_face() -> None:
         "abort",
         "adopt",
         "all_sum",
+        "alone",
         "backend",
         "barrier",
         "broadcast",
