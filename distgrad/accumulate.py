@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from distgrad import native
 from distgrad.batch import row_count, rows_between
 from distgrad.gradient import Gradient, GradientSum
 from distgrad.layout import LARGE, Layout
-from distgrad.statistics import ROW, rows, whole
+from distgrad.statistics import rows, whole
+
+NOTED = 4  # numbers that a worker notes of its micro-batches
 
 
 class Totals(Protocol):
@@ -31,12 +34,12 @@ class Totals(Protocol):
 
     def add(
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Add a micro-batch's gradients, as the tape gives them; () bool `first`, `last`: they are those.
 
         Returns:
-            What the loop carries on; and, for totals that describe, (2, 5) the rows of these gradients and, with the
-            last ones, of the sums (see statistics.py), of which only sum and squares need be there.
+            What the loop carries on; and, for totals that describe, tensors (3,) float64 which add up to Σ² of these
+            gradients' entries and, with the last ones, Σ and Σ² of the sums' entries.
         """
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Any:
@@ -54,8 +57,8 @@ class Accumulated(NamedTuple):
         carried: the gradients' totals, for `Totals.vector`.
         loss, weight: () float64 Σ w·loss and N.
         riders: (r,) the sum of what else a micro-batch gives.
-        described: where totals do: () float64 Σ_micro-batches |gradients|²/N, see seeing/noise.py; () how many
-            micro-batches had an N; (5,) the row of the sums. Else nothing.
+        noted: (NOTED,) float64, if totals describe: Σ_micro-batches |gradients|²/N, see seeing/noise.py; how many
+            micro-batches had an N; Σ and Σ² of the sums' entries. Else (0,).
         depends: for each variable, whether the loss depends on it at all.
     """
 
@@ -63,7 +66,7 @@ class Accumulated(NamedTuple):
     loss: tf.Tensor
     weight: tf.Tensor
     riders: tf.Tensor
-    described: list[tf.Tensor]
+    noted: tf.Tensor
     depends: list[bool]
 
 
@@ -94,17 +97,16 @@ def accumulate(
 
     def nothing() -> Accumulated:
         zero = tf.zeros((), tf.float64)
-        undescribed = [zero, zero, tf.zeros(ROW, tf.float64)] if describes else []
-        return Accumulated(totals.start(), zero, zero, riders, undescribed, [])
+        return Accumulated(totals.start(), zero, zero, riders, tf.zeros(NOTED if describes else 0, tf.float64), [])
 
     def add_part(sums: Accumulated, part: Any, first: tf.Tensor, last: tf.Tensor) -> Accumulated:
         given, more = one(part)
         depends[:] = [gradient is not None for gradient in given.gradients]
         weight = tf.cast(given.weight, tf.float64)
         carried, found = totals.add(sums.carried, given.gradients, first, last)
-        described = _describe(sums.described, found, weight) if describes else []
+        noted = _note(sums.noted, weight, found) if describes else sums.noted
         loss = sums.loss + tf.cast(given.loss, tf.float64)
-        return Accumulated(carried, loss, sums.weight + weight, sums.riders + more, described, [])
+        return Accumulated(carried, loss, sums.weight + weight, sums.riders + more, noted, [])
 
     def add_all() -> Accumulated:
         return add_part(nothing(), batch, tf.constant(True), tf.constant(True))
@@ -129,11 +131,9 @@ def _loop(sums: Accumulated, add_part: Callable[..., Accumulated], batch: Any, s
     return tf.while_loop(lambda start, _: start < end, add_next, (0, sums), parallel_iterations=1)[1]
 
 
-def _describe(so_far: list[tf.Tensor], found: tf.Tensor, weight: tf.Tensor) -> list[tf.Tensor]:
-    """Take in the rows that totals gave for a micro-batch of this N."""
-    between, count, _ = so_far
-    some = weight > 0
-    return [between + tf.math.divide_no_nan(found[0, 1], weight), count + tf.cast(some, tf.float64), found[1]]
+def _note(noted: tf.Tensor, weight: tf.Tensor, found: list[tf.Tensor]) -> tf.Tensor:
+    """Take in what totals found of a micro-batch of this N."""
+    return tf.ensure_shape(native.operations().distgrad_note(noted, weight, found), [NOTED])
 
 
 class Carried:
@@ -147,11 +147,11 @@ class Carried:
 
     def add(
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """The first micro-batch's large gradients become the totals as they are, unread and uncopied."""
         if tf.get_static_value(first):  # and the only one
             sums = [self._as_sum(zeros, gradient) for zeros, gradient in zip(carried, gradients, strict=True)]
-            return sums, self._rows(gradients, sums, last)
+            return sums, self._found(gradients, sums, last)
         large = [i for i, total in enumerate(carried) if _is_large(total, gradients[i])]
         sums = [total if i in large else add(total, gradients[i]) for i, total in enumerate(carried)]
         if large:
@@ -160,18 +160,18 @@ class Carried:
             for i, total in zip(large, tf.nest.flatten(added), strict=True):
                 sums[i] = total
         sums = [tf.ensure_shape(total, shape) for total, shape in zip(sums, self.layout.shapes, strict=True)]
-        return sums, self._rows(gradients, sums, last)
+        return sums, self._found(gradients, sums, last)
 
     def _as_sum(self, zeros: tf.Tensor, gradient: Gradient) -> tf.Tensor:
         dense = tf.cast(gradient, zeros.dtype) if isinstance(gradient, tf.Tensor) else add(zeros, gradient)
         return dense if dense.shape == zeros.shape else tf.ensure_shape(dense, zeros.shape)
 
-    def _rows(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> tf.Tensor:
+    def _found(self, gradients: Sequence[Gradient], sums: Sequence[tf.Tensor], last: tf.Tensor) -> list[tf.Tensor]:
         if not self._describes:
-            return tf.zeros((0, ROW), tf.float64)
+            return []
         given = [tf.cast(values_of(gradient), self.layout.dtype) for gradient in gradients if gradient is not None]
-        total = tf.cond(last, lambda: whole(rows(sums)), lambda: tf.zeros(ROW, tf.float64))
-        return tf.stack([whole(rows(given)), total])
+        total = tf.cond(last, lambda: whole(rows(sums))[:2], lambda: tf.zeros(2, tf.float64))
+        return [tf.concat([whole(rows(given))[1:2], total], 0)]
 
     def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
         return [*self.layout.flatten(carried), rest]

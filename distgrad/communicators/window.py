@@ -184,7 +184,7 @@ class InWindow:
 
     def add(
         self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         if self._candidates:
             self._choose_tables(gradients)
         dense, places, found = [], [], []
@@ -199,7 +199,7 @@ class InWindow:
         if dense:
             starts, stops = zip(*places, strict=True)
             found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
-        return carried, self._together(found)
+        return carried, found
 
     def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         if isinstance(gradient, tf.Tensor):  # sparse on other workers only
@@ -219,10 +219,6 @@ class InWindow:
 
     def _run(self, operation: str, *inputs: Any, **attributes: Any) -> tf.Tensor:
         return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
-
-    def _together(self, found: list[tf.Tensor]) -> tf.Tensor:
-        """What several operations found, as if it were one: sums and squares, which add up."""
-        return tf.ensure_shape(tf.add_n(found), (2, ROW)) if self._describes else tf.zeros((0, ROW), tf.float64)
 
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
         return tf.cast(gradient, self.layout.dtype)

@@ -20,24 +20,34 @@
 namespace distgrad {
 namespace {
 
-constexpr std::size_t kChunk = 4096;  // entries described at once, and looked at again if they are not finite
-constexpr std::size_t kWidth = 8;     // entries in a processor's register, as float64
-constexpr std::size_t kBlock = 16;    // bytes that are stored around the cache at once, and their alignment
+constexpr std::size_t kChunk = 4096;   // entries described at once, and looked at again if they are not finite
+constexpr std::size_t kRegister = 32;  // bytes; wider registers, where there are any, gain nothing here
+constexpr std::size_t kQuad = 4;       // entries that fill a register as float64
+constexpr std::size_t kWidth = 8;      // entries described together: two registers, so that one need not wait for itself
+constexpr std::size_t kBlock = 16;     // bytes that are stored around the cache at once, and their alignment
+constexpr std::size_t kLine = 64;      // bytes that are fetched at once
+constexpr std::size_t kAhead = 2048;   // bytes that are fetched ahead, since the processor itself stops at each page's end
 
-typedef double Doubles __attribute__((vector_size(8 * kWidth)));
-typedef std::int64_t Masks __attribute__((vector_size(8 * kWidth)));
-template <typename T>
+template <typename T, std::size_t kEntries>
 struct Register {
-  typedef T Values __attribute__((vector_size(sizeof(T) * kWidth)));
+  typedef T Values __attribute__((vector_size(sizeof(T) * kEntries)));
 };
-template <typename T>
-using Values = typename Register<T>::Values;
+template <typename T, std::size_t kEntries>
+using Values = typename Register<T, kEntries>::Values;
+using Doubles = Values<double, kQuad>;
+using Masks = Values<std::int64_t, kQuad>;
 
-template <typename T>
-DISTGRAD_INLINE Values<T> load(const T* from) {
-  Values<T> values;
+template <std::size_t kEntries, typename T>
+DISTGRAD_INLINE Values<T, kEntries> load(const T* from) {
+  Values<T, kEntries> values;
   std::memcpy(&values, from, sizeof values);
   return values;
+}
+
+// Entry `i` of a vector that is read in order will soon be read, `kAhead` further on.
+template <typename T>
+DISTGRAD_INLINE void fetch_ahead(const T* values, std::size_t i) {
+  if (i * sizeof(T) % kLine == 0) __builtin_prefetch(reinterpret_cast<const char*>(values + i) + kAhead);
 }
 
 DISTGRAD_INLINE void stream_block(void* to, const void* from) {
@@ -57,8 +67,8 @@ void finish_stream() {
 
 bool is_aligned(const void* place) { return reinterpret_cast<std::uintptr_t>(place) % kBlock == 0; }
 
-template <bool kStreams, typename T>
-DISTGRAD_INLINE void put(T* place, const Values<T>& values) {
+template <bool kStreams, typename T, typename V>
+DISTGRAD_INLINE void put(T* place, const V& values) {
   if (!kStreams) {
     std::memcpy(place, &values, sizeof values);
     return;
@@ -85,12 +95,31 @@ struct Lanes {
 
   DISTGRAD_INLINE Moments sum() const {
     Moments found;
-    for (std::size_t lane = 0; lane < kWidth; ++lane) {
+    for (std::size_t lane = 0; lane < kQuad; ++lane) {
       found.total += total[lane];
       found.squares += squares[lane];
       found.largest = std::max(found.largest, largest[lane]);
       found.zeros += static_cast<double>(zeros[lane]);
     }
+    return found;
+  }
+};
+
+// Two of them.
+struct Pair {
+  Lanes low, high;
+
+  template <typename V>
+  DISTGRAD_INLINE void add(const V& values) {
+    const auto wide = __builtin_convertvector(values, Values<double, kWidth>);
+    Doubles half;
+    std::memcpy(&half, &wide, sizeof half), low.add(half);
+    std::memcpy(&half, reinterpret_cast<const char*>(&wide) + sizeof half, sizeof half), high.add(half);
+  }
+
+  DISTGRAD_INLINE Moments sum() const {
+    Moments found = low.sum();
+    found.merge(high.sum());
     return found;
   }
 };
@@ -101,12 +130,13 @@ enum Work { kAdds, kDivides, kDescribesAndDivides };
 template <bool kStreams, Work kWork, typename T>
 DISTGRAD_INLINE Moments add_entries(T* out, const T* const* parts, int count, std::size_t first, std::size_t last,
                                     T divisor) {
-  Lanes lanes;
+  Pair lanes;
   std::size_t i = first;
   for (; i + kWidth <= last; i += kWidth) {
-    Values<T> sum = load(parts[0] + i);
-    for (int part = 1; part < count; ++part) sum += load(parts[part] + i);
-    if (kWork == kDescribesAndDivides) lanes.add(__builtin_convertvector(sum, Doubles));
+    for (int part = 0; part < count; ++part) fetch_ahead(parts[part], i);
+    auto sum = load<kWidth>(parts[0] + i);
+    for (int part = 1; part < count; ++part) sum += load<kWidth>(parts[part] + i);
+    if (kWork == kDescribesAndDivides) lanes.add(sum);
     put<kStreams>(out + i, kWork == kAdds ? sum : sum / divisor);
   }
   Moments found = lanes.sum();
@@ -128,42 +158,69 @@ DISTGRAD_INLINE Moments work_on(Work work, T* out, const T* const* parts, int co
   return add_entries<kStreams, kDescribesAndDivides>(out, parts, count, first, last, divisor);
 }
 
-// The sum and the sum of squares alone.
+enum Way { kAddsTo, kStores, kStreams };
+
+// Entries whose squares are added up in their own type. So few, in so many places, take 10 roundings: of float32, less
+// than 1e-6 of the sum.
+constexpr std::size_t kFew = 256, kPlaces = 4;
+
+// In doubles, which add up to the moments.
 struct Sums {
-  Doubles total{}, squares{};
+  Doubles given{}, total{}, squares{};  // Σ values², and of what they were added to Σ and Σ²
 
-  DISTGRAD_INLINE void add(const Doubles& values) {
-    total += values;
-    squares += values * values;
-  }
-
-  DISTGRAD_INLINE Moments sum() const {
-    Moments found;
-    for (std::size_t lane = 0; lane < kWidth; ++lane) found.total += total[lane], found.squares += squares[lane];
+  DISTGRAD_INLINE Described found() const {
+    Described found;
+    for (std::size_t lane = 0; lane < kQuad; ++lane) {
+      found.squares += given[lane];
+      found.total.total += total[lane], found.total.squares += squares[lane];
+    }
     return found;
   }
 };
 
-enum Way { kAddsTo, kStores, kStreams };
+template <std::size_t kEntries, typename V>
+DISTGRAD_INLINE Doubles folded(const V& values) {
+  const auto wide = __builtin_convertvector(values, Values<double, kEntries>);
+  Doubles sum{};
+  for (std::size_t i = 0; i < kEntries; i += kQuad) {
+    Doubles quad;
+    std::memcpy(&quad, reinterpret_cast<const double*>(&wide) + i, sizeof quad);
+    sum += quad;
+  }
+  return sum;
+}
 
 // One pass: what it computes is hidden behind what it waits for.
 template <Way kWay, bool kLast, typename T>
-DISTGRAD_INLINE Described describe_while_adding(T* place, const T* values, std::size_t count) {
-  Sums given, total;
-  std::size_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    const Values<T> more = load(values + i);
-    const Values<T> sum = kWay == kAddsTo ? load(place + i) + more : more;
-    given.add(__builtin_convertvector(more, Doubles));
-    if (kLast) total.add(__builtin_convertvector(sum, Doubles));
-    put<kWay == kStreams>(place + i, sum);
+DISTGRAD_INLINE void add_few(T* place, const T* values, Sums& sums) {
+  constexpr std::size_t kEntries = kRegister / sizeof(T);
+  Values<T, kEntries> given[kPlaces]{}, squares[kPlaces]{};
+  for (std::size_t i = 0; i < kFew;) {
+    for (std::size_t k = 0; k < kPlaces; ++k, i += kEntries) {
+      fetch_ahead(values, i);
+      if (kWay == kAddsTo) fetch_ahead(place, i);
+      const auto more = load<kEntries>(values + i);
+      const auto sum = kWay == kAddsTo ? load<kEntries>(place + i) + more : more;
+      put<kWay == kStreams>(place + i, sum);
+      given[k] += more * more;
+      if (kLast) sums.total += folded<kEntries>(sum), squares[k] += sum * sum;
+    }
   }
-  Described found{given.sum(), total.sum()};
+  sums.given += folded<kEntries>((given[0] + given[1]) + (given[2] + given[3]));
+  if (kLast) sums.squares += folded<kEntries>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+}
+
+template <Way kWay, bool kLast, typename T>
+DISTGRAD_INLINE Described describe_while_adding(T* place, const T* values, std::size_t count) {
+  Sums sums;
+  std::size_t i = 0;
+  for (; i + kFew <= count; i += kFew) add_few<kWay, kLast>(place + i, values + i, sums);
+  Described found = sums.found();
   for (; i < count; ++i) {
     place[i] = kWay == kAddsTo ? place[i] + values[i] : values[i];
     const double more = static_cast<double>(values[i]), sum = static_cast<double>(place[i]);
-    found.values.merge({more, more * more, 0, 0, 0});
-    if (kLast) found.total.merge({sum, sum * sum, 0, 0, 0});
+    found.squares += more * more;
+    if (kLast) found.total.total += sum, found.total.squares += sum * sum;
   }
   return found;
 }
@@ -177,9 +234,9 @@ DISTGRAD_INLINE Described work_on(Way way, T* place, const T* values, std::size_
 
 template <typename T>
 DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
-  Lanes lanes;
+  Pair lanes;
   std::size_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) lanes.add(__builtin_convertvector(load(values + i), Doubles));
+  for (; i + kWidth <= count; i += kWidth) lanes.add(load<kWidth>(values + i));
   Moments found = lanes.sum();
   for (; i < count; ++i) found.merge(of_one(static_cast<double>(values[i])));
   return found;
@@ -256,10 +313,21 @@ void add(T* place, const T* values, std::size_t count) {
   add_to(place, values, count);
 }
 
+// Whether the squares of a chunk may be too large or too small for float32.
+bool is_lost(double squares) { return !std::isfinite(squares) || squares < 1e-27; }
+
 template <typename T>
 Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams) {
   const Way way = !first ? kAddsTo : streams && is_aligned(place) ? kStreams : kStores;
-  const Described found = add_described(way, place, values, count, last);
+  Described found;
+  for (std::size_t start = 0; start < count; start += kChunk) {
+    const std::size_t size = std::min(kChunk, count - start);
+    Described more = add_described(way, place + start, values + start, size, last);
+    if (is_lost(more.squares)) more.squares = describe_chunk(values + start, size).squares;
+    if (last && is_lost(more.total.squares)) more.total = describe_chunk((first ? values : place) + start, size);
+    found.squares += more.squares;
+    found.total.merge(more.total);
+  }
   if (way == kStreams) finish_stream();
   return found;
 }

@@ -40,9 +40,11 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
 template <typename T>
 Moments describe(const T* values, std::size_t count);
 
-// Of some values, and of the total that they were added to: the sum and the sum of squares, nothing else.
+// The sum of some values' squares, and of the total that they were added to the sum and the sum of squares. The squares
+// within 1e-6.
 struct Described {
-  Moments values, total;
+  double squares = 0;
+  Moments total;
 };
 
 // Adds as `add` does, or stores as `store` does where the values are the first ones, and describes them; the total only

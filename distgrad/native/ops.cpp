@@ -2,6 +2,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -234,12 +236,14 @@ class Adding : protected WindowKernel {
   }
 
   void merge(const Described& found) {
-    found_.values.merge(found.values);
+    found_.squares += found.squares;
     found_.total.merge(found.total);
   }
 
+  // (3,): of what was added Σ², of the total Σ and Σ²; (0,) where nothing is described.
   void end(TF_OpKernelContext* context) const {
-    give_moments(context, 0, describes_ ? std::vector<Moments>{found_.values, found_.total} : std::vector<Moments>{});
+    std::vector<double> found{found_.squares, found_.total.total, found_.total.squares};
+    give<double>(context, 0, TF_DOUBLE, describes_ ? found : std::vector<double>{});
   }
 
   bool describes_, first_ = false, last_ = false;
@@ -287,7 +291,7 @@ class AddRows : Adding {
     const std::int64_t entries = TF_TensorElementCount(values.get()), count = TF_TensorElementCount(rows.get());
     const std::int64_t* row = static_cast<const std::int64_t*>(TF_TensorData(rows.get()));
     const T* value = static_cast<const T*>(TF_TensorData(values.get()));
-    if (describes_) found_.values = describe(value, entries);
+    if (describes_) found_.squares = describe(value, entries).squares;
     for (std::int64_t i = 0, width = count ? entries / count : 0; i < count; ++i, value += width) {
       if (row[i] < 0 || (row[i] + 1) * width > stop_ - start_) return fail(context, "a row is outside its variable");
       add(table + row[i] * width, value, width);
@@ -316,7 +320,7 @@ class Collect : Adding {
     const Tensor values = input(context, kInputs + 2), rows = input(context, kInputs + 3);
     const std::int64_t* row = static_cast<const std::int64_t*>(TF_TensorData(rows.get()));
     const T* value = static_cast<const T*>(TF_TensorData(values.get()));
-    if (describes_) found_.values = describe(value, TF_TensorElementCount(values.get()));
+    if (describes_) found_.squares = describe(value, TF_TensorElementCount(values.get())).squares;
     if (!table_->add(row, value, TF_TensorElementCount(rows.get()))) fail(context, "a row is outside its variable");
     if (describes_ && last_) found_.total = table_->describe<T>();
     end(context);
@@ -341,6 +345,63 @@ class Describe {
     }
     give_moments(context, 0, rows);
   }
+};
+
+// ---- DistgradNote: a worker notes a micro-batch
+
+// Σ_micro-batches Σ²/N, how many of them had an N, and of the sums Σ and Σ².
+struct Noted {
+  double between, count, total, squares;
+};
+
+class Note {
+ public:
+  explicit Note(TF_OpKernelConstruction*) {}
+
+  // Of the inputs `noted`, `weight`, and what each operation found that added its gradients.
+  void compute(TF_OpKernelContext* context) {
+    Noted noted = scalar<Noted>(input(context, 0));
+    const double weight = scalar<double>(input(context, 1));
+    double squares = 0;
+    for (int i = 2; i < TF_NumInputs(context); ++i) {
+      const Tensor found = input(context, i);
+      const double* numbers = static_cast<const double*>(TF_TensorData(found.get()));
+      squares += numbers[0], noted.total += numbers[1], noted.squares += numbers[2];
+    }
+    if (weight > 0) noted.between += squares / weight, noted.count += 1;
+    give<double>(context, 0, TF_DOUBLE, {noted.between, noted.count, noted.total, noted.squares});
+  }
+};
+
+// ---- DistgradOwn: what a worker noted, as its row of the table that all workers put together; see seeing/own.py
+
+template <typename T>
+class Own {
+ public:
+  explicit Own(TF_OpKernelConstruction* construction) : workers_(integer(construction, "workers")) {}
+
+  // Of the inputs `noted`, `weight`, `began`, `worker`.
+  void compute(TF_OpKernelContext* context) {
+    const Noted noted = scalar<Noted>(input(context, 0));
+    const double weight = scalar<double>(input(context, 1)), seconds = now() - scalar<double>(input(context, 2));
+    const double row[] = {noted.total, std::sqrt(noted.squares), std::sqrt(noted.between), noted.count, weight, seconds};
+    constexpr std::size_t columns = sizeof row / sizeof *row;
+    std::vector<T> table(2 * columns * workers_);
+    T* high = table.data() + 2 * columns * scalar<std::int32_t>(input(context, 3));
+    for (std::size_t i = 0; i < columns; ++i) {
+      high[i] = static_cast<T>(row[i]);
+      if (std::isfinite(high[i])) high[columns + i] = static_cast<T>(row[i] - static_cast<double>(high[i]));
+    }
+    give<T>(context, 0, sizeof(T) == sizeof(float) ? TF_FLOAT : TF_DOUBLE, table);
+  }
+
+ private:
+  // As TensorFlow's Timestamp tells it.
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  }
+
+  std::int64_t workers_;
 };
 
 // ---- DistgradMark: the sum of another engine begins or ends
@@ -377,7 +438,7 @@ class Definition {
   // Of all that add a micro-batch's gradients.
   Definition& adding() {
     on_window().attr("T: {float, double}").attr("describes: int");
-    return in("first: bool").in("last: bool").out("moments: double");
+    return in("first: bool").in("last: bool").out("found: double");
   }
   Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
   Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
@@ -446,6 +507,23 @@ const bool registered = [] {
       .in("tensors: N * T")
       .out("moments: double")
       .register_it();
+  Definition("DistgradNote")
+      .attr("N: int >= 1")
+      .in("noted: double")
+      .in("weight: double")
+      .in("found: N * double")
+      .out("now_noted: double")
+      .register_it();
+  Definition("DistgradOwn")
+      .stateful()  // it reads the clock
+      .attr("T: {float, double}")
+      .attr("workers: int")
+      .in("noted: double")
+      .in("weight: double")
+      .in("began: double")
+      .in("worker: int32")
+      .out("table: T")
+      .register_it();
   Definition("DistgradMark").stateful().attr("page: int").attr("begins: int").register_it();
   for (TF_DataType type : {TF_FLOAT, TF_DOUBLE, TF_INT32, TF_INT64}) register_kernel<Sum>("DistgradSum", type);
   register_kernel<Add<float>>("DistgradAdd", TF_FLOAT);
@@ -456,6 +534,9 @@ const bool registered = [] {
   register_kernel<Collect<double>>("DistgradCollect", TF_DOUBLE);
   register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
   register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
+  register_kernel<Note>("DistgradNote", kNoType);
+  register_kernel<Own<float>>("DistgradOwn", TF_FLOAT);
+  register_kernel<Own<double>>("DistgradOwn", TF_DOUBLE);
   register_kernel<Mark>("DistgradMark", kNoType);
   return true;
 }();

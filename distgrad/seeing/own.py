@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from distgrad import native
 from distgrad.accumulate import Accumulated
 
 
 class Own(NamedTuple):
-    """One worker's row; each number is () float64.
+    """One worker's row; each number is () float64. The core makes it, in this order.
 
     Attributes:
         gradient_sum, gradient_norm: of the gradient of its share alone, Σ w·∇loss over its examples, scaled by the loss
@@ -37,24 +38,14 @@ def entries(workers: int) -> int:
     return 2 * workers * len(Own._fields)
 
 
-def own_row(sums: Accumulated, began: tf.Tensor) -> Own:
-    """This worker's row, once its share is done; `began` is when that was begun."""
-    between, count, row = sums.described
-    done = [between, row, sums.loss, *sums.carried]
-    with tf.control_dependencies(done):
-        seconds = tf.timestamp() - began
-    return Own(row[0], tf.sqrt(row[1]), tf.sqrt(between), count, sums.weight, seconds)
+def flat(sums: Accumulated, began: tf.Tensor, worker: tf.Tensor, workers: int, dtype: tf.DType) -> tf.Tensor:
+    """(entries,) the table with this worker's row alone, in the vector's dtype, once its share is done.
 
-
-def flat(own: Own, worker: tf.Tensor, workers: int, dtype: tf.DType) -> tf.Tensor:
-    """(entries,) the table with this worker's row alone, in the vector's dtype."""
-    row = tf.stack(own)
-    high = tf.cast(row, dtype)
-    kept = tf.cast(high, tf.float64)
-    low = tf.cast(tf.where(tf.math.is_finite(kept), row - kept, tf.zeros_like(row)), dtype)
-    above = tf.stack([worker, workers - 1 - worker])
-    padded = tf.pad(tf.concat([high, low], 0)[tf.newaxis], tf.stack([above, tf.zeros_like(above)]))
-    return tf.reshape(padded, [entries(workers)])
+    Args:
+        began: () float64 seconds, when that was begun.
+    """
+    made = native.operations().distgrad_own(sums.noted, sums.weight, began, worker, workers=workers, T=dtype)
+    return tf.ensure_shape(made, [entries(workers)])
 
 
 def table(summed: tf.Tensor, workers: int) -> tf.Tensor:

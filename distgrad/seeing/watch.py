@@ -49,7 +49,7 @@ class Watch:
         """This worker's sums, with its row of the table behind what rides along."""
         if not self.describes:
             return sums
-        row = own.flat(own.own_row(sums, began), self._comm.worker(), self._comm.size, dtype)
+        row = own.flat(sums, began, self._comm.worker(), self._comm.size, dtype)
         return sums._replace(riders=tf.concat([sums.riders, row], 0))
 
     def told(self, total: DividedSum, by_variable: tf.Tensor, began: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:

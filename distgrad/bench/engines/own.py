@@ -43,8 +43,9 @@ def step(
     take = kind(model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, **{"log_every": 0, **options})
     x, y = batch(case, rank, micro_batches)
 
-    def turn() -> Any:
-        return take(x, y)
+    def turn() -> None:
+        # As a next step of its own would: else its gradient keeps memory that the others' sums would have for theirs.
+        take(x, y).expire()
 
     return Prepared(turn, evidence(model, turn))
 
