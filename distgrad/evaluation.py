@@ -7,20 +7,11 @@ import keras
 import tensorflow as tf
 
 from distgrad.gradient import GradientSum, regularisation
+from distgrad.graph import StepGraph
 from distgrad.step import DistributedStep
 
 
-class Evaluation(DistributedStep):
-    """Losses and metrics of the global batch in inference mode; see `DistributedStep`."""
-
-    _trains = False
-
-    def _differentiated(self) -> list[keras.Variable]:
-        return []
-
-    def _state(self) -> list[keras.Variable]:
-        return list(self.model.variables)
-
+class _Graph(StepGraph):
     def _penalty(self) -> GradientSum:
         return regularisation(self.model.trainable_variables)._replace(gradients=[])
 
@@ -29,3 +20,16 @@ class Evaluation(DistributedStep):
 
     def _update(self, gradients: Sequence[Any], finite: tf.Tensor, applied: tf.Tensor) -> None:
         """Leave the weights alone."""
+
+
+class Evaluation(DistributedStep):
+    """Losses and metrics of the global batch in inference mode; see `DistributedStep`."""
+
+    _trains = False
+    _kind = _Graph
+
+    def _differentiated(self) -> list[keras.Variable]:
+        return []
+
+    def _state(self) -> list[keras.Variable]:
+        return list(self.model.variables)

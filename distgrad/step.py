@@ -5,13 +5,12 @@
 
 Every worker runs this; all the communication of a step is one sum of one vector:
 
-    local_sums            gradient.py, accumulate.py    my share, micro-batch by micro-batch -> one flat vector
-    sum_and_divide        communicators/                its sum over the workers, divided once, by the N that came along
-    apply                 update.py                     the optimizer clips and applies G, on every worker alike
-    report                report.py                     one line from the root
+    join      agreement.py    once: all workers mean the same thing, and start alike
+    step      graph.py        local gradients, their one sum, its division, the optimizer: one compiled graph
+    report    report.py       what came of it: one line from the root, and whoever listens
+    guard     guards.py       whether it was skipped, the weights have drifted, or it is time to stop
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,40 +21,34 @@ import tensorflow as tf
 
 import distgrad
 from distgrad import agreement
-from distgrad.accumulate import accumulate
+from distgrad.accumulate import Totals
 from distgrad.batch import (
     any_rows,
     no_rows_like,
-    one_row_at_least,
     one_row_like,
-    row_count,
     symbolic,
     tensors,
-    zero_unless,
 )
-from distgrad.communicators import Communicator, DividedSum, Vector
-from distgrad.divided import Divided, touched
+from distgrad.communicators import Communicator
 from distgrad.drift import Drift
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch, warn
 from distgrad.forward import Forward, MovingStatistics
-from distgrad.gradient import Gradient, GradientSum, changed, micro_batch_sums, regularisation
+from distgrad.graph import Policy, StepGraph
 from distgrad.groups import members_of, pattern_of
 from distgrad.guards import FLAGS, Guards
-from distgrad.layout import LANES, WEIGHT, Layout, Place
-from distgrad.normalisation import over_workers, require_single_pass, synchronised
+from distgrad.layout import Layout
+from distgrad.normalisation import require_single_pass, synchronised
 from distgrad.objective import Objective
 from distgrad.position import Position
 from distgrad.report import StepReport, blame
-from distgrad.riders import Outcome, Pass, Rider, Riders
+from distgrad.riders import Pass, Rider, Riders
 from distgrad.seeing.listeners import Listener, Listeners
 from distgrad.seeing.logfile import LogFile
 from distgrad.seeing.told import Contents
 from distgrad.seeing.updates import Updates
 from distgrad.seeing.watch import Watch, chosen
 from distgrad.seeing.where import FORMATS, listeners_of
-from distgrad.sums import vector_of
 from distgrad.tables import tables_of
-from distgrad.update import adjust_loss_scale, apply_gradient, loss_scale
 
 if TYPE_CHECKING:
     from distgrad.checkpoint import Checkpoint
@@ -93,6 +86,7 @@ class DistributedStep:
     """
 
     _trains = True
+    _kind: type[StepGraph] = StepGraph
 
     def __init__(
         self,
@@ -144,7 +138,6 @@ class DistributedStep:
         self._joined = self._alike = False
         self.run_eagerly = False  # without a graph, to look inside
         self.keeps_gradient = True  # so that reports can tell it entry by entry
-        self._has_gradient: list[bool] | None = None
         self._last: StepReport | None = None
 
     # ---- what a user calls
@@ -251,7 +244,8 @@ class DistributedStep:
             raise self.comm.reason(error) from None
         seconds = time.perf_counter() - began
         self.steps += 1
-        report = StepReport(self.steps, self.comm.size, seconds, values, self._contents, gradient, self._places, logs)
+        parts = (values, self._contents, gradient, self._graph.places, logs)
+        report = StepReport(self.steps, self.comm.size, seconds, *parts)
         self._last = report
         if more is not None:
             # Whoever has a batch itself need not wait to hear whether others do.
@@ -313,17 +307,24 @@ class DistributedStep:
         agreement.require_same(self.comm, _versions(), "version", VersionMismatch)
         self._drift = Drift(self.comm, self._same)
         ride_along = self._riders.entries + self._drift.entries + self._watch.entries
-        self._totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())
+        totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())
         self._broadcast()
-        self.compiled: Any = self._one_step
+        self._graph = self._graph_of(totals)
+        self.compiled: Any = self._graph.run
         if not self.run_eagerly:
-            self.compiled = tf.function(self._one_step, reduce_retracing=True, autograph=False)
+            self.compiled = tf.function(self._graph.run, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
             first = tf.nest.map_structure(any_rows, batch)
             self.compiled.get_concrete_function(first, tf.TensorSpec(FLAGS, tf.float64))
         if self._trains:
             self.comm.stop.listen(self.comm.timeout)
         self._joined = True
+
+    def _graph_of(self, totals: Totals) -> StepGraph:
+        parts = (self._objective, self._forward, self._riders, self._drift, self._watch, totals)
+        how = (self._micro_batch_size, self._on_nonfinite, self._jit_compile)
+        policy = Policy(*how, self._divides, bool(self._synchronised), self.keeps_gradient)
+        return self._kind(self.comm, self.model, self.optimizer, self._variables, *parts, policy)
 
     def _prepare(self, like: tuple[Any, ...]) -> None:
         """Learn from a batch of `KerasTensor`s what the model will give, and who rides along."""
@@ -387,156 +388,6 @@ class DistributedStep:
     def _may_be_tables(self) -> list[int]:
         """Variables of whose gradients the touched rows alone are summed, if they turn out to be sparse."""
         return [] if self.run_eagerly or self._objective.groups > 1 else tables_of(self.model, self._variables)
-
-    @property
-    def _sent(self) -> Layout:
-        """Of what a worker sends; which variables are tables is known once the step was traced."""
-        return self._totals.layout
-
-    @property
-    def _layout(self) -> Layout:
-        """Of G: of several groups' sums, one."""
-        return self._sent if self._objective.groups == 1 else Layout(self._variables)
-
-    @functools.cached_property
-    def _places(self) -> list[Place]:
-        return self._layout.places()
-
-    @property
-    def _divided(self) -> Divided:
-        return Divided(self._sent, self._layout, self._watch.by_variable)
-
-    # ---- one step, inside the graph
-
-    def _one_step(self, batch: tuple[Any, ...], flags: tf.Tensor) -> tuple[tf.Tensor, list[Any], dict[str, tf.Tensor]]:
-        """The whole step as one graph.
-
-        Returns:
-            ((v,) float64 what a StepReport reads, G and its tables where they are kept, what riders tell).
-        """
-        began, batch = self._watch.begin(batch)
-        total = self._sum_over_workers(batch, tf.unstack(flags, FLAGS))  # the only communication, and the one division
-        lanes = self._sent.lanes(total.rest)  # what rode along
-        ridden = self._riders.cut(lanes.riders[: self._riders.entries])
-        means = self._objective.means(lanes.loss, lanes.weight, ridden[0], self._divides)
-        penalty = self._penalty()  # a function of the weights alone, counted once
-        g = self._divided.gradient(total, means.counts, penalty, self._scale())
-        told = self._watch.told(total, g.by_variable, began, self._scale())
-        finite = tf.equal(g.described[3], 0)
-        loss = means.loss + penalty.loss
-        applied = (lanes.examples > 0) & (finite | (self._on_nonfinite == "apply"))
-        self._update(self._layout.unflatten(g.blocks, total.tables), finite, applied)
-        outcome = Outcome(loss, g.described[0], g.described[1], lanes.examples, means.outputs, applied)
-        logs = self._riders.settle(ridden, outcome)
-        first = self._riders.entries
-        drifted = self._drift.differs(lanes.riders[first : first + self._drift.entries])
-        told_first = (loss, lanes.examples, lanes.weight, lanes.more, applied, lanes.stop, drifted)
-        head = [tf.cast(value, tf.float64) for value in told_first]
-        values = tf.concat([head, g.described, tf.cast(total.nonfinite, tf.float64), told], 0)
-        return values, [list(g.blocks), touched(total)] if self.keeps_gradient else [], logs
-
-    def _sum_over_workers(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> DividedSum:
-        return self.comm.sum_and_divide(
-            self._local_sums, (batch, flags), self._undivided(), self._divisor(), ranges=self._ranges
-        )
-
-    def _undivided(self) -> int:
-        """How many entries follow the gradients."""
-        return LANES + self._riders.entries + self._drift.entries + self._watch.entries
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        """What of the sum is described piece by piece: variables, if their statistics are wanted."""
-        return self._sent.ranges() if self._watch.by_variable and self._objective.groups == 1 else []
-
-    def _divisor(self) -> tf.Tensor:
-        """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
-        divides = self._divides and not self._divides_loss
-        terms = [0.0, *WEIGHT] if divides else [1.0, *[0.0] * LANES]
-        divisor = tf.constant([*terms, *[0.0] * (self._undivided() - LANES)], tf.float64)
-        return divisor if self._loss_scale() is None else divisor * self._scale()
-
-    @property
-    def _divides_loss(self) -> bool:
-        """Whether N is known before there are gradients: then it divides the loss, and spares a pass over them."""
-        all_at_once = self.comm.alone and self._micro_batch_size is None
-        return all_at_once and self._divides and self._objective.groups == 1 and not self._watch.describes
-
-    def _scale(self) -> tf.Tensor:
-        """() float64, by which the gradients are larger on their way."""
-        scale = self._loss_scale()
-        return tf.cast(1.0 if scale is None else scale, tf.float64)
-
-    def _local_sums(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> Vector:
-        """Compute this worker's part of the one sum: (s,) the gradients of its share and the lanes."""
-        own_rows, present = row_count(batch), None
-        if self._synchronised:  # the others wait for this worker's pass
-            present, batch = own_rows > 0, one_row_at_least(batch)
-        one = functools.partial(self._micro_batch_sum, self.comm.worker(), present)
-        if self._jit_compile and not self._synchronised:  # XLA compiles no communication
-            one = tf.function(one, jit_compile=True, autograph=False)
-        began, batch = self._watch.begin(batch)
-        riders = tf.zeros(self._riders.entries, self._layout.dtype)
-        how = {"riders": riders, "describes": self._watch.describes, "single": present is not None}
-        sums = accumulate(one, batch, self._micro_batch_size, self._totals, len(self._sent.shapes), **how)
-        self._depends = sums.depends
-        fingerprint = self._drift.lanes(tf.equal(flags[2], 1), sums.riders.dtype)
-        sums = sums._replace(riders=tf.concat([sums.riders, fingerprint], 0))
-        sums = self._watch.brought(sums, began, self._layout.dtype)
-        return vector_of(sums, self._sent, self._totals, own_rows, flags[:2])
-
-    def _micro_batch_sum(
-        self, worker: tf.Tensor, present: tf.Tensor | None, batch: tuple[Any, ...]
-    ) -> tuple[GradientSum, tf.Tensor]:
-        seen: list[Pass] = []
-        losses = functools.partial(self._summed_losses, seen, worker, present)
-        how = {"scale": self._loss_scale(), "means": self._divides_loss}
-        groups = micro_batch_sums(losses, self._objective.groups, self._variables, batch, **how)
-        self._forward.keep_states(seen[0].scope, worker)
-        real = functools.partial(zero_unless, present)
-        gradients = [changed(gradient, real) for group in groups for gradient in group.gradients]
-        riders = self._riders.part(seen[0], self._layout.dtype)
-        return groups[0]._replace(gradients=gradients), real(riders)
-
-    def _summed_losses(
-        self, seen: list[Pass], worker: tf.Tensor, present: tf.Tensor | None, x: Any, *rest: Any
-    ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
-        with over_workers(self.comm, present):
-            y_pred, scope = self._forward.run(x, worker, self._riders.zeroed)
-        y, sample_weight = (*rest, None, None)[:2]
-        one = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
-        sums = self._objective.sums(one)
-        seen.append(one._replace(sums=sums))
-        return zero_unless(present, sums.groups)
-
-    def _penalty(self) -> GradientSum:
-        return regularisation(self._variables)
-
-    def _loss_scale(self) -> Any:
-        return loss_scale(self.optimizer)
-
-    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, applied: tf.Tensor) -> None:
-        tf.cond(applied, lambda: self._apply(gradients), lambda: None)
-        adjust_loss_scale(self.optimizer, finite)
-
-    def _apply(self, gradients: Sequence[Gradient]) -> None:
-        parts = zip(gradients, self._variables, self._with_gradient(), strict=True)
-        used = [(part, variable) for part, variable, has_gradient in parts if has_gradient]
-        if used:
-            apply_gradient(self.optimizer, *zip(*used, strict=True))
-
-    def _with_gradient(self) -> list[bool]:
-        """Which variables have a gradient on any worker. The others are not updated, as Keras would not.
-
-        Asked of the other workers while the first trace is made; every worker makes it before its first step.
-        """
-        if self._has_gradient is None:
-            count = len(self._variables)
-            own = "".join("1" if any(self._depends[index::count]) else "0" for index in range(count))
-            by_rank = [text for text in self.comm.exchange(own) if text]
-            penalised = [getattr(variable, "regularizer", None) is not None for variable in self._variables]
-            anywhere = ["1" in column for column in zip(*by_rank, strict=True)]
-            self._has_gradient = [a or b for a, b in zip(anywhere, penalised, strict=True)]
-        return self._has_gradient
 
 
 def _versions() -> list[str]:

@@ -22,9 +22,6 @@ class Solo(Communicator):
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         return tf.identity(joined(pieces))
 
-    def exchange(self, text: str) -> list[str]:
-        return [text]
-
     def broadcast(self, variables: Sequence[Any]) -> None:
         """They are the root's."""
 

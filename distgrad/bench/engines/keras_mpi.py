@@ -11,6 +11,7 @@ from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
 from distgrad.communicators import DividedSum
 from distgrad.communicators.mpi import Mpi
+from distgrad.graph import StepGraph
 from distgrad.native import functions
 from distgrad.step import DistributedStep
 
@@ -25,11 +26,15 @@ OPTIONS = {
 }
 
 
+class _Undescribed(StepGraph):
+    def _sum_over_workers(self, *batch: Any) -> DividedSum:
+        return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
+
+
 class WithoutStatistics(DistributedStep):
     """A step that describes nothing, to tell what describing costs. It takes every gradient for finite."""
 
-    def _sum_over_workers(self, *batch: Any) -> DividedSum:
-        return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
+    _kind = _Undescribed
 
 
 class Densified(DistributedStep):
