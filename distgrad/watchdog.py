@@ -127,6 +127,7 @@ class Watchdog(threading.Thread):
                 print_line(str(error), sys.stderr)
         self._closing = True
         if isinstance(error, LauncherLost):
+            self._comm.tidy()
             kill(self.peers.others)
             os._exit(error.status)
         self._comm.end_stuck(stuck)

@@ -5,7 +5,7 @@
 Two workers sum in memory that they share, over and over. Killed is one of them, or what launched them, at any moment
 from the launch on, so mostly while they start. Afterwards no process of the job may be left within the bound, no shared
 memory, and no file. It takes the right to a mount namespace, in which whatever stays in /dev/shm and in the folder for
-temporary files is the job's.
+temporary files is the job's. Ctrl-C ends it and shows what came of it until then.
 """
 
 import argparse
@@ -102,12 +102,17 @@ class Kills:
         self.left: list[str] = []
 
     def run(self, times: int) -> None:
+        """Ctrl-C ends it earlier."""
         for number in range(times):
-            self._kill_one(number)
+            job = Job(self._launcher, number)
+            try:
+                self._kill(job, number)
+            except KeyboardInterrupt:
+                job.close()
+                return
 
-    def _kill_one(self, number: int) -> None:
+    def _kill(self, job: Job, number: int) -> None:
         victim = self._random.choice(self._victims)
-        job = Job(self._launcher, number)
         job.wait(lambda: False, self._random.uniform(0, BEYOND * self._start))
         job.kill(victim)
         took = job.wait(job.is_gone, BOUND)
@@ -131,7 +136,9 @@ def main() -> None:
     kills.run(chosen.times)
     for (victim, state), times in sorted(kills.done.items()):
         print(f"| {victim} | {state} | {times} |")
-    print(f"{chosen.times} kills, left behind: {len(kills.left)}, longest until all had gone: {kills.longest:.1f} s")
+    print(
+        f"{kills.done.total()} kills, left behind: {len(kills.left)}, longest until all had gone: {kills.longest:.1f} s"
+    )
     sys.exit(bool(kills.left))
 
 

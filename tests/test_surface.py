@@ -96,6 +96,7 @@ def test_a_communicator_s_face() -> None:
         "sum_and_divide",
         "sum_over_workers",
         "sum_within",
+        "tidy",
         "totals",
         "waiting",
         "watch",

@@ -132,6 +132,9 @@ class Communicator:
     def abort(self, status: int) -> None:
         """End the other workers, which may be waiting in a sum that this one will never reach."""
 
+    def tidy(self) -> None:
+        """Remove what the launcher leaves behind on this host, now that it is gone."""
+
     def end_stuck(self, peers: Sequence[Peer]) -> None:
         """End workers of this host that do not listen, before this one ends."""
         kill(peers)

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import re
+import shutil
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ from distgrad.communicators.window import InWindow, Windowed
 
 ROLL_CALL = 1  # the tag of its messages
 ABORTING = 2.0  # seconds
+SESSION_FOLDER = "OMPI_MCA_orte_jobfam_session_dir"  # in which Open MPI 4 names its own folder
 
 
 class Mpi(Windowed):
@@ -105,6 +107,9 @@ class Mpi(Windowed):
             self._comm.Barrier()
         native.functions().distgrad_end_mpi(*self._ending)
 
+    def tidy(self) -> None:
+        shutil.rmtree(os.environ.get(SESSION_FOLDER, ""), ignore_errors=True)
+
     def abort(self, status: int) -> None:
         threading.Timer(ABORTING, os._exit, (status,)).start()  # should mpirun not be there to be told
         MPI.COMM_WORLD.Abort(status)
@@ -130,7 +135,7 @@ def _unname_segment(host: MPI.Intracomm) -> list[Path]:
         The files that must be there when MPI ends: it removes them itself then, and complains if it cannot.
     """
     host.alltoall([None] * host.size)
-    own = re.compile(rf"/dev/shm/vader_segment\.\S+\.{os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK')}$", re.MULTILINE)
+    own = re.compile(rf"/\S*/vader_segment\.\S+\.{os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK')}$", re.MULTILINE)
     names = [Path(name) for name in own.findall(Path("/proc/self/maps").read_text())]
     for name in names:
         name.unlink()

@@ -21,7 +21,9 @@ TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed
 STOP_GRACE = 30.0  # seconds for workers to finish their step and save, after a signal
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")  # of version 4, and of 5
+# Of Open MPI 4, and of 5.
+OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")
+OPEN_MPI_MEMORY = ("OMPI_MCA_btl_vader_backing_directory", "OMPI_MCA_btl_sm_backing_directory")
 TAG = re.compile(rb"\[\d+(?:,\d+)?\]<std(?:out|err)>:")  # what horovodrun writes before every line
 
 
@@ -162,16 +164,20 @@ class Job:
 @contextlib.contextmanager
 def session() -> Iterator[Session]:
     """A folder for one launch; at its end nothing of the launch is left, however it came about."""
-    folder = tempfile.mkdtemp(prefix="distgrad-job-")
-    with watching(folder):
-        yield Session(folder)
+    folder = Session(tempfile.mkdtemp(prefix="distgrad-job-"))
+    with watching(str(folder.folder)):
+        with contextlib.suppress(OSError):  # where there is no /dev/shm
+            folder.memory.mkdir(mode=0o700)
+        yield folder
 
 
 def marked(environment: Mapping[str, str], folder: Session, within_reach: bool) -> dict[str, str]:
     """An environment that says to which launch a process belongs.
 
-    Open MPI's own folder is in the launch's then, and goes with it even if mpirun is killed.
+    Open MPI's own files are in the launch's folders then, and go with them even if mpirun is killed.
     """
     path = str(folder.folder)
     theirs = dict.fromkeys(OPEN_MPI_FOLDER, path) if within_reach else {}
+    if within_reach and folder.memory.is_dir():
+        theirs |= dict.fromkeys(OPEN_MPI_MEMORY, str(folder.memory))
     return {**theirs, **environment, MARK: path}

@@ -39,10 +39,15 @@ class End(NamedTuple):
 
 
 class Session:
-    """The folder, seen by either side."""
+    """The folder, seen by either side.
+
+    Attributes:
+        memory: another, if there is one: for what the launcher's workers share as files in memory.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.memory = Path("/dev/shm", self.folder.name)
 
     def say(self, rank: int, word: str, text: str = "") -> None:
         """Leave word, all at once; on a host that does not share the folder nobody hears it."""

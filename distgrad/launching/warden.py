@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # Python runs isolated: else this folder would be the first that modules are looked for in
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from distgrad.launching.session import MARK
+from distgrad.launching.session import MARK, Session
 
 GRACE, LIMIT = 3.0, 5.0  # seconds to leave when asked to, and until a killed process must have gone
 
@@ -81,4 +81,5 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     sys.stdin.read()  # until the other end is closed, or no more
     end_all(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in (Session(folder).memory, folder):
+        shutil.rmtree(left, ignore_errors=True)
