@@ -242,6 +242,23 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
   return found;
 }
 
+template <typename T>
+DISTGRAD_INLINE Moved compare_all_of(const T* before, const T* after, std::size_t count) {
+  Pair change, weights;  // of which only the squares are used, and made
+  std::size_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    fetch_ahead(before, i), fetch_ahead(after, i);
+    const auto old = load<kWidth>(before + i);
+    change.add(load<kWidth>(after + i) - old), weights.add(old);
+  }
+  Moved found{change.sum().squares, weights.sum().squares};
+  for (; i < count; ++i) {
+    const double old = static_cast<double>(before[i]), more = static_cast<double>(after[i] - before[i]);
+    found.change += more * more, found.weights += old * old;
+  }
+  return found;
+}
+
 #define DISTGRAD_FOR(T)                                                                                               \
   DISTGRAD_CLONES Moments add_chunk(Work work, T* out, const T* const* parts, int count, std::size_t first,           \
                                     std::size_t last, T divisor, bool streams) {                                      \
@@ -254,7 +271,10 @@ DISTGRAD_INLINE Moments describe_chunk_of(const T* values, std::size_t count) {
   DISTGRAD_CLONES Described add_described(Way way, T* place, const T* values, std::size_t count, bool last) {           \
     return last ? work_on<true>(way, place, values, count) : work_on<false>(way, place, values, count);               \
   }                                                                                                                   \
-  DISTGRAD_CLONES Moments describe_chunk(const T* values, std::size_t count) { return describe_chunk_of(values, count); }
+  DISTGRAD_CLONES Moments describe_chunk(const T* values, std::size_t count) { return describe_chunk_of(values, count); } \
+  DISTGRAD_CLONES Moved compare_all(const T* before, const T* after, std::size_t count) {                             \
+    return compare_all_of(before, after, count);                                                                    \
+  }
 DISTGRAD_FOR(float)
 DISTGRAD_FOR(double)
 DISTGRAD_FOR(std::int32_t)
@@ -333,6 +353,11 @@ Described describe_and_add(T* place, const T* values, std::size_t count, bool fi
 }
 
 template <typename T>
+Moved compare(const T* before, const T* after, std::size_t count) {
+  return compare_all(before, after, count);
+}
+
+template <typename T>
 Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, std::size_t last, const Finish& finish,
                   bool streams) {
   Moments all;
@@ -356,6 +381,7 @@ Moments add_parts(T* out, const T* const* parts, int count, std::size_t first, s
 
 #define DISTGRAD_FOR(T)                                             \
   template Moments describe(const T*, std::size_t);                 \
+  template Moved compare(const T*, const T*, std::size_t);          \
   template void store(T*, const T*, std::size_t, bool);             \
   template void add(T*, const T*, std::size_t);                     \
   template Described describe_and_add(T*, const T*, std::size_t,    \

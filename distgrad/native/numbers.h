@@ -52,4 +52,12 @@ struct Described {
 template <typename T>
 Described describe_and_add(T* place, const T* values, std::size_t count, bool first, bool last, bool streams);
 
+// The sum of squares of what changed, and of what was there before.
+struct Moved {
+  double change = 0, weights = 0;
+};
+
+template <typename T>
+Moved compare(const T* before, const T* after, std::size_t count);
+
 }  // namespace distgrad

@@ -347,6 +347,59 @@ class Describe {
   }
 };
 
+// ---- DistgradKeep, DistgradCompare: tensors are copied to a place, and later compared with what stands there
+
+template <typename T>
+class Placed {
+ public:
+  explicit Placed(TF_OpKernelConstruction*) {}
+
+ protected:
+  // Calls `work` with each tensor's place, values and number of entries.
+  template <typename Work>
+  void each(TF_OpKernelContext* context, Work work) const {
+    T* place = reinterpret_cast<T*>(scalar<std::int64_t>(input(context, 0)));
+    for (int i = 1; i < TF_NumInputs(context); ++i) {
+      const Tensor tensor = input(context, i);
+      const std::int64_t count = TF_TensorElementCount(tensor.get());
+      work(place, static_cast<const T*>(TF_TensorData(tensor.get())), count);
+      place += count;
+    }
+  }
+};
+
+template <typename T>
+class Keep : Placed<T> {
+ public:
+  using Placed<T>::Placed;
+
+  void compute(TF_OpKernelContext* context) {
+    this->each(context, [](T* place, const T* values, std::int64_t count) {
+      store(place, values, count, count * sizeof(T) >= kStream);
+    });
+  }
+};
+
+// (2, n): the sum of squares of each one's changes, and of what was kept.
+template <typename T>
+class Compare : Placed<T> {
+ public:
+  using Placed<T>::Placed;
+
+  void compute(TF_OpKernelContext* context) {
+    Status status;
+    const std::int64_t shape[] = {2, TF_NumInputs(context) - 1};
+    const std::size_t bytes = 2 * shape[1] * sizeof(double);
+    const Tensor output(TF_AllocateOutput(context, 0, TF_DOUBLE, shape, 2, bytes, status));
+    double* change = static_cast<double*>(TF_TensorData(output.get()));
+    this->each(context, [&change, &shape](const T* kept, const T* values, std::int64_t count) {
+      const Moved moved = compare(kept, values, count);
+      change[0] = moved.change, change[shape[1]] = moved.weights;
+      ++change;
+    });
+  }
+};
+
 // ---- DistgradNote: a worker notes a micro-batch
 
 // Σ_micro-batches Σ²/N, how many of them had an N, and of the sums Σ and Σ².
@@ -440,6 +493,9 @@ class Definition {
     on_window().attr("T: {float, double}").attr("describes: int");
     return in("first: bool").in("last: bool").out("found: double");
   }
+  Definition& kept() {
+    return stateful().attr("T: {float, double}").attr("N: int >= 1").in("place: int64").in("tensors: N * T");
+  }
   Definition& attr(const char* spec) { return TF_OpDefinitionBuilderAddAttr(builder_, spec), *this; }
   Definition& in(const char* spec) { return TF_OpDefinitionBuilderAddInput(builder_, spec), *this; }
   Definition& out(const char* spec) { return TF_OpDefinitionBuilderAddOutput(builder_, spec), *this; }
@@ -507,6 +563,8 @@ const bool registered = [] {
       .in("tensors: N * T")
       .out("moments: double")
       .register_it();
+  Definition("DistgradKeep").kept().register_it();
+  Definition("DistgradCompare").kept().out("squares: double").register_it();
   Definition("DistgradNote")
       .attr("N: int >= 1")
       .in("noted: double")
@@ -534,6 +592,10 @@ const bool registered = [] {
   register_kernel<Collect<double>>("DistgradCollect", TF_DOUBLE);
   register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
   register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
+  register_kernel<Keep<float>>("DistgradKeep", TF_FLOAT);
+  register_kernel<Keep<double>>("DistgradKeep", TF_DOUBLE);
+  register_kernel<Compare<float>>("DistgradCompare", TF_FLOAT);
+  register_kernel<Compare<double>>("DistgradCompare", TF_DOUBLE);
   register_kernel<Note>("DistgradNote", kNoType);
   register_kernel<Own<float>>("DistgradOwn", TF_FLOAT);
   register_kernel<Own<double>>("DistgradOwn", TF_DOUBLE);

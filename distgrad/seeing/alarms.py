@@ -80,7 +80,7 @@ class Alarms(Listener):
             yield Alarm("vanishing gradient", f"norm {norm:.4e}, and the median is {usual:.4e}")
 
     def _variables(self, report: StepReport) -> Iterator[Alarm]:
-        for path in self._lasting("layer", [path for path, row in report.told.variables.items() if row.zeros == 1.0]):
+        for path in self._lasting("layer", report.told.dead()):
             yield Alarm("dead layer", f"its gradient has been all zeros for {self._dead} steps", path)
 
     def _workers(self, report: StepReport) -> Iterator[Alarm]:

@@ -133,6 +133,14 @@ class Told:
             found[path] = VariableStatistics(total, norm, largest, int(nonfinite), zeros / max(1, math.prod(shape)))
         return found
 
+    def dead(self) -> list[str]:
+        """The paths of the variables whose entries are all zero ("variables")."""
+        if "variables" not in self._contents.asked:
+            return []
+        zeros = self._rows[:, 4]
+        some = [(*self._contents.variables[index], zeros[index]) for index in np.flatnonzero(zeros).tolist()]
+        return [path for path, shape, count in some if count == math.prod(shape)]
+
     @cached_property
     def zeros(self) -> float | None:
         """The share of the gradient's entries that are zero ("variables")."""

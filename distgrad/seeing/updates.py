@@ -1,14 +1,14 @@
 """How far a step moved the weights, against how large they are."""
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from distgrad import native
 from distgrad.layout import Layout
-from distgrad.statistics import rows
 
 
 class UpdateRatios(NamedTuple):
@@ -19,35 +19,49 @@ class UpdateRatios(NamedTuple):
 
 
 class Updates:
-    """Compares weights before and after a step, in this process. Both are read once, so it takes their memory twice."""
+    """Compares weights before and after a step, in this process. It keeps a copy of them, from its first use on."""
 
     def __init__(self, layout: Layout, variables: Sequence[Any]) -> None:
+        self._layout, self._variables = layout, variables
         self._paths = [variable.path for variable in variables]
-        self._read = tf.function(lambda: _flat(layout, variables), autograph=False)
-        self._compare = tf.function(lambda before, after: _squares(layout, before, after), autograph=False)
 
     def before(self) -> tf.Tensor:
-        """(entries,) a copy of the weights."""
-        return self._read()
+        """Copy the weights. Returns the address of the copy."""
+        address = tf.constant(self._copy.ctypes.data, tf.int64)
+        self._keep(address)
+        return address
 
     def after(self, before: tf.Tensor) -> UpdateRatios:
         """What has become of them."""
-        change, weights = np.sqrt(self._compare(before, self._read()))
-        pairs = zip(self._paths, change, weights, strict=True)
-        ratios = {path: _ratio(moved, size) for path, moved, size in pairs}
-        return UpdateRatios(_ratio(np.linalg.norm(change), np.linalg.norm(weights)), ratios)
+        change, weights = np.sqrt(self._compare(before).numpy())
+        whole, *each = _ratios(*(np.append(np.linalg.norm(sizes), sizes) for sizes in (change, weights)))
+        return UpdateRatios(whole, dict(zip(self._paths, each, strict=True)))
+
+    @functools.cached_property
+    def _copy(self) -> np.ndarray:
+        return np.empty(sum(self._layout.sizes), self._layout.dtype.as_numpy_dtype)
+
+    @functools.cached_property
+    def _keep(self) -> Any:
+        return self._compiled(_keep)
+
+    @functools.cached_property
+    def _compare(self) -> Any:
+        return self._compiled(native.operations().distgrad_compare)
+
+    def _compiled(self, operation: Callable[[tf.Tensor, list[tf.Tensor]], Any]) -> Any:
+        """One of the core's operations on a place and all weights."""
+
+        def run(place: tf.Tensor) -> Any:
+            return operation(place, [tf.cast(variable, self._layout.dtype) for variable in self._variables])
+
+        return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int64))
 
 
-def _ratio(change: Any, weights: Any) -> float:
-    return float(change / weights) if weights > 0 else math.nan
+def _keep(place: tf.Tensor, weights: list[tf.Tensor]) -> None:
+    native.operations().distgrad_keep(place, weights)
 
 
-def _flat(layout: Layout, variables: Sequence[Any]) -> tf.Tensor:
-    return tf.concat(layout.flatten([tf.convert_to_tensor(variable) for variable in variables]), 0)
-
-
-def _squares(layout: Layout, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
-    """(2, v) Σ entries² of the changes and of the weights before, by variable."""
-    change = after - before
-    parts = [flat[first:last] for flat in (change, before) for first, last in layout.ranges()]
-    return tf.reshape(rows(parts)[:, 1], (2, -1))
+def _ratios(change: np.ndarray, weights: np.ndarray) -> list[float]:
+    found: list[float] = np.divide(change, weights, out=np.full_like(change, np.nan), where=weights > 0).tolist()
+    return found
