@@ -203,8 +203,8 @@ SOURCES = {
     "generator": lambda _: {"x": generator(), "steps_per_epoch": 3, "epochs": 1},
     "sharded dataset": lambda comm: {"x": comm.shard(tf.data.Dataset.from_tensor_slices(numbers()).batch(8))},
     "arrays": lambda _: {"x": numbers()[0], "y": numbers()[1], "batch_size": 8, "shuffle": False},
-    "eagerly": lambda _: {"x": numbers()[0], "y": numbers()[1], "batch_size": 8, "shuffle": False},
 }
+SOURCES |= {"eagerly": SOURCES["arrays"], "compiled by XLA": SOURCES["arrays"]}
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -212,7 +212,7 @@ def test_data_of_every_kind(comm: Communicator, source: str) -> None:
     if source == "eagerly" and comm.backend == "tf":
         pytest.skip("a strategy's replicas run in a graph")
     model, oracle = line(comm), line(distgrad.connect("solo"))
-    model.run_eagerly = source == "eagerly"
+    model.run_eagerly, model.jit_compile = source == "eagerly", source == "compiled by XLA"
     given = {"epochs": 2, "verbose": 0, **SOURCES[source](comm)}
     history = model.fit(**given)
     epochs = given["epochs"]
