@@ -58,14 +58,22 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     engine = ENGINES[_choose(known(asked), world)]
     require_installed(engine)
     timeout = _number("DISTGRAD_TIMEOUT", timeout)
-    say_from_worker(world.rank, "joining")
+    _say(world, "joining")
+    importlib.import_module("distgrad.communicators")  # takes seconds
+    _say(world, "loaded")
     module = importlib.import_module(f"distgrad.communicators.{engine.module}")
     comm = cast("Communicator", module.connect(world, timeout))
-    say_from_worker(world.rank, "joined")
+    _say(world, "joined")
     _require_whole_world(comm, world)
     comm.watch(timeout)
     end_process_on_uncaught(comm.is_root, comm.leave)
     return comm
+
+
+def _say(world: World, word: str) -> None:
+    """Leave word for `distgrad run`, which does not wait for those who work alone."""
+    if world.launcher is not None:
+        say_from_worker(world.rank, word)
 
 
 def _leave_alone(status: int, together: bool) -> NoReturn:  # noqa: ARG001 (alone either way)

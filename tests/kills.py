@@ -4,8 +4,9 @@
 
 Two workers sum in memory that they share, over and over. Killed is one of them, or what launched them, at any moment
 from the launch on, so mostly while they start. Afterwards no process of the job may be left within the bound, no shared
-memory, and no file. It takes the right to a mount namespace, in which whatever stays in /dev/shm and in the folder for
-temporary files is the job's. Ctrl-C ends it and shows what came of it until then.
+memory and no file, and the status must say that a worker was lost. It takes the right to a mount namespace, in which
+whatever stays in /dev/shm and in the folder for temporary files is the job's. Ctrl-C ends it and shows what came of it
+until then.
 """
 
 import argparse
@@ -30,6 +31,7 @@ LAUNCHERS = {
     "distgrad run": [str(BIN / "distgrad"), "run", "--backend", "mpi", "--oversubscribe"],
     "mpirun": ["mpirun", "--oversubscribe"],
 }
+LOST = {"distgrad run": 75, "mpirun": 137}  # what they return if it is not they who are killed
 
 
 class Job:
@@ -72,6 +74,14 @@ class Job:
         self.wait(find, BOUND)
         os.kill(found[0], signal.SIGKILL)
 
+    @property
+    def state(self) -> str:
+        return "summing" if self.started else "starting"
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
     def is_gone(self) -> bool:
         return self._process.poll() is not None and not with_environment(self._mark)
 
@@ -99,7 +109,7 @@ class Kills:
         self._victims = [*dict.fromkeys(["mpirun", launcher]), *(f"worker {rank}" for rank in range(SIZE))]
         self._start = 10.0  # seconds that the last job needed
         self.done, self.longest = Counter[tuple[str, str]](), 0.0
-        self.left: list[str] = []
+        self.complaints = 0
 
     def run(self, times: int) -> None:
         """Ctrl-C ends it earlier."""
@@ -116,13 +126,20 @@ class Kills:
         job.wait(lambda: False, self._random.uniform(0, BEYOND * self._start))
         job.kill(victim)
         took = job.wait(job.is_gone, BOUND)
+        expected = -signal.SIGKILL if victim == self._launcher else LOST[self._launcher]
+        if job.status != expected:
+            self._complain(job, number, victim, f"status {job.status}, not {expected}")
         self._start = job.started or self._start
         self.longest = max(self.longest, took)
-        self.done[victim, "summing" if job.started else "starting"] += 1
-        left = [*(f"process {pid}" for pid in job.close()), *apart.take_what_is_left()]
-        for one in left:
-            print(f"job {number}, {victim} killed while {'summing' if job.started else 'starting'}: {one}", flush=True)
-        self.left += left
+        self.done[victim, job.state] += 1
+        for pid in job.close():
+            self._complain(job, number, victim, f"process {pid} is left")
+        for path in apart.take_what_is_left():
+            self._complain(job, number, victim, f"{path} is left")
+
+    def _complain(self, job: Job, number: int, victim: str, of: str) -> None:
+        self.complaints += 1
+        print(f"job {number}, {victim} killed while {job.state}: {of}", flush=True)
 
 
 def main() -> None:
@@ -132,14 +149,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     apart.begin_again()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
     kills = Kills(chosen.launcher, chosen.seed)
     kills.run(chosen.times)
     for (victim, state), times in sorted(kills.done.items()):
         print(f"| {victim} | {state} | {times} |")
     print(
-        f"{kills.done.total()} kills, left behind: {len(kills.left)}, longest until all had gone: {kills.longest:.1f} s"
+        f"{kills.done.total()} kills, complaints: {kills.complaints}, longest until all had gone: {kills.longest:.1f} s"
     )
-    sys.exit(bool(kills.left))
+    sys.exit(bool(kills.complaints))
 
 
 if __name__ == "__main__":

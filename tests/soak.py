@@ -34,8 +34,9 @@ FOLDER, UNBROKEN = apart.SHM / "soak", apart.SHM / "unbroken"
 MARK = {"DISTGRAD_TEST_SOAK": "1"}
 DISK = "4m"  # some nine checkpoints
 TIMEOUT = 5.0  # seconds that a worker waits for another
-BOUND = 20.0  # seconds until a job goes on, or has ended
-START = 90.0  # seconds until it takes steps
+BOUND = 20.0  # seconds until a job that trains is launched again, or has ended
+START = 90.0  # seconds until it trains, or one that has not begun to is launched again
+STARTING = 30.0  # seconds that workers wait for each other at the start
 STEP = re.compile(r"step (\d+) \|")
 BEGAN = re.compile(r"began at (\d+)$")
 AGAIN = "distgrad: warning: restart"
@@ -114,7 +115,8 @@ class Soak:
         print(f"step {self.record.last}: {name}", file=sys.stderr, flush=True)
         self.done[name] += 1
         if fault.ends is not None:
-            self._until(lambda: self._has_ended() or self._said(AGAIN) > before, BOUND)
+            trains = self.record.resumed > self._resumed
+            self._until(lambda: self._has_ended() or self._said(AGAIN) > before, BOUND if trains else START)
             self._resumed = self.record.resumed
         if self._has_ended():
             self._require(self._job.returncode in (fault.ends or ()), f"status {self._job.returncode}")
@@ -223,7 +225,7 @@ FAULTS = {
 
 def launch(size: int, record: Record, errors: list[str], *words: object) -> subprocess.Popen[str]:
     """A training under `distgrad run`."""
-    restarts = ["--max-restarts", "1000000", "--timeout", f"{TIMEOUT:g}"]
+    restarts = ["--max-restarts", "1000000", "--timeout", f"{TIMEOUT:g}", "--start-timeout", f"{STARTING:g}"]
     command = [BIN / "distgrad", "run", "-np", str(size), "--oversubscribe", "--backend", "mpi", *restarts, TRAINING]
     job = start([*command, *map(str, words)], MARK)
     for stream, hear in ((job.stdout, record.hear), (job.stderr, errors.append)):

@@ -30,4 +30,4 @@ def test_a_fault(name: str, engine: str) -> None:
 def test_nothing_is_left_of_a_job_that_was_killed_anywhere() -> None:
     job = run([sys.executable, ROOT / "tests" / "kills.py", "--times", "3", "--seed", "5"])
     assert job.status == 0, job.out + job.err
-    assert "3 kills, left behind: 0" in job.out
+    assert "3 kills, complaints: 0" in job.out

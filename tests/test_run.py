@@ -159,6 +159,26 @@ def test_a_worker_that_does_not_come_is_named(backend: str, tmp_path: Path) -> N
     assert "trained" not in job.out
 
 
+def test_workers_of_which_one_halts_while_they_join_are_ended(tmp_path: Path) -> None:
+    body = """
+        class Halt:
+            def find_spec(self, name, *_):
+                if rank == 1 and name == "mpi4py.MPI":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+
+        sys.meta_path.insert(0, Halt())
+        import distgrad
+        distgrad.connect()
+        print("trained", flush=True)
+    """
+    job = distgrad("-np", 2, "--start-timeout", 3, "--backend", "mpi", script(tmp_path, body))
+    assert job.status == 75, job.err
+    (line,) = LINE.findall(job.err)
+    assert "error[DG061]" in line
+    assert "have 0 of 2, missing 0, 1, after 3 s" in line
+    assert "trained" not in job.out
+
+
 def test_a_worker_that_leaves_the_others_waiting_is_no_success(tmp_path: Path) -> None:
     body = """
         from mpi4py import MPI

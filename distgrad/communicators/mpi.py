@@ -100,7 +100,8 @@ class Mpi(Windowed):
     def watch(self, timeout: float) -> None:
         super().watch(timeout)
         if self._watchdog:
-            self._watchdog.meet(self._comm.allgather)  # no use of TensorFlow, which may still want to be configured
+            with self.waiting():
+                self._watchdog.meet(self._comm.allgather)  # no use of TensorFlow, which may still want to be configured
 
     def part(self) -> None:
         with self.waiting():

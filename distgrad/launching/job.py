@@ -54,7 +54,7 @@ class Job:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._relays: list[threading.Thread] = []
         self._stopped: signal.Signals | None = None
-        self._waiting_since: float | None = None
+        self._began: dict[str, float] = {}  # stages of the start, in seconds after the launch
         self._deadline = float("inf")
 
     def run(self, environment: Mapping[str, str]) -> Verdict:
@@ -110,14 +110,21 @@ class Job:
         """Who has kept the others waiting for too long."""
         if not self._within_reach or self._stopped:
             return set()
-        everyone = set(range(self._size))
-        joining = self._session.who("joining")
-        if joining and self._waiting_since is None:
-            self._waiting_since = seconds
-        if self._waiting_since is not None:
-            late = seconds - self._waiting_since > self._start_timeout
-            return everyone - joining - self._session.who("ended") if late else set()
-        return everyone - self._session.who("started") if seconds > self._start_timeout else set()
+        stage, awaited = self._stage()
+        began = self._began.setdefault(stage, seconds)
+        return awaited if seconds - began > self._start_timeout else set()
+
+    def _stage(self) -> tuple[str, set[int]]:
+        """What the start waits for, and from whom: the first to come anywhere waits for the last; then they go on."""
+        who = self._session.who
+        everyone = set(range(self._size)) - who("ended")
+        if not who("joining"):
+            return "started", everyone - who("started")
+        if everyone - who("joining") or not who("loaded"):
+            return "joining", everyone - who("joining")
+        if everyone - who("loaded"):
+            return "loaded", everyone - who("loaded")
+        return "joined", everyone - who("joined")
 
     def _someone_failed(self) -> bool:
         statuses = [process.returncode for process in self._processes]

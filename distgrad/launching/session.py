@@ -2,7 +2,8 @@
 
     environment      what workers find in their environment, where the launcher would show it to everyone
     RANK.started     the keeper's process number
-    RANK.joining     the worker waits for the others in `connect()`
+    RANK.joining     the worker is in `connect()`
+    RANK.loaded      TensorFlow is loaded, and the worker waits for the others
     RANK.joined      they are all there
     RANK.spoke       it has printed an error of distgrad's
     RANK.ended       how it ended, as JSON
