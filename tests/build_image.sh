@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Build docker/Dockerfile.cpu for real and run its main job on two workers, as its user and on a read-only root.
-# No Docker engine is needed: buildah builds in a chroot, on a Debian base that debootstrap makes. It takes root, some
-# GB of disk and about ten minutes, most of them Horovod's. WORK=folder keeps what was built.
+# Build the images for real.      tests/build_image.sh [cpu] [gpu]
+#   cpu    all of docker/Dockerfile.cpu, and run its main job on two workers, as its user and on a read-only root
+#   gpu    docker/Dockerfile.gpu, as far as that needs no base with CUDA: its packages
+# No Docker engine is needed: buildah builds in a chroot, on a Debian base that debootstrap makes. It takes root, about
+# ten minutes for cpu, most of them Horovod's, and 30 GB of disk for gpu. WORK=folder keeps what was built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for program in buildah debootstrap; do
@@ -24,14 +26,14 @@ container=$(buildah from scratch)
 cp -a "$work/base/." "$(buildah mount "$container")"
 buildah commit --quiet --rm "$container" localhost/bookworm:base
 
-echo "== the image"
-buildah bud --isolation chroot --network host --format docker --build-arg BASE=localhost/bookworm:base \
-    --file docker/Dockerfile.cpu --tag distgrad-cpu . 2>&1 | tee "$work/build.log" | grep -E '^(STEP|==|Horovod|COMMIT)'
+build() { # the image of a kind, with the base in place of this build argument
+    local kind=$1 base=$2
+    shift 2
+    buildah bud --isolation chroot --network host --format docker --build-arg "$base=localhost/bookworm:base" "$@" \
+        --file "docker/Dockerfile.$kind" --tag "distgrad-$kind" . 2>&1 | tee "$work/build.log" |
+        grep -E '^(STEP|==|Horovod|COMMIT)'
+}
 
-echo "== its main job"
-container=$(buildah from distgrad-cpu)
-root=$(buildah mount "$container")
-buildah inspect --type image distgrad-cpu >"$work/image.json"
 run() { # with the image's user and environment, on a read-only root: "" runs the image's command
     python3 - "$work/image.json" "$root" "$@" <<'END'
 import json, os, sys
@@ -49,15 +51,37 @@ chroot = ["chroot", f"--userspec={config['User']}", root, *inside]
 os.execvp("unshare", ["unshare", "--mount", "--pid", "--fork", "sh", "-c", mounts + ' && exec "$@"', "sh", *chroot])
 END
 }
-run >"$work/job.log" 2>"$work/job.err" || { tail -n 30 "$work/job.err" >&2; exit 1; }
-tail -n 2 "$work/job.log"
-grep -q '| workers 2 |' "$work/job.log"
 
-echo "== its user, its root, Horovod, sshd, its health"
-[ "$(run id -u)" = 10001 ]
-if run touch /opt/distgrad/launch/x /home/distgrad/x 2>/dev/null; then echo "the root can be written to" >&2; exit 1; fi
-run distgrad run --oversubscribe -np 2 --backend horovod --controller gloo launch/train_digits.py --epochs 1 2>/dev/null | tail -n 1
-run sh -c 'cd /home/distgrad && ssh-keygen -q -t rsa -N "" -f /tmp/key &&
-    sed s,/home/distgrad/.ssh/id_rsa,/tmp/key, sshd_config >/tmp/sshd_config && /usr/sbin/sshd -t -f /tmp/sshd_config'
-run distgrad doctor --quick -np 1
-echo "built and run"
+cpu() {
+    echo "== the image"
+    build cpu BASE
+
+    echo "== its main job"
+    container=$(buildah from distgrad-cpu)
+    root=$(buildah mount "$container")
+    buildah inspect --type image distgrad-cpu >"$work/image.json"
+    run >"$work/job.log" 2>"$work/job.err" || { tail -n 30 "$work/job.err" >&2; exit 1; }
+    tail -n 2 "$work/job.log"
+    grep -q '| workers 2 |' "$work/job.log"
+
+    echo "== its user, its root, Horovod, sshd, its health"
+    [ "$(run id -u)" = 10001 ]
+    if run touch /opt/distgrad/launch/x /home/distgrad/x 2>/dev/null; then echo "the root can be written to" >&2; exit 1; fi
+    run distgrad run --oversubscribe -np 2 --backend horovod --controller gloo launch/train_digits.py --epochs 1 2>/dev/null | tail -n 1
+    run sh -c 'cd /home/distgrad && ssh-keygen -q -t rsa -N "" -f /tmp/key &&
+        sed s,/home/distgrad/.ssh/id_rsa,/tmp/key, sshd_config >/tmp/sshd_config && /usr/sbin/sshd -t -f /tmp/sshd_config'
+    run distgrad doctor --quick -np 1
+    echo "built and run"
+}
+
+gpu() {
+    echo "== the packages of the image for GPUs"
+    build gpu BUILDER --layers=false --target packages
+    container=$(buildah from distgrad-gpu)
+    buildah run --isolation chroot "$container" -- .venv/bin/python -c \
+        'import tensorflow as tf; print("TensorFlow for CUDA", tf.sysconfig.get_build_info()["cuda_version"])'
+    echo "built as far as it needs no CUDA"
+}
+
+if [ $# = 0 ]; then set -- cpu gpu; fi
+for kind in "$@"; do "$kind"; done
