@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from distgrad.communicators import DividedSum
+from distgrad.communicators.vectors import DividedSum
 from distgrad.gradient import GradientSum
 from distgrad.layout import Layout
 from distgrad.statistics import ROW, moments, rows, statistics, whole

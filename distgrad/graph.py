@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from distgrad.accumulate import accumulate
 from distgrad.batch import one_row_at_least, row_count, zero_unless
-from distgrad.communicators import Communicator, DividedSum, Vector
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import DividedSum, Vector
 from distgrad.divided import Divided, touched
 from distgrad.drift import Drift
 from distgrad.forward import Forward

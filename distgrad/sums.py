@@ -12,7 +12,8 @@ from distgrad import agreement
 from distgrad import loss as losses
 from distgrad.accumulate import Accumulated, Totals, accumulate
 from distgrad.batch import row_count, tensors
-from distgrad.communicators import Communicator, Vector
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import Vector
 from distgrad.gradient import GradientSum, micro_batch_sum
 from distgrad.layout import Lanes, Layout
 

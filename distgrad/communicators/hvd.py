@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from distgrad.communicators import Communicator, joined
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import joined
 from distgrad.errors import EngineMissing
 from distgrad.world import World
 

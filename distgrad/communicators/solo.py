@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.accumulate import Totals
-from distgrad.communicators import Communicator, DividedSum, Vector, joined
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import DividedSum, Vector, joined
 from distgrad.communicators.window import InWindow, Placed, Window, Windowed
 from distgrad.layout import Layout
 from distgrad.statistics import rows, whole

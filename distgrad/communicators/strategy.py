@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 
 from distgrad.batch import share
-from distgrad.communicators import Communicator, Vector, joined, pieces_of
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import Vector, joined, pieces_of
 from distgrad.errors import BadArgument, EngineMissing
 from distgrad.world import ALONE, World
 

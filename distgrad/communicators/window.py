@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from distgrad import native
 from distgrad.accumulate import without_repeats
-from distgrad.communicators import Communicator, DividedSum, Vector, pieces_of
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import DividedSum, Vector, pieces_of
 from distgrad.gradient import Gradient
 from distgrad.layout import LANES, Layout
 from distgrad.statistics import ROW

@@ -6,7 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.accumulate import Accumulated
-from distgrad.communicators import Communicator, DividedSum
+from distgrad.communicators import Communicator
+from distgrad.communicators.vectors import DividedSum
 from distgrad.errors import BadArgument
 from distgrad.seeing import own
 from distgrad.seeing.told import NAMES, Contents

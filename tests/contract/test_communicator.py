@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
-from distgrad.communicators import BUNDLE, DividedSum
+from distgrad.communicators import BUNDLE
+from distgrad.communicators.vectors import DividedSum
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
 from distgrad.layout import LANES, Lanes, Layout
 

@@ -9,8 +9,8 @@ import distgrad
 from distgrad.bench.data import check, own_part
 from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
-from distgrad.communicators import DividedSum
 from distgrad.communicators.mpi import Mpi
+from distgrad.communicators.vectors import DividedSum
 from distgrad.graph import StepGraph
 from distgrad.native import functions
 from distgrad.step import DistributedStep
