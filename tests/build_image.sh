@@ -12,6 +12,7 @@ done
 if [ "$(id -u)" != 0 ]; then echo "tests/build_image.sh: it takes root" >&2; exit 77; fi
 
 work=${WORK:-$(mktemp -d)}
+mkdir -p "$work"
 if [ -z "${WORK:-}" ]; then trap 'rm -rf "$work"' EXIT; fi
 buildah() { command buildah --root "$work/store" --runroot "$work/run" --storage-driver vfs "$@"; }
 
