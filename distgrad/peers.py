@@ -13,6 +13,7 @@ import mmap
 import os
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -123,6 +124,13 @@ def how_it_ended(peer: Peer) -> str:
     if code >= 0:
         return f"with status {code}"
     return f"by signal {-code}" + (", possibly out of memory" if code == -signal.SIGKILL else "")
+
+
+def await_reaping(peer: Peer, seconds: float) -> None:
+    """Wait until the parent of a process that has ended knows how, but no longer than that."""
+    end = time.monotonic() + seconds
+    while _status_of_zombie(peer.pid) is not None and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _status_of_zombie(pid: int) -> int | None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, print_line
-from distgrad.peers import AWAY, DUMPS, INSIDE, LEFT, TURN, Peer, Peers, how_it_ended, kill, launchers
+from distgrad.peers import AWAY, DUMPS, INSIDE, LEFT, TURN, Peer, Peers, await_reaping, how_it_ended, kill, launchers
 
 if TYPE_CHECKING:
     from distgrad.communicators import Communicator
@@ -29,6 +29,7 @@ ELSEWHERE = 2.0  # seconds longer where other hosts may know better
 LEAVING = 10.0  # seconds longer where a worker's program is over, and its process about to end and to tell how
 DUMP = signal.SIGRTMAX - 7  # a signal that nobody else is likely to use
 DUMPING = 0.3  # seconds that it takes
+REAPING = 1.0  # seconds for a launcher to look at a process that has ended
 AGAIN = "start the job again, from its last checkpoint"
 
 
@@ -84,7 +85,8 @@ class Watchdog(threading.Thread):
         peer = next(peer for peer in self.peers.others if peer.pidfd == fd)
         if not peer.page[LEFT]:
             how = how_it_ended(peer) or "without a word, possibly killed for want of memory"
-            self._give_up(WorkerLost(f"rank {peer.rank} (process {peer.pid}) ended {how}", AGAIN, rank=peer.rank))
+            error = WorkerLost(f"rank {peer.rank} (process {peer.pid}) ended {how}", AGAIN, rank=peer.rank)
+            self._give_up(error, ended=peer)
 
     # ---- a process does not arrive
 
@@ -94,13 +96,13 @@ class Watchdog(threading.Thread):
             return
         behind = [peer for peer in self.peers.others if peer.page[TURN] < turn and not peer.page[AWAY]]
         absent = [peer for peer in behind if not peer.page[LEFT]]
-        gone = [(peer.rank, how) for peer in behind if peer.page[LEFT] for how in [_how_it_left(peer)] if how]
+        gone = [(peer, how) for peer in behind if peer.page[LEFT] for how in [_how_it_left(peer)] if how]
         if self._comm.page[TURN] != turn or not self._comm.page[INSIDE]:
             return  # it went on while we looked
         if gone:
-            rank, how = gone[0]
-            cause = f"rank {rank} ended {how} while others still sum"
-            self._give_up(WorkerLost(cause, "take the same steps on every worker", rank=rank))
+            peer, how = gone[0]
+            cause = f"rank {peer.rank} ended {how} while others still sum"
+            self._give_up(WorkerLost(cause, "take the same steps on every worker", rank=peer.rank), ended=peer)
         elif absent and waited > self._timeout:
             self._dump_stacks(absent)
             self._give_up(_not_arrived([peer.rank for peer in absent], self._timeout), absent)
@@ -120,7 +122,7 @@ class Watchdog(threading.Thread):
 
     # ---- the end
 
-    def _give_up(self, error: DistgradError, stuck: Sequence[Peer] = ()) -> None:
+    def _give_up(self, error: DistgradError, stuck: Sequence[Peer] = (), ended: Peer | None = None) -> None:
         if self.peers.may_speak():
             error.step = self._comm.step
             with contextlib.suppress(OSError):  # who would read it may be gone, too
@@ -130,6 +132,8 @@ class Watchdog(threading.Thread):
             self._comm.tidy()
             kill(self.peers.others)
             os._exit(error.status)
+        if ended is not None:
+            await_reaping(ended, REAPING)  # so that its status is the first that the launcher hears of
         self._comm.end_stuck(stuck)
         self._comm.leave(error.status, together=False)
 

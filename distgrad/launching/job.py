@@ -56,6 +56,7 @@ class Job:
         self._stopped: signal.Signals | None = None
         self._began: dict[str, float] = {}  # stages of the start, in seconds after the launch
         self._deadline = float("inf")
+        self._killed = False
 
     def run(self, environment: Mapping[str, str]) -> Verdict:
         """Start, wait for the end, and say how it was."""
@@ -65,7 +66,7 @@ class Job:
             for relay in self._relays:
                 relay.join()
         if verdict is None:
-            launchers = [process.returncode for process in self._processes]
+            launchers = [abs(process.returncode) if self._killed else process.returncode for process in self._processes]
             verdict = judge(self._session.ends(), self._session.who("started"), launchers, self._stopped)
         # One line about one failure: a worker that knew has said it already.
         return verdict._replace(error=None) if self._session.who("spoke") else verdict
@@ -165,6 +166,7 @@ class Job:
                 os.kill(keeper, number)
 
     def _end(self, grace: float) -> None:
+        self._killed = True
         end_all(str(self._session.folder), grace)
 
 

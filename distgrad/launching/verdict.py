@@ -34,7 +34,8 @@ def judge(
     Args:
         ends: how those workers ended of which it is known.
         started: which workers started at all.
-        launchers: statuses of the processes that were started from here, as `subprocess` has them.
+        launchers: statuses of the processes that were started from here, as `subprocess` has them; below 0 if somebody
+            else has killed them, whatever their workers did then.
         stopped: the signal by which a person or a batch system has asked the job to stop.
     """
     failed = [end.status for end in _in_order(ends).values() if end.status]
@@ -43,12 +44,12 @@ def judge(
         return Verdict(own[0] if own else _as_exit_status(-stopped) if failed or any(launchers) else 0, stopped=True)
     if not failed and not any(launchers):
         return Verdict(0)
-    rank = _to_blame(ends)
-    if rank is not None:
-        return _about(rank, ends[rank])
     killed = [-status for status in launchers if status < 0]
     if killed:
         return _lost(None, f"the launcher was killed by {_signal_name(killed[0])}")
+    rank = _to_blame(ends)
+    if rank is not None:
+        return _about(rank, ends[rank])
     lost = sorted(set(started) - set(ends))
     if lost:
         return _lost(lost[0], f"worker {lost[0]} vanished with its keeper")
