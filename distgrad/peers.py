@@ -126,6 +126,11 @@ def how_it_ended(peer: Peer) -> str:
     return f"by signal {-code}" + (", possibly out of memory" if code == -signal.SIGKILL else "")
 
 
+def is_stopped(peer: Peer) -> bool:
+    """Whether a signal, or a debugger, has brought it to a halt."""
+    return _stat(peer.pid)[:1] in (["T"], ["t"])
+
+
 def await_reaping(peer: Peer, seconds: float) -> None:
     """Wait until the parent of a process that has ended knows how, but no longer than that."""
     end = time.monotonic() + seconds

@@ -19,7 +19,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, print_line
-from distgrad.peers import AWAY, DUMPS, INSIDE, LEFT, TURN, Peer, Peers, await_reaping, how_it_ended, kill, launchers
+from distgrad.peers import (
+    AWAY,
+    DUMPS,
+    INSIDE,
+    LEFT,
+    TURN,
+    Peer,
+    Peers,
+    await_reaping,
+    how_it_ended,
+    is_stopped,
+    kill,
+    launchers,
+)
 
 if TYPE_CHECKING:
     from distgrad.communicators import Communicator
@@ -96,6 +109,8 @@ class Watchdog(threading.Thread):
             return
         behind = [peer for peer in self.peers.others if peer.page[TURN] < turn and not peer.page[AWAY]]
         absent = [peer for peer in behind if not peer.page[LEFT]]
+        if not absent and waited > self._timeout:
+            absent = [peer for peer in self.peers.others if is_stopped(peer)]  # with what it had to send
         gone = [(peer, how) for peer in behind if peer.page[LEFT] for how in [_how_it_left(peer)] if how]
         if self._comm.page[TURN] != turn or not self._comm.page[INSIDE]:
             return  # it went on while we looked

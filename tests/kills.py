@@ -107,7 +107,7 @@ class Kills:
     def __init__(self, launcher: str, seed: int) -> None:
         self._launcher, self._random = launcher, random.Random(seed)
         self._victims = [*dict.fromkeys(["mpirun", launcher]), *(f"worker {rank}" for rank in range(SIZE))]
-        self._start = 10.0  # seconds that the last job needed
+        self._start = 10.0  # seconds that the last job needed, or more than so many
         self.done, self.longest = Counter[tuple[str, str]](), 0.0
         self.complaints = 0
 
@@ -123,13 +123,14 @@ class Kills:
 
     def _kill(self, job: Job, number: int) -> None:
         victim = self._random.choice(self._victims)
-        job.wait(lambda: False, self._random.uniform(0, BEYOND * self._start))
+        moment = self._random.uniform(0, BEYOND * self._start)
+        job.wait(lambda: False, moment)
         job.kill(victim)
         took = job.wait(job.is_gone, BOUND)
         expected = -signal.SIGKILL if victim == self._launcher else LOST[self._launcher]
         if job.status != expected:
             self._complain(job, number, victim, f"status {job.status}, not {expected}")
-        self._start = job.started or self._start
+        self._start = job.started or max(self._start, moment)
         self.longest = max(self.longest, took)
         self.done[victim, job.state] += 1
         for pid in job.close():
