@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from distgrad.accumulate import accumulate
+from distgrad.accumulate import Totals, accumulate
 from distgrad.batch import one_row_at_least, row_count, zero_unless
 from distgrad.communicators import Communicator
 from distgrad.communicators.vectors import DividedSum, Vector
@@ -70,7 +70,7 @@ class StepGraph:
     riders: Riders
     drift: Drift
     watch: Watch
-    totals: Any
+    totals: Totals
     policy: Policy
 
     def __post_init__(self) -> None:
