@@ -291,6 +291,7 @@ class DistributedStep:
     # ---- once, before the first step
 
     def _join(self, batch: tuple[Any, ...]) -> None:
+        _require_outside_scope()
         self.comm.introduce()
         with self.comm.scope():
             if not self.model.built:
@@ -400,6 +401,16 @@ def _length(dataset: Iterable[Any]) -> int | None:
         return len(dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def _require_outside_scope() -> None:
+    # Keras's optimizers and TensorFlow's tapes find no replica there.
+    if tf.distribute.in_cross_replica_context():
+        raise BadArgument(
+            "a step, a fit or an evaluate within comm.scope()",
+            "build the model in there, and call them outside of it",
+            everywhere=True,
+        )
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

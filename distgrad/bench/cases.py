@@ -56,12 +56,16 @@ class Difference(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What is measured: on which cases, by whom, and which of them are compared with all the others."""
+    """What is measured: on which cases, by whom, and which of them are compared with all the others.
+
+    Of `period` calls one may cost more than the others, so each turn takes a multiple of them.
+    """
 
     cases: tuple[Case, ...]
     contestants: tuple[Contestant, ...]
     subjects: tuple[str, ...]
     differences: tuple[Difference, ...] = ()
+    period: int = 1
 
 
 def _algorithm(number: int) -> dict[str, str]:
@@ -102,6 +106,7 @@ def _horovod(*turns: str) -> tuple[Contestant, ...]:
 
 MEGABYTE = 1_000_000
 SUM_BYTES = {"4 KB": 4096, "64 KB": 65536} | {f"{n} MB": n * MEGABYTE for n in (1, 16, 64, 100, 256)}
+LOGGED = 10  # steps, of which one is logged
 MANY = 50  # tensors
 FEW, MORE = 4, 12  # micro-batches
 SHORT, LONG = 2, 10  # steps of a fit
@@ -187,6 +192,7 @@ TABLES = {
             Contestant("compared-each-step", OWN, "step compared"),
         ),
         (OWN,),
+        period=LOGGED,
     ),
 }
 

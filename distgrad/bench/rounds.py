@@ -4,8 +4,9 @@ import contextlib
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,14 +22,23 @@ Numbers: TypeAlias = Sequence[float] | None
 
 
 class Effort(NamedTuple):
-    """How long to measure: rounds a case, about how many seconds a turn, and how often a void case is tried."""
+    """How long to measure.
+
+    Attributes:
+        rounds: of a case, at least.
+        turn: about so many seconds.
+        tries: how often a void case is tried.
+        patience: so many seconds rounds go on beyond the least, up to MOST: short turns leave time for more of them.
+    """
 
     rounds: int
     turn: float
     tries: int
+    patience: float = 0.0
 
 
-QUICK, FULL = Effort(30, 0.02, 1), Effort(30, 0.03, 2)
+QUICK, FULL = Effort(30, 0.02, 1), Effort(30, 0.03, 2, 100.0)
+MOST = 120  # rounds
 
 
 @dataclass
@@ -38,7 +48,7 @@ class Series:
     Attributes:
         name: whom the time counts for.
         label: its configuration too.
-        repetitions: calls a turn.
+        repetitions: calls a turn; as many as `warm` go before those that are timed.
         seconds: of one call, the slowest rank's, by round.
         cpu, faults: CPU seconds and page faults of one call, summed over the ranks, by round.
         peak: bytes resident, the largest rank's, since its job began.
@@ -49,6 +59,7 @@ class Series:
     name: str
     label: str
     repetitions: int = 1
+    warm: int = 1
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     faults: list[float] = field(default_factory=list)
@@ -115,10 +126,12 @@ class Trial:
         order = random.Random(0)
         for one in self._entrants.values():
             one.forget()
-        for number in range(effort.rounds):
+        rounds, end = 0, time.monotonic() + effort.patience
+        while rounds < effort.rounds or (rounds < MOST and time.monotonic() < end):
             for contestant in order.sample(list(self._entrants), len(self._entrants)):
                 self._attempt(contestant, self._take_turn)
-            tick(f"round {number + 1}")
+            rounds += 1
+            tick(f"round {rounds}")
         measured = list(self._entrants.values())
         names = {one.name for one in measured}
         complete = [one for one in TABLES[self._table].differences if {one.longer, one.shorter} <= names]
@@ -146,12 +159,14 @@ class Trial:
     def _prepare(self, contestant: Contestant, oracle: Numbers, seconds: float) -> None:
         for answer in self._ask(contestant, "prepare"):
             _require_agreement(contestant, answer["evidence"], oracle)
-        trial = max(answer["seconds"] for answer in self._ask(contestant, "time", repetitions=2))
-        self._entrants[contestant].repetitions = max(1, round(seconds / trial))
+        trial = max(answer["seconds"] for answer in self._ask(contestant, "time", repetitions=2, warm=2))
+        series, whole = self._entrants[contestant], TABLES[self._table].period
+        series.warm = max(1, round(seconds / trial))
+        series.repetitions = whole * max(1, round(seconds / trial / whole))
 
     def _take_turn(self, contestant: Contestant) -> None:
         series = self._entrants[contestant]
-        series.add(self._ask(contestant, "time", repetitions=series.repetitions))
+        series.add(self._ask(contestant, "time", repetitions=series.repetitions, warm=series.warm))
 
     def _ask(self, contestant: Contestant, do: str, **order: Any) -> list[dict[str, Any]]:
         return self._jobs.ask(contestant.job, do=do, table=self._table, case=self._case, turn=contestant.turn, **order)
@@ -225,7 +240,7 @@ def _parts(table: str) -> set[str]:
 def _difference(measured: Sequence[Series], wanted: Difference) -> Series:
     longer, shorter = (next(one for one in measured if one.name == name) for name in (wanted.longer, wanted.shorter))
     seconds = [(a - b) / wanted.times for a, b in zip(longer.seconds, shorter.seconds, strict=True)]
-    return Series(longer.table, longer.case, wanted.name, wanted.name, longer.repetitions, seconds, peak=longer.peak)
+    return replace(longer, name=wanted.name, label=wanted.name, seconds=seconds, cpu=[], faults=[])
 
 
 def _require_agreement(contestant: Contestant, evidence: Numbers, oracle: Numbers) -> None:

@@ -95,7 +95,7 @@ def _measure(
 def _introduction(machine: Mapping[str, Any], jobs: Jobs, effort: Effort) -> str:
     crowded = " (oversubscribed: correctness only, no speed)" if jobs.size > machine["cores"] else ""
     lines = [
-        f"{jobs.size} ranks on {machine['cores']} cores{crowded}, {effort.rounds} interleaved rounds a case",
+        f"{jobs.size} ranks on {machine['cores']} cores{crowded}, {effort.rounds} interleaved rounds a case or more",
         ", ".join(f"{name} {version}" for name, version in machine.items() if version and name != "cores"),
         *(f"absent: {name}: {reason}" for name, reason in jobs.lost.items()),
     ]

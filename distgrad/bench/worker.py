@@ -68,12 +68,12 @@ def _obey(engine: Engine, turns: dict[str, Turn], do: str, **order: Any) -> dict
         prepared = engine.prepare(order["table"], order["turn"], order["case"])
         turns[key] = prepared.turn
         return {"evidence": prepared.evidence}
-    return _time(engine, turns[key], order["repetitions"])
+    return _time(engine, turns[key], order["repetitions"], order["warm"])
 
 
-def _time(engine: Engine, turn: Turn, repetitions: int) -> dict[str, Any]:
+def _time(engine: Engine, turn: Turn, repetitions: int, warm: int) -> dict[str, Any]:
     """Seconds, CPU seconds and page faults of one call, over so many; and the peak memory so far in bytes."""
-    for _ in range(repetitions):
+    for _ in range(warm):
         turn()  # the other jobs have displaced what this one had in the caches
     engine.barrier()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()

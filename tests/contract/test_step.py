@@ -439,6 +439,17 @@ def test_where_a_model_must_be_built(comm: Communicator) -> None:
         assert quiet(comm, model)(*own(comm, integers())).applied
 
 
+def test_only_building_belongs_into_the_scope(comm: Communicator) -> None:
+    step, batch = quiet(comm, linear(comm)), own(comm, integers())
+    with comm.scope():
+        if comm.backend == "tf":
+            with pytest.raises(BadArgument, match=r"within comm.scope\(\); build the model in there"):
+                step(*batch)
+        else:
+            step(*batch)
+    assert step(*batch).applied
+
+
 def two_outputs() -> keras.Model:
     x = keras.Input((2,))
     return keras.Model(x, [keras.layers.Dense(3, name="many")(x), keras.layers.Dense(1, name="one")(x)])

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import distgrad
+from distgrad.bench.cases import LOGGED
 from distgrad.bench.data import check, own_part
 from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
@@ -15,8 +16,8 @@ from distgrad.graph import StepGraph
 from distgrad.native import functions
 from distgrad.step import DistributedStep
 
-# Everything is told, and in every tenth step printed, and compared with the weights.
-TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": 10}
+# Everything is told; of each turn's steps one in so many is printed, and compared with the weights.
+TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": LOGGED}
 # Weights are compared never, or in every step instead of every hundredth. The watchdog's thread runs in all of them.
 UNGUARDED: dict[str, Any] = {"check_every": 0, "max_skipped": None}
 OPTIONS = {
