@@ -5,7 +5,7 @@
 
 Every worker runs this; all the communication of a step is one sum of one vector:
 
-    join      agreement.py    once: all workers mean the same thing, and start alike
+    join      plan.py         once: what the step is made of; agreement.py: all workers mean the same, and start alike
     step      graph.py        local gradients, their one sum, its division, the optimizer: one compiled graph
     report    report.py       what came of it: one line from the root, and whoever listens
     guard     guards.py       whether it was skipped, the weights have drifted, or it is time to stop
@@ -21,34 +21,25 @@ import tensorflow as tf
 
 import distgrad
 from distgrad import agreement
-from distgrad.accumulate import Totals
-from distgrad.batch import (
-    any_rows,
-    no_rows_like,
-    one_row_like,
-    symbolic,
-    tensors,
-)
+from distgrad.batch import any_rows, no_rows_like, one_row_like, symbolic, tensors
 from distgrad.communicators import Communicator
 from distgrad.drift import Drift
-from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch, warn
-from distgrad.forward import Forward, MovingStatistics
-from distgrad.graph import Policy, StepGraph
-from distgrad.groups import members_of, pattern_of
+from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch
+from distgrad.forward import Forward
+from distgrad.graph import StepGraph
+from distgrad.groups import pattern_of
 from distgrad.guards import FLAGS, Guards
 from distgrad.layout import Layout
-from distgrad.normalisation import require_single_pass, synchronised
 from distgrad.objective import Objective
+from distgrad.plan import Options, Plan
 from distgrad.position import Position
 from distgrad.report import StepReport, blame
-from distgrad.riders import Pass, Rider, Riders
+from distgrad.riders import Rider
 from distgrad.seeing.listeners import Listener, Listeners
 from distgrad.seeing.logfile import LogFile
-from distgrad.seeing.told import Contents
 from distgrad.seeing.updates import Updates
 from distgrad.seeing.watch import Watch, chosen
 from distgrad.seeing.where import FORMATS, listeners_of
-from distgrad.tables import tables_of
 
 if TYPE_CHECKING:
     from distgrad.checkpoint import Checkpoint
@@ -121,16 +112,13 @@ class DistributedStep:
         self._own_riders: list[Rider] = []
         with comm.scope():
             self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
-        self._micro_batch_size = micro_batch_size
-        self._reduction = reduction
-        self._groups = {label: pattern_of(label, text) for label, text in (groups or {}).items()}
-        self._statistics = chosen(statistics)
-        self._on_nonfinite = on_nonfinite
+        patterns = {label: pattern_of(label, text) for label, text in (groups or {}).items()}
+        asked = (reduction, patterns, chosen(statistics), on_nonfinite, jit_compile)
+        self._options = Options(micro_batch_size, *asked, trains=self._trains)
         self._guards = Guards(comm, check_every, max_skipped) if self._trains else Guards(comm, 0, None)
         self._log_every = log_every
         speaks = comm.is_root and self._trains
         self._listeners = listeners_of(log_every, log_format, log_file, listeners) if speaks else Listeners(())
-        self._jit_compile = jit_compile
         self.steps = 0  # how many were taken, before a resume included
         self.position = Position()
         self.checkpoint: Checkpoint | None = None  # what it was saved to or resumed from
@@ -244,7 +232,7 @@ class DistributedStep:
             raise self.comm.reason(error) from None
         seconds = time.perf_counter() - began
         self.steps += 1
-        parts = (values, self._contents, gradient, self._graph.places, logs)
+        parts = (values, self._plan.contents, gradient, self._graph.places, logs)
         report = StepReport(self.steps, self.comm.size, seconds, *parts)
         self._last = report
         if more is not None:
@@ -267,7 +255,7 @@ class DistributedStep:
     def _compares(self) -> bool:
         """Whether the next step's update is set against the weights."""
         logged = (self.steps + 1) % max(1, self._log_every) == 0
-        return logged and self.comm.is_root and "updates" in self._contents.asked
+        return logged and self.comm.is_root and "updates" in self._plan.contents.asked
 
     def _raise_if_bad(self, report: StepReport, batch: tuple[Any, ...]) -> None:
         # Where no worker has rows, each one sees it in its own share: no value is fetched otherwise.
@@ -278,7 +266,7 @@ class DistributedStep:
                 step=report.step,
                 everywhere=True,
             )
-        if self._on_nonfinite == "raise" and report.nonfinite:
+        if self._options.on_nonfinite == "raise" and report.nonfinite:
             variable = next(row.path for row in report.table() if row.nonfinite)
             raise NonFiniteGradient(
                 f"{blame(report)}, first in variable {variable}",
@@ -298,19 +286,14 @@ class DistributedStep:
                 self.model(one_row_like(batch[0]))
         self._variables = self._differentiated()
         agreement.require_same_variables(self.comm, self._variables)  # before a loss meets a model of another shape
-        self._synchronised = synchronised(self.model) if self._trains else []
-        require_single_pass(self._synchronised, self._micro_batch_size)
-        self._prepare(keras.tree.map_structure(symbolic, batch))
-        sent = Layout(self._variables * self._objective.groups)  # of each group's sums
-        self._contents = self._reported()
-        self._watch, self._updates = Watch(self.comm, self._contents), Updates(Layout(self._variables), self._variables)
-        agreement.require_same_settings(self.comm, self._settings())
+        like = keras.tree.map_structure(symbolic, batch)
+        how = (self._objective, self._forward, self._options)
+        self._plan = plan = Plan(self.comm, self.model, *how, self._variables, like, self._own_riders)
+        agreement.require_same_settings(self.comm, [*plan.settings(), *self._guards.settings()])
         agreement.require_same(self.comm, _versions(), "version", VersionMismatch)
-        self._drift = Drift(self.comm, self._same)
-        ride_along = self._riders.entries + self._drift.entries + self._watch.entries
-        totals = self.comm.totals(sent, ride_along, self._watch.describes, self._may_be_tables())
+        self._drift, self._updates = Drift(self.comm, self._same), Updates(Layout(self._variables), self._variables)
+        self._graph = self._graph_of(plan)
         self._broadcast()
-        self._graph = self._graph_of(totals)
         self.compiled: Any = self._graph.run
         if not self.run_eagerly:
             self.compiled = tf.function(self._graph.run, reduce_retracing=True, autograph=False)
@@ -321,27 +304,14 @@ class DistributedStep:
             self.comm.stop.listen(self.comm.timeout)
         self._joined = True
 
-    def _graph_of(self, totals: Totals) -> StepGraph:
-        parts = (self._objective, self._forward, self._riders, self._drift, self._watch, totals)
-        how = (self._micro_batch_size, self._on_nonfinite, self._jit_compile)
-        policy = Policy(*how, self._divides, bool(self._synchronised), self.keeps_gradient)
+    def _graph_of(self, plan: Plan) -> StepGraph:
+        watch = Watch(self.comm, plan.contents)
+        ride_along = plan.riders.entries + self._drift.entries + watch.entries
+        tables = [] if self.run_eagerly else plan.may_be_tables()
+        totals = self.comm.totals(plan.sent, ride_along, watch.describes, tables)
+        parts = (plan.objective, plan.forward, plan.riders, self._drift, watch, totals)
+        policy = plan.policy(self.keeps_gradient)
         return self._kind(self.comm, self.model, self.optimizer, self._variables, *parts, policy)
-
-    def _prepare(self, like: tuple[Any, ...]) -> None:
-        """Learn from a batch of `KerasTensor`s what the model will give, and who rides along."""
-
-        def look(seen: Pass) -> None:
-            are_sums: list[bool] = []
-            if seen.scope.losses:
-                with tf.init_scope(), self.comm.scope():
-                    are_sums = self._forward.added_sums(like[0])
-            self._objective.learn(seen, are_sums)
-
-        y_pred, moving = self._forward.try_on(like, look)
-        self._divides = self._reduction == "mean" and self._objective.divides
-        self._riders = Riders([self._objective, MovingStatistics(moving if self._trains else []), *self._own_riders])
-        x, y, sample_weight = (*like, None, None)[:3]
-        self._riders.prepare(Pass(x, y, sample_weight, y_pred, keras.KerasTensor(()), keras.StatelessScope()))
 
     def _broadcast(self) -> None:
         self._set_alike(self._state())
@@ -361,34 +331,6 @@ class DistributedStep:
         """What must stay the same on all workers: not the state of random numbers, and no counters of a layer's own."""
         floats = [variable for variable in self.model.variables if tf.as_dtype(variable.dtype).is_floating]
         return [*floats, *self.optimizer.variables] if self._trains else []
-
-    def _settings(self) -> list[str]:
-        policy = [f"reduction={'mean' if self._divides else 'sum'}", f"on_nonfinite={self._on_nonfinite}"]
-        policy += [f"micro_batch_size={self._micro_batch_size}", *self._guards.settings()]
-        asked = f"statistics={','.join(sorted(self._contents.asked))}"
-        described = f"by variable={self._contents.by_variable}"
-        return [*policy, asked, described, *self._objective.settings()]
-
-    def _reported(self) -> Contents:
-        """What the reports will tell."""
-        variables = [(variable.path, tuple(variable.shape)) for variable in self._variables]
-        groups = members_of(self._groups, [path for path, _ in variables], self.comm) if self._trains else {}
-        return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self._divides)
-
-    def _asked(self) -> frozenset[str]:
-        """What statistics there will be of those that were asked for."""
-        of_one_sum = self._statistics & {"workers", "noise"}
-        if not self._trains:
-            return frozenset()
-        if self._objective.groups == 1 or not of_one_sum:
-            return self._statistics
-        if self.comm.is_root:
-            warn(f"no statistics {', '.join(sorted(of_one_sum))}: the losses are divided by several numbers")
-        return self._statistics - of_one_sum
-
-    def _may_be_tables(self) -> list[int]:
-        """Variables of whose gradients the touched rows alone are summed, if they turn out to be sparse."""
-        return [] if self.run_eagerly or self._objective.groups > 1 else tables_of(self.model, self._variables)
 
 
 def _versions() -> list[str]:

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import scarce
 from launching import ROOT, start_workers
+from processes import state
 
 WORKER = ROOT / "tests" / "faulty.py"
 START = 90.0  # seconds until the workers take steps
@@ -147,10 +147,7 @@ class Trial:
 
 
 def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return state(process) not in ("", "Z")
 
 
 def can_be_done(name: str) -> bool:
