@@ -8,10 +8,8 @@ before the one that goes on.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import tensorflow as tf
-from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
-
 from distgrad.errors import warn
+from distgrad.pipeline import seeds_of, shuffles_of, untuned
 
 
 class Position:
@@ -48,7 +46,7 @@ class Position:
         Returns:
             (the batches to come, the last one passed over or None).
         """
-        shuffles, seeds = shuffles_of(data), seeds_of(data)
+        data, shuffles, seeds = untuned(data), shuffles_of(data), seeds_of(data)
         if self._shuffles is None:
             self._return(data, seeds)
         else:
@@ -79,19 +77,6 @@ class Position:
         self._renewed = shuffles != self._shuffles  # whoever makes the dataset anew for each pass starts it anew
         self.passes = 0 if self._renewed else self.passes + bool(self.taken)
         self.taken = 0
-
-
-def shuffles_of(data: Any) -> list[Any]:
-    """The shuffled datasets that a dataset is made of: they know how often they were gone through."""
-    if not isinstance(data, tf.data.Dataset):
-        return []
-    own = [data] if isinstance(data, _ShuffleDataset) else []
-    return own + [found for part in data._inputs() for found in shuffles_of(part)]
-
-
-def seeds_of(data: Any) -> list[int]:
-    """Those of its shuffling: the same in the next run if `shuffle`, or TensorFlow, was given a seed."""
-    return [int(seed) for shuffle in shuffles_of(data) for seed in (shuffle._seed, shuffle._seed2)]
 
 
 def warn_of_seed() -> None:

@@ -21,7 +21,8 @@ from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from distgrad.batch import share
 from distgrad.communicators import Communicator
 from distgrad.errors import TooFewSamples
-from distgrad.position import seeds_of, warn_of_seed
+from distgrad.pipeline import seeds_of, untuned
+from distgrad.position import warn_of_seed
 
 READY = 2  # batches that wait for their step
 
@@ -125,7 +126,7 @@ class OwnData(Share):
 
     def __init__(self, comm: Communicator, whole: TFDatasetAdapter, keeps_iterator: bool) -> None:
         super().__init__(comm, whole)
-        self._passes, self._keeps = _Passes(whole.get_tf_dataset()), keeps_iterator
+        self._passes, self._keeps = _Passes(untuned(whole.get_tf_dataset())), keeps_iterator
         own = whole.num_batches
         texts = [text for text in comm.exchange("-1" if own is None else str(own)) if text]
         self._most = None if "-1" in texts else max(map(int, texts))
@@ -186,7 +187,7 @@ class SharedArrays(Share):
         # An element is a batch of row numbers. The arrays come as a dataset of one element: what a function captures
         # becomes a constant of its graph, which would be copied and written out for every iterator.
         with_arrays = tf.data.Dataset.zip(batches, tf.data.Dataset.from_tensors(arrays).repeat())
-        return with_arrays.map(self._own_rows).prefetch(READY).with_options(_plain())
+        return untuned(with_arrays.map(self._own_rows).prefetch(READY)).with_options(_plain())
 
     def _own_rows(self, rows: tf.Tensor, arrays: Any) -> Any:
         """This worker's rows of a batch of row numbers."""
@@ -241,9 +242,8 @@ class _Passes(tf.distribute.DistributedDataset):
 
 
 def _plain() -> tf.data.Options:
-    """Nothing is tuned: there is little to gain, and the end of an iterator waits for its tuning thread to wake up."""
+    """Nothing is rewritten: there is little to gain."""
     options = tf.data.Options()
-    options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     return options
 

@@ -32,6 +32,7 @@ from distgrad.communicators.vectors import DividedSum, Vector, divisor_of, piece
 from distgrad.errors import BadArgument
 from distgrad.layout import Layout
 from distgrad.peers import INSIDE, LEFT, TURN, Page, Peer, kill
+from distgrad.pipeline import untuned
 from distgrad.statistics import all_finite, moments, rows, whole
 from distgrad.stopping import StopRequest
 from distgrad.watchdog import Watchdog
@@ -278,7 +279,7 @@ class Communicator:
             return tf.nest.map_structure(cut, whole)
 
         # Autograph would write a file, which stays when this process is killed.
-        return dataset.map(tf.autograph.experimental.do_not_convert(cut_batch))
+        return untuned(dataset.map(tf.autograph.experimental.do_not_convert(cut_batch)))
 
     def process_sum(self, part: np.ndarray) -> np.ndarray:
         """Sum one array a process, at once and outside any graph.

@@ -1,0 +1,57 @@
+"""Iterators end at once: none of the datasets that a step or a fit reads has TensorFlow's tuning thread."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distgrad
+from distgrad.pipeline import untuned
+from distgrad.position import Position
+from distgrad.shares import share_of
+
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def comm() -> distgrad.Communicator:
+    return distgrad.connect("solo")
+
+
+def batches() -> tf.data.Dataset:
+    return tf.data.Dataset.range(ROWS).shuffle(ROWS, seed=1).batch(4)
+
+
+def is_tuned(data: Any) -> bool:
+    return data.options().autotune.enabled is not False
+
+
+def test_what_was_set_by_hand_is_kept_and_what_is_no_dataset_stays_as_it_is() -> None:
+    options = tf.data.Options()
+    options.autotune.enabled = True
+    assert is_tuned(batches())
+    assert not is_tuned(untuned(batches()))
+    assert is_tuned(untuned(batches().with_options(options)))
+    rows = [1, 2]
+    assert untuned(rows) is rows
+
+
+def test_shares_are_not_tuned(comm: distgrad.Communicator) -> None:
+    given = dict.fromkeys(("x", "y", "sample_weight", "class_weight", "steps_per_epoch"))
+    arrays = share_of(comm, {**given, "x": np.ones((ROWS, 2)), "batch_size": 4, "shuffle": True})
+    own = share_of(comm, {**given, "x": batches(), "batch_size": None, "shuffle": True})
+    assert not is_tuned(arrays.get_tf_dataset())
+    assert not is_tuned(own.get_tf_dataset()._dataset)
+    assert not is_tuned(comm.shard(batches()))
+
+
+def test_an_epoch_is_not_tuned_and_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    passes = tf.data.Dataset.__iter__
+    for kind in {type(batches()), type(untuned(batches()))}:
+        monkeypatch.setattr(kind, "__iter__", lambda data: begun.append(data) or passes(data), raising=False)
+    found, _ = Position().begin(batches())
+    first = [batch.numpy().tolist() for batch in found]
+    assert first == [batch.numpy().tolist() for batch in batches()]
+    assert not is_tuned(begun[0])
