@@ -131,7 +131,8 @@ class Trial:
             for contestant in order.sample(list(self._entrants), len(self._entrants)):
                 self._attempt(contestant, self._take_turn)
             rounds += 1
-            tick(f"round {rounds}")
+            if rounds <= effort.rounds:  # those that are sure to come
+                tick(f"round {rounds}")
         measured = list(self._entrants.values())
         names = {one.name for one in measured}
         complete = [one for one in TABLES[self._table].differences if {one.longer, one.shorter} <= names]
