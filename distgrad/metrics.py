@@ -31,7 +31,8 @@ class MetricSums:
 
     def __init__(self, model: keras.Model, with_gradient: bool) -> None:
         self._model, self._with_gradient = model, with_gradient
-        self.zeroed: list[keras.Variable] = []
+        self.zeroed: list[keras.Variable] = []  # all of the state: no pass reads it
+        self._summed: list[keras.Variable] = []  # what of it travels
 
     def prepare(self, like: Pass) -> list[tf.TensorShape]:
         """Create the metrics' state, and try whether it can be added.
@@ -46,19 +47,20 @@ class MetricSums:
         # The mean losses are taken from the sums that travel anyway.
         self._means = model._compile_loss.metrics if model._compile_loss is not None else []
         known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
-        self.zeroed = [variable for variable in model.metrics_variables if id(variable) not in known]
+        self.zeroed = list(model.metrics_variables)
+        self._summed = [variable for variable in self.zeroed if id(variable) not in known]
         self._require_sums(like)
-        return [tf.TensorShape(variable.shape) for variable in self.zeroed]
+        return [tf.TensorShape(variable.shape) for variable in self._summed]
 
     def parts(self, seen: Pass) -> list[tf.Tensor]:
         """What the micro-batch adds to the metrics' state."""
         with seen.scope:
             self._model.compute_metrics(seen.x, seen.y, seen.y_pred, sample_weight=seen.sample_weight)
-        return [seen.scope.get_current_value(variable) for variable in self.zeroed]
+        return [seen.scope.get_current_value(variable) for variable in self._summed]
 
     def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
         """Add to the metrics' state what all workers added, and tell the results so far."""
-        for variable, change in zip(self.zeroed, sums, strict=True):
+        for variable, change in zip(self._summed, sums, strict=True):
             variable.assign(variable.value + tf.cast(change, variable.dtype))
         self._model._loss_tracker.update_state(
             tf.cast(outcome.loss, tf.float32), sample_weight=tf.cast(outcome.examples, tf.float32)
@@ -73,27 +75,27 @@ class MetricSums:
 
     def _require_sums(self, like: Pass) -> None:
         """Show the metrics two made-up batches, apart and one after the other."""
-        nothing = [tf.zeros(variable.shape, variable.dtype) for variable in self.zeroed]
+        nothing = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]
         one, other = (_made_up(like, seed) for seed in (1, 2))
         alone = self._after(nothing, other)
         first = self._after(nothing, one)
         both = self._after(first, other)
         at_reset = self._at_reset()
-        for variable, *values in zip(self.zeroed, first, alone, both, at_reset, strict=True):
+        for variable, *values in zip(self._summed, first, alone, both, at_reset, strict=True):
             a, b, together, fresh = (np.asarray(value, np.float64) for value in values)
             if fresh.any() or not np.allclose(a + b, together, rtol=1e-4, atol=1e-6, equal_nan=True):
                 self._refuse(variable)
 
     def _after(self, state: Sequence[tf.Tensor], batch: Sequence[Any]) -> list[tf.Tensor]:
         x, y, y_pred, sample_weight = batch
-        with keras.StatelessScope(list(zip(self.zeroed, state, strict=True))) as scope:
+        with keras.StatelessScope(list(zip(self._summed, state, strict=True))) as scope:
             self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return [scope.get_current_value(variable) for variable in self.zeroed]
+        return [scope.get_current_value(variable) for variable in self._summed]
 
     def _at_reset(self) -> list[tf.Tensor]:
-        with keras.StatelessScope([(v, tf.ones(v.shape, v.dtype)) for v in self.zeroed]) as scope:
+        with keras.StatelessScope([(v, tf.ones(v.shape, v.dtype)) for v in self._summed]) as scope:
             self._model.reset_metrics()
-        return [scope.get_current_value(variable) for variable in self.zeroed]
+        return [scope.get_current_value(variable) for variable in self._summed]
 
     def _refuse(self, variable: keras.Variable) -> None:
         name = next(metric.name for metric in _metrics(self._model) if any(v is variable for v in metric.variables))
