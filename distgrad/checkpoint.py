@@ -207,7 +207,7 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _last(self) -> str:
-        return next((path.name for path in self._shelf.paths()), "none")
+        return next((path.name for path in self._shelf.good()), "none")
 
     def _from_root(self, ask: Callable[[], Any]) -> Any:
         """Ask the root alone, and give every worker its answer, in a form that JSON knows, or raise its error."""

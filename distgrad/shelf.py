@@ -52,6 +52,10 @@ class Shelf:
         found = [path for path in self._directory.glob("step-*") if NAME.fullmatch(path.name)]
         return sorted(found, key=_step_of, reverse=True)
 
+    def good(self) -> list[Path]:
+        """Those of them that have not been found damaged, newest first."""
+        return [path for path in self.paths() if path not in self._refused]
+
     def put(self, step: int, content: Archive) -> None:
         """Write a file; once it is complete, remove those that are too many.
 
@@ -61,7 +65,7 @@ class Shelf:
         path = self._directory / f"step-{step:010d}.npz"
         archive.write(path, content.arrays, content.meta)
         self._refused.discard(path)
-        own = [path for path in self.paths() if _step_of(path) <= step and path not in self._refused]
+        own = [path for path in self.good() if _step_of(path) <= step]
         for path in own[self._keep :]:
             path.unlink(missing_ok=True)
 
@@ -99,7 +103,7 @@ class Shelf:
 
     def warn_of_later(self, step: int) -> None:
         """Say if a resume would not take the file of this step, because there is that of a later one."""
-        later = [path.name for path in self.paths() if _step_of(path) > step and path not in self._refused]
+        later = [path.name for path in self.good() if _step_of(path) > step]
         if later:
             warn(f"{self._directory} holds {later[0]} already, which a resume would take before that of step {step}")
 

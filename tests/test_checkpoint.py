@@ -68,6 +68,17 @@ def test_a_file_cut_anywhere_is_found(path: Path) -> None:
             archive.read(path)
 
 
+def test_a_damaged_file_is_not_the_last_complete_one_until_it_is_written_again(path: Path) -> None:
+    kept = shelf.Shelf(path.parent, keep=3)
+    kept.put(9, CONTENT)
+    newest = path.with_name("step-0000000009.npz")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert kept.newest() is not None
+    assert kept.good() == [path]
+    kept.put(9, CONTENT)
+    assert kept.good() == [newest, path]
+
+
 def test_a_save_killed_at_every_system_call_leaves_a_whole_file(tmp_path: Path) -> None:
     job = run([sys.executable, ROOT / "tests" / "killing.py", tmp_path / "killed"], env={"PYTHONPATH": str(ROOT)})
     if job.status == os.EX_NOPERM:
