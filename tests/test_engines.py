@@ -19,9 +19,9 @@ WORLDS = [
     ("mwms", 3),
     ("mirrored", 2),
 ]
-STEPPING = [("solo", 1), ("mpi", 2), ("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
-FITTING = [("mpi", 2), ("mwms", 2)]
-GLANCED = [("solo", 1), ("mpi", 3), ("horovod-gloo", 2), ("horovod-mpi", 2), ("mirrored", 2)]
+STEPPING = [("solo", 1), ("mpi", 2)]
+FITTING = [("mpi", 2)]
+GLANCED = [("mpi", 3), ("horovod-gloo", 2), ("horovod-mpi", 2), ("mwms", 2), ("mirrored", 2)]
 GUIDED = [("mpi", 2)]  # what people write, with the two lines
 CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
 
@@ -47,6 +47,11 @@ def test_step(engine: str, size: int) -> None:
     run_suite(engine, size, "test_step.py", "test_rows.py", "test_guards.py")
 
 
+@worlds(GLANCED)
+def test_step_at_a_glance(engine: str, size: int) -> None:
+    run_suite(engine, size, "test_step.py", only="masked or one_reduction or nonfinite_on or epoch or clip or scope")
+
+
 @worlds(WORLDS, FITTING)
 def test_fit(engine: str, size: int) -> None:
     run_suite(engine, size, "test_fit.py", "test_seeing.py")
@@ -54,7 +59,7 @@ def test_fit(engine: str, size: int) -> None:
 
 @worlds(GLANCED)
 def test_fit_at_a_glance(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_fit.py", only="masked or nan_on or test_callbacks or unequal or XLA")
+    run_suite(engine, size, "test_fit.py", only="masked or nan_on or unequal or XLA")
 
 
 @worlds(WORLDS, GUIDED)
