@@ -21,9 +21,10 @@ WORLDS = [
 ]
 STEPPING = [("solo", 1), ("mpi", 2)]
 FITTING = [("mpi", 2)]
-GLANCED = [("mpi", 3), ("horovod-gloo", 2), ("horovod-mpi", 2), ("mwms", 2), ("mirrored", 2)]
+GLANCED = [("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
 GUIDED = [("mpi", 2)]  # what people write, with the two lines
 CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
+SAVED = [("mpi", 2), ("mwms", 2)]  # of these
 
 
 def worlds(chosen: list[tuple[str, int]], usual: list[tuple[str, int]] | None = None) -> pytest.MarkDecorator:
@@ -67,7 +68,7 @@ def test_guides(engine: str, size: int) -> None:
     run_suite(engine, size, "test_guides.py")
 
 
-@worlds(CHECKPOINTED)
+@worlds(CHECKPOINTED, SAVED)
 def test_checkpoints(engine: str, size: int) -> None:
     run_suite(engine, size, "test_checkpoint.py", only="" if engine == "mpi" else "loop and 10 or damaged")
 
