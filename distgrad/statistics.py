@@ -53,10 +53,8 @@ def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DTy
         (..., m) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the
         division by a small number makes entries overflow, that is 1, however many they are. Of rows, the zeros, too.
     """
-    total, squares, largest, nonfinite, *zeros = tf.unstack(found, axis=-1)
-    overflow = tf.cast(largest / divisor > dtype.max, tf.float64)
-    shown = [total / divisor, tf.sqrt(squares) / divisor, largest / divisor, tf.maximum(nonfinite, overflow)]
-    return tf.stack([*shown, *zeros], axis=-1)
+    shown = native.operations().distgrad_show(found, tf.cast(divisor, tf.float64), T=dtype)
+    return tf.ensure_shape(shown, found.shape)
 
 
 def all_finite(pieces: Sequence[tf.Tensor]) -> tf.Tensor:

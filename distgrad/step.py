@@ -307,11 +307,13 @@ class DistributedStep:
     def _graph_of(self, plan: Plan) -> StepGraph:
         watch = Watch(self.comm, plan.contents)
         ride_along = plan.riders.entries + self._drift.entries + watch.entries
-        tables = [] if self.run_eagerly else plan.may_be_tables()
-        totals = self.comm.totals(plan.sent, ride_along, watch.describes, tables)
+        totals = self.comm.totals(plan.sent, ride_along, watch.describes, self._may_be_tables(plan))
         parts = (plan.objective, plan.forward, plan.riders, self._drift, watch, totals)
         policy = plan.policy(self.keeps_gradient)
         return self._kind(self.comm, self.model, self.optimizer, self._variables, *parts, policy)
+
+    def _may_be_tables(self, plan: Plan) -> list[int]:
+        return [] if self.run_eagerly else plan.may_be_tables()
 
     def _broadcast(self) -> None:
         self._set_alike(self._state())

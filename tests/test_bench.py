@@ -11,8 +11,11 @@ import pytest
 from launching import BIN, horovod_installed, run, start
 from processes import read, state, wait_until, with_environment
 
-from distgrad.bench import output
-from distgrad.bench.cases import HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
+from distgrad import DistributedStep, connect
+from distgrad.bench import models, output
+from distgrad.bench.cases import EMBEDDINGS, HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
+from distgrad.bench.engines import by_hand
+from distgrad.bench.engines.keras_mpi import Densified
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
 from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows
 
@@ -103,6 +106,15 @@ def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
     trial.prepare(BRIEF, silent)
     trial.clear()
     assert trial.failed == {}
+
+
+@pytest.mark.parametrize(("kind", "whole"), [(DistributedStep, False), (Densified, True)])
+def test_what_is_called_densified_sums_whole_tables(kind: type[DistributedStep], whole: bool) -> None:
+    model = models.build("embedding 20k")
+    step = kind(model, models.loss(), by_hand.sgd(model), comm=connect("solo"), log_every=0)
+    report = step(*by_hand.batch("embedding 20k", 0, 1))
+    table = next(entries for path, entries in report.entries().items() if "embeddings" in path)
+    assert (table.size == EMBEDDINGS["embedding 20k"] * models.WIDTH) is whole
 
 
 def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:

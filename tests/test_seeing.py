@@ -131,7 +131,8 @@ def report(step: int, norm: float = 1.0, zeros: float = 0, odd: float = 1.0, sec
     known = {"loss": 0.5, "examples": 8, "weight": 8.0, "applied": 1}
     head = [*(known.get(name, 0) for name in HEAD), norm, norm, norm, 0, 0, 0]
     workers = [[norm * 4, norm * 4, 1.0, 1, 4.0, 0.001], [odd * norm * 4, odd * norm * 4, 1.0, 1, 4.0, 0.001]]
-    values = [*head, 1.0, 64.0, 0.005, norm, norm, norm, 0, zeros, *np.ravel(workers)]
+    table = np.hstack([workers, np.zeros_like(workers)])
+    values = [*head, 1.0, 64.0, 0.005, norm, norm, norm, 0, zeros, *table.ravel()]
     return StepReport(step, 2, seconds, np.array(values), CONTENTS, None, [])
 
 

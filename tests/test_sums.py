@@ -287,6 +287,16 @@ def test_large_float64_entries_are_finite() -> None:
     assert core_moments(np.array([1e200, 1.0])).tolist() == [1e200, np.inf, 1e200, 0.0, 0.0]
 
 
+def test_what_a_report_shows_is_divided_once() -> None:
+    raw = np.array([[[3.0, 16.0, 4.0, 0.0, 7.0], [1.0, 4.0, 1e38, 5.0, 0.0]]])
+    assert statistics(tf.constant(raw), 2.0).numpy().tolist() == [
+        [[1.5, 2.0, 2.0, 0.0, 7.0], [0.5, 1.0, 5e37, 5.0, 0.0]]
+    ]
+    assert statistics(tf.constant(raw), 0.1, tf.float32).numpy()[0, :, 3].tolist() == [0.0, 5.0]
+    assert statistics(tf.constant(raw[..., :4]), 1e-38, tf.float32).numpy()[0, :, 3].tolist() == [1.0, 5.0]
+    assert statistics(tf.zeros((0, 5), tf.float64)).shape == (0, 5)
+
+
 def test_small_entries_keep_their_squares() -> None:
     tiny = np.full(40, 1e-30, np.float32)  # whose squares vanish in float32
     for found in (moments(tf.constant(tiny)).numpy(), core_moments(tiny)):

@@ -2,11 +2,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -347,6 +349,40 @@ class Describe {
   }
 };
 
+// ---- DistgradShow: (..., m) the statistics of a report, from as many moments; see statistics.py
+
+// T is the type of the divided entries.
+template <typename T>
+class Show {
+ public:
+  explicit Show(TF_OpKernelConstruction*) {}
+
+  // Of the inputs `moments`, `divisor`.
+  void compute(TF_OpKernelContext* context) {
+    Status status;
+    const Tensor moments = input(context, 0);
+    const double divisor = scalar<double>(input(context, 1));
+    const Shape shape = shape_of(moments);
+    const std::int64_t count = TF_TensorElementCount(moments.get());
+    const std::size_t bytes = count * sizeof(double);
+    const Tensor output(TF_AllocateOutput(context, 0, TF_DOUBLE, shape.data(), shape.size(), bytes, status));
+    const double* row = static_cast<const double*>(TF_TensorData(moments.get()));
+    double* shown = static_cast<double*>(TF_TensorData(output.get()));
+    for (const double* end = row + count; row != end; row += shape.back(), shown += shape.back()) {
+      std::copy(row, row + shape.back(), shown);
+      shown[0] /= divisor, shown[1] = std::sqrt(shown[1]) / divisor, shown[2] /= divisor;
+      if (shown[2] > std::numeric_limits<T>::max()) shown[3] = std::max(shown[3], 1.0);
+    }
+  }
+
+ private:
+  static Shape shape_of(const Tensor& tensor) {
+    Shape shape(TF_NumDims(tensor.get()));
+    for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = TF_Dim(tensor.get(), i);
+    return shape;
+  }
+};
+
 // ---- DistgradKeep, DistgradCompare: tensors are copied to a place, and later compared with what stands there
 
 template <typename T>
@@ -563,6 +599,12 @@ const bool registered = [] {
       .in("tensors: N * T")
       .out("moments: double")
       .register_it();
+  Definition("DistgradShow")
+      .attr("T: {float, double}")
+      .in("moments: double")
+      .in("divisor: double")
+      .out("shown: double")
+      .register_it();
   Definition("DistgradKeep").kept().register_it();
   Definition("DistgradCompare").kept().out("squares: double").register_it();
   Definition("DistgradNote")
@@ -592,6 +634,8 @@ const bool registered = [] {
   register_kernel<Collect<double>>("DistgradCollect", TF_DOUBLE);
   register_kernel<Describe<float>>("DistgradDescribe", TF_FLOAT);
   register_kernel<Describe<double>>("DistgradDescribe", TF_DOUBLE);
+  register_kernel<Show<float>>("DistgradShow", TF_FLOAT);
+  register_kernel<Show<double>>("DistgradShow", TF_DOUBLE);
   register_kernel<Keep<float>>("DistgradKeep", TF_FLOAT);
   register_kernel<Keep<double>>("DistgradKeep", TF_DOUBLE);
   register_kernel<Compare<float>>("DistgradCompare", TF_FLOAT);

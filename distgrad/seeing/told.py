@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distgrad.seeing.noise import GradientNoise, estimate
-from distgrad.seeing.own import Own
+from distgrad.seeing.own import Own, table
 from distgrad.statistics import ROW
 
 NAMES = ("variables", "workers", "noise", "times", "updates")  # what can be asked for
@@ -96,7 +96,7 @@ class Told:
 
     Args:
         values: [loss scale, Σ entries² of the undivided sum, seconds until it was there], then a row for each variable,
-            then one for each worker.
+            then the entries of the table of workers, see own.py.
         weight: N of the global batch.
         seconds: of the whole call.
     """
@@ -108,7 +108,7 @@ class Told:
         values = values[head:]
         variables = len(contents.variables) if contents.by_variable else 0
         self._rows = values[: ROW * variables].reshape(variables, ROW)
-        self._own = values[ROW * variables :].reshape(-1, len(Own._fields))
+        self._own = table(values[ROW * variables :])
 
     def _together(self, members: Sequence[int]) -> VariableStatistics:
         rows = self._rows[list(members)]

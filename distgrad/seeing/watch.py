@@ -54,12 +54,11 @@ class Watch:
         return sums._replace(riders=tf.concat([sums.riders, row], 0))
 
     def told(self, total: DividedSum, by_variable: tf.Tensor, began: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """All that `Told` reads: (v, 5) the statistics of each variable, and what came of the table."""
+        """All that `Told` reads: (v, 5) the statistics of each variable, and the entries of the table."""
         found = tf.reshape(by_variable, [-1])
         if not self.describes:
             return found
         with tf.control_dependencies(total.blocks):
             seconds = tf.timestamp() - began
         head = [scale, total.moments[1], seconds]
-        table = own.table(total.rest[-self.entries :], self._comm.size)
-        return tf.concat([tf.stack(head), found, tf.reshape(table, [-1])], 0)
+        return tf.concat([head, found, tf.cast(total.rest[-self.entries :], tf.float64)], 0)

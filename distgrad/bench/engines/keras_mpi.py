@@ -14,6 +14,7 @@ from distgrad.communicators.mpi import Mpi
 from distgrad.communicators.vectors import DividedSum
 from distgrad.graph import StepGraph
 from distgrad.native import functions
+from distgrad.plan import Plan
 from distgrad.step import DistributedStep
 
 # Everything is told; of each turn's steps one in so many is printed, and compared with the weights.
@@ -41,7 +42,7 @@ class WithoutStatistics(DistributedStep):
 class Densified(DistributedStep):
     """A step that sums whole tables, whatever of them was touched."""
 
-    def _may_be_tables(self) -> list[int]:
+    def _may_be_tables(self, plan: Plan) -> list[int]:
         return []
 
 
