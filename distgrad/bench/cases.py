@@ -58,7 +58,8 @@ class Difference(NamedTuple):
 class Table(NamedTuple):
     """What is measured: on which cases, by whom, and which of them are compared with all the others.
 
-    Of `period` calls one may cost more than the others, so each turn takes a multiple of them.
+    Of `period` calls one may cost more than the others, so each turn takes a multiple of them. Where contestants differ
+    by less than the few percent that come of having been built first, the building `rotates`: each is first once.
     """
 
     cases: tuple[Case, ...]
@@ -66,6 +67,7 @@ class Table(NamedTuple):
     subjects: tuple[str, ...]
     differences: tuple[Difference, ...] = ()
     period: int = 1
+    rotates: bool = False
 
 
 def _algorithm(number: int) -> dict[str, str]:
@@ -193,6 +195,7 @@ TABLES = {
         ),
         (OWN,),
         period=LOGGED,
+        rotates=True,
     ),
 }
 

@@ -17,6 +17,7 @@ from distgrad.bench.jobs import Jobs, TurnFailed
 QUIET = (0.97, 1.03)  # where the median ratio of A to A must lie
 AGREE = 1e-3  # of the oracle's largest number: what float32 may differ from float64 in a deep model
 CONFIDENCE = 0.95
+WARM = 0.2  # seconds that a turn's calls are taken for before they are timed, but no more calls than that
 BEST_HOROVOD = "best-horovod"
 Numbers: TypeAlias = Sequence[float] | None
 
@@ -28,17 +29,22 @@ class Effort(NamedTuple):
         rounds: of a case, at least.
         turn: about so many seconds.
         tries: how often a void case is tried.
-        patience: so many seconds rounds go on beyond the least, up to MOST: short turns leave time for more of them.
+        patience: so many seconds rounds go on beyond the least, up to `most`: short turns leave time for more of them.
     """
 
     rounds: int
     turn: float
     tries: int
     patience: float = 0.0
+    most: int = 120
+
+    def share(self, parts: int) -> "Effort":
+        """One of so many parts of it."""
+        of_rounds = {"rounds": math.ceil(self.rounds / parts), "most": math.ceil(self.most / parts)}
+        return self._replace(**of_rounds, patience=self.patience / parts)
 
 
 QUICK, FULL = Effort(30, 0.02, 1), Effort(30, 0.03, 2, 100.0)
-MOST = 120  # rounds
 
 
 @dataclass
@@ -105,38 +111,50 @@ class Trial:
         self._jobs, self._table, self._case = jobs, table, case
         self._entrants = {one: Series(table, case, one.name, one.label) for one in contestants}
         self._working = {one.job for one in self._entrants}
+        self._order = random.Random(0)
         self.failed: dict[str, str] = {}
 
-    def prepare(self, effort: Effort, tick: Callable[[str], None]) -> None:
-        """Let everyone build what they need and prove that it is right. `tick` hears what has been done."""
+    def prepare(self, effort: Effort, tick: Callable[[str], None], first: int = 0) -> None:
+        """Let everyone build what they need and prove that it is right. `tick` hears what has been done.
+
+        Args:
+            first: the number of the contestant that builds first; those before it come last.
+        """
         try:
             oracle = self._oracle()
         except TurnFailed as error:
             self._give_up(f"there is no oracle: {error}")
             return
-        for contestant in list(self._entrants):
+        contestants = list(self._entrants)
+        for contestant in contestants[first:] + contestants[:first]:
             self._attempt(contestant, lambda one: self._prepare(one, oracle, effort.turn))
             tick(f"prepared {contestant.label}")
 
     def measure(self, effort: Effort, tick: Callable[[str], None]) -> list[Series]:
-        """Let all take their turns, round by round.
-
-        Each round has its own order: whoever always came after the same neighbour would inherit its caches.
-        """
-        order = random.Random(0)
+        """Let all take their turns, round by round, in the order of building in which they are prepared, or in each."""
         for one in self._entrants.values():
             one.forget()
-        rounds, end = 0, time.monotonic() + effort.patience
-        while rounds < effort.rounds or (rounds < MOST and time.monotonic() < end):
-            for contestant in order.sample(list(self._entrants), len(self._entrants)):
-                self._attempt(contestant, self._take_turn)
-            rounds += 1
-            if rounds <= effort.rounds:  # those that are sure to come
-                tick(f"round {rounds}")
+        orders = max(1, len(self._entrants)) if TABLES[self._table].rotates else 1
+        share = effort.share(orders)
+        self._take_rounds(share, tick)
+        for first in range(1, orders):
+            self.clear()
+            self.prepare(share, _unheard, first)
+            self._take_rounds(share, tick)
         measured = list(self._entrants.values())
         names = {one.name for one in measured}
         complete = [one for one in TABLES[self._table].differences if {one.longer, one.shorter} <= names]
         return measured + [_difference(measured, one) for one in complete]
+
+    def _take_rounds(self, effort: Effort, tick: Callable[[str], None]) -> None:
+        """Each round has its own order: whoever always came after the same neighbour would inherit its caches."""
+        rounds, end = 0, time.monotonic() + effort.patience
+        while rounds < effort.rounds or (rounds < effort.most and time.monotonic() < end):
+            for contestant in self._order.sample(list(self._entrants), len(self._entrants)):
+                self._attempt(contestant, self._take_turn)
+            rounds += 1
+            if rounds <= effort.rounds:  # those that are sure to come
+                tick(f"round {rounds}")
 
     def clear(self) -> None:
         """Free what was prepared."""
@@ -162,8 +180,8 @@ class Trial:
             _require_agreement(contestant, answer["evidence"], oracle)
         trial = max(answer["seconds"] for answer in self._ask(contestant, "time", repetitions=2, warm=2))
         series, whole = self._entrants[contestant], TABLES[self._table].period
-        series.warm = max(1, round(seconds / trial))
         series.repetitions = whole * max(1, round(seconds / trial / whole))
+        series.warm = max(1, round(seconds / trial), min(series.repetitions, round(WARM / trial)))
 
     def _take_turn(self, contestant: Contestant) -> None:
         series = self._entrants[contestant]
@@ -177,6 +195,10 @@ class Trial:
         if self._table not in ("step", "stats"):
             return None
         return self._jobs.ask(OWN, do="prepare", table="step", case=self._case, turn="oracle")[0]["evidence"]
+
+
+def _unheard(done: str) -> None:
+    """Nobody watches."""
 
 
 def rows(table: str, measured: Sequence[Series]) -> list[Row]:

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import light  # noqa: F401
 import pytest
 import tensorflow as tf
 
