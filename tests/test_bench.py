@@ -77,7 +77,14 @@ def jobs() -> Iterator[Jobs]:
         yield started
 
 
-@pytest.mark.parametrize(("table", "case"), [("sum", "4 KB"), ("sum", "100 MB in 50 tensors"), ("step", "small")])
+@pytest.mark.parametrize(
+    ("table", "case"),
+    [
+        ("sum", "4 KB"),
+        pytest.param("sum", "100 MB in 50 tensors", marks=pytest.mark.thorough),
+        ("step", "small"),
+    ],
+)
 def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path: Path) -> None:
     """Each contestant's first result is compared with the exact sum, or with the float64 oracle's step."""
     present = [one for one in TABLES[table].contestants if one.job in jobs and takes_part(table, case, one, True)]

@@ -5,7 +5,7 @@ from launching import ROOT, launch, needs_horovod
 
 HOROVOD = ("horovod-gloo", "horovod-mpi")
 # The communicator's own suite runs in all of these. Above it nothing knows the engine: what is built on it runs whole
-# in one world of a kind, and at a glance in the others. `-m thorough` runs all of it everywhere, which takes long.
+# in one world, and at a glance in one of each other kind. `-m thorough` runs all of it everywhere, which takes long.
 WORLDS = [
     ("solo", 1),
     ("mpi", 1),
@@ -19,10 +19,9 @@ WORLDS = [
     ("mwms", 3),
     ("mirrored", 2),
 ]
-STEPPING = [("solo", 1), ("mpi", 2)]
-FITTING = [("mpi", 2)]
-GLANCED = [("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
-GUIDED = [("mpi", 2)]  # what people write, with the two lines
+WHOLE = [("mpi", 2)]
+GLANCED = [("solo", 1), ("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
+GLANCE = "masked or one_reduction or nonfinite_on or nan_on or unequal or scope"
 CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
 SAVED = [("mpi", 2), ("mwms", 2)]  # of these
 
@@ -39,31 +38,25 @@ def worlds(chosen: list[tuple[str, int]], usual: list[tuple[str, int]] | None = 
 
 
 @worlds(WORLDS)
-def test_communicator(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_communicator.py")
+def test_communicator_and_a_glance_at_the_rest(engine: str, size: int) -> None:
+    if (engine, size) in GLANCED:
+        only = f"test_communicator or {GLANCE}"
+        run_suite(engine, size, "test_communicator.py", "test_step.py", "test_fit.py", only=only)
+    else:
+        run_suite(engine, size, "test_communicator.py")
 
 
-@worlds(WORLDS, STEPPING)
+@worlds(WORLDS, WHOLE)
 def test_step(engine: str, size: int) -> None:
     run_suite(engine, size, "test_step.py", "test_rows.py", "test_guards.py")
 
 
-@worlds(GLANCED)
-def test_step_at_a_glance(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_step.py", only="masked or one_reduction or nonfinite_on or epoch or clip or scope")
-
-
-@worlds(WORLDS, FITTING)
+@worlds(WORLDS, WHOLE)
 def test_fit(engine: str, size: int) -> None:
     run_suite(engine, size, "test_fit.py", "test_seeing.py")
 
 
-@worlds(GLANCED)
-def test_fit_at_a_glance(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_fit.py", only="masked or nan_on or unequal or XLA")
-
-
-@worlds(WORLDS, GUIDED)
+@worlds(WORLDS, WHOLE)
 def test_guides(engine: str, size: int) -> None:
     run_suite(engine, size, "test_guides.py")
 

@@ -42,7 +42,7 @@ def alone() -> list[float]:
         "mpi",
         "mwms",
         pytest.param("horovod-gloo", marks=needs_horovod),
-        pytest.param("horovod-mpi", marks=needs_horovod),
+        pytest.param("horovod-mpi", marks=[needs_horovod, pytest.mark.thorough]),
     ],
 )
 def test_two_workers_train_the_digits_as_one_does(engine: str, alone: list[float]) -> None:
@@ -77,4 +77,4 @@ def test_json_lines() -> None:
 
 
 def test_micro_batches_cost_no_memory() -> None:
-    assert peak(32) <= 1.1 * peak(2)
+    assert peak(32) <= 1.05 * peak(2)

@@ -62,7 +62,9 @@ def test_two_jobs_on_one_host_do_not_meet() -> None:
         check(finish(job, 120), 2)
 
 
-@pytest.mark.parametrize("hosts", ["0011", "0001", "0123"])
+@pytest.mark.parametrize(
+    "hosts", ["0001", *(pytest.param(even, marks=pytest.mark.thorough) for even in ("0011", "0123"))]
+)
 def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> None:
     """Ranks of this host, told apart as if they were on several: as many ranks on each, more on one, one on each."""
     code = f"""
