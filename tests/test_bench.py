@@ -178,6 +178,7 @@ def test_the_command_line() -> None:
     assert "'nobody' is none of mpi, " in refused.err
 
 
+@pytest.mark.thorough
 def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     """The smallest there is: one table, no peers; its output is a Markdown table, and no rank outlives it."""
     before = workers()
