@@ -13,6 +13,9 @@ A round lets every contestant take its turn, one after the other, in an order of
 through the whole run, and those whose turn it is not are stopped (SIGSTOP), so that no background thread of theirs
 takes time from another. The time of a turn is the slowest rank's.
 
+Where contestants differ by little (`stats`), each of them is built first once, and the rounds are shared out over these
+orders of building: whoever is first there is some percent faster.
+
 A ratio is the median over the rounds of the two times of one round, its interval the 95 % one of that median by order
 statistics, which assumes nothing about the distribution. distgrad also meets itself: where A against A does not read
 1.00 ± 0.03 the machine was not quiet enough, and the case is marked void.

@@ -112,21 +112,18 @@ class Trial:
         self._entrants = {one: Series(table, case, one.name, one.label) for one in contestants}
         self._working = {one.job for one in self._entrants}
         self._order = random.Random(0)
+        self._first = 0  # number of the contestant that builds first; those before it come last
         self.failed: dict[str, str] = {}
 
-    def prepare(self, effort: Effort, tick: Callable[[str], None], first: int = 0) -> None:
-        """Let everyone build what they need and prove that it is right. `tick` hears what has been done.
-
-        Args:
-            first: the number of the contestant that builds first; those before it come last.
-        """
+    def prepare(self, effort: Effort, tick: Callable[[str], None]) -> None:
+        """Let everyone build what they need and prove that it is right. `tick` hears what has been done."""
         try:
             oracle = self._oracle()
         except TurnFailed as error:
             self._give_up(f"there is no oracle: {error}")
             return
         contestants = list(self._entrants)
-        for contestant in contestants[first:] + contestants[:first]:
+        for contestant in contestants[self._first :] + contestants[: self._first]:
             self._attempt(contestant, lambda one: self._prepare(one, oracle, effort.turn))
             tick(f"prepared {contestant.label}")
 
@@ -136,10 +133,11 @@ class Trial:
             one.forget()
         orders = max(1, len(self._entrants)) if TABLES[self._table].rotates else 1
         share = effort.share(orders)
-        self._take_rounds(share, tick)
-        for first in range(1, orders):
-            self.clear()
-            self.prepare(share, _unheard, first)
+        for number in range(orders):
+            if number:
+                self._first = (self._first + 1) % orders  # a second try goes on from the order that is prepared
+                self.clear()
+                self.prepare(share, _unheard)
             self._take_rounds(share, tick)
         measured = list(self._entrants.values())
         names = {one.name for one in measured}
