@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 TURN, INSIDE, AWAY, LEFT, DUMPS = range(5)  # what stands in a page, each an int64; the first four as in native/page.h
 # Programs that end a job when they end.
-LAUNCHERS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "slurmstepd", "horovodrun"}
+LAUNCHERS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "horovodrun"}
+BATCH_SYSTEMS = {"slurmstepd"}
 # The kernel's PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15): the request, its struct's size, what is asked.
 GET_INFO, INFO_SIZE, INFO_EXIT, EXIT_STATUS_AT = 0xC040FF0B, 64, 1 << 3, 60
 
@@ -101,9 +102,9 @@ class Peers:
         return self._first.seal()
 
 
-def launchers() -> list[int]:
-    """The pidfds of those programs above this process whose end is that of the job."""
-    return [pidfd for pid in _ancestors() if LAUNCHERS & set(_names(pid)) for pidfd in _pidfd(pid)]
+def above(names: Collection[str]) -> list[int]:
+    """The pidfds of those programs above this process that are called so."""
+    return [pidfd for pid in _ancestors() if set(names) & set(_names(pid)) for pidfd in _pidfd(pid)]
 
 
 def kill(peers: Sequence[Peer]) -> None:
@@ -173,7 +174,7 @@ def _system() -> str:
 
 def _ancestors() -> Iterator[int]:
     pid = os.getppid()
-    while pid > 1:
+    while pid:  # in a container a launcher may be process 1
         yield pid
         fields = _stat(pid)
         pid = int(fields[1]) if fields else 0

@@ -18,20 +18,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from distgrad.cut_off import end_later
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, print_line
 from distgrad.peers import (
     AWAY,
+    BATCH_SYSTEMS,
     DUMPS,
     INSIDE,
+    LAUNCHERS,
     LEFT,
     TURN,
     Peer,
     Peers,
+    above,
     await_reaping,
     how_it_ended,
     is_stopped,
     kill,
-    launchers,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +61,9 @@ class Watchdog(threading.Thread):
         self._comm, self._timeout = comm, timeout
         self.peers, self.has_met = Peers(comm), False
         self._ends = select.epoll()  # of processes, and what the process itself is told
-        self._launchers = launchers()
-        for pidfd in self._launchers:
+        self._launchers = above(LAUNCHERS)
+        self._ancestors = [*self._launchers, *above(BATCH_SYSTEMS)]
+        for pidfd in self._ancestors:
             self._ends.register(pidfd, select.EPOLLIN)
         self._ends.register(comm.stop.heard, select.EPOLLIN)
         self._turn, self._waited, self._looked = -1, 0.0, time.monotonic()
@@ -92,7 +96,7 @@ class Watchdog(threading.Thread):
 
     def _ended(self, fd: int) -> None:
         self._ends.unregister(fd)
-        if fd in self._launchers:
+        if fd in self._ancestors:
             self._give_up(LauncherLost("the launcher is gone", AGAIN))
             return
         peer = next(peer for peer in self.peers.others if peer.pidfd == fd)
@@ -122,6 +126,7 @@ class Watchdog(threading.Thread):
             self._dump_stacks(absent)
             self._give_up(_not_arrived([peer.rank for peer in absent], self._timeout), absent)
         elif waited > self._timeout + ELSEWHERE and not self.peers.complete:
+            end_later(self._launchers)
             self._give_up(_not_arrived(self._comm.roll_call(), self._timeout))
         elif waited > self._timeout + LEAVING:
             self._give_up(_not_arrived([peer.rank for peer in behind], self._timeout))

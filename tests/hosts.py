@@ -1,7 +1,7 @@
-"""Two hosts on one: network namespaces, joined by a cable of known speed that counts its bytes.
+"""Two hosts on one: network namespaces, joined by a cable of known speed that counts its bytes and can be cut.
 
 To the programs in it a namespace is a host of its own: what they send to the other one goes through the kernel's TCP
-and over the cable, whose speed `tc` limits. It takes root, and iproute2.
+and over the cable, whose speed `tc` limits, and they do not see its processes. It takes root, and iproute2.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launching import Job, run
+from launching import Job, finish, start
 
 from distgrad.launching.commands import Order, open_mpi_4
 from distgrad.launching.hosts import Host
@@ -27,7 +27,7 @@ SENT = f'int(open("/sys/class/net/{CABLE}/statistics/tx_bytes").read())'
 AGENT = """#!/bin/sh
 name={name}-${{1##*.}}
 shift
-exec ip netns exec "$name" sh -c "$*"
+exec ip netns exec "$name" unshare --pid --fork --mount-proc sh -c "$*"
 """
 
 
@@ -52,13 +52,30 @@ class Hosts:
 
     def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
         """Run a Python command line with so many ranks on each host."""
-        hosts = [Host(address, ranks) for address in ADDRESSES]
-        mpirun = open_mpi_4(Order(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words
-        return self.run_program(mpirun, timeout=timeout, DISTGRAD_BACKEND=backend, **env)
+        return finish(self.start(mpirun(ranks, command), DISTGRAD_BACKEND=backend, **env), timeout)
 
-    def run_program(self, words: Sequence[str], *, timeout: float = 120, **env: str) -> Job:
-        """Run any program on the first host, in whose environment it stands how the other one is reached."""
-        return run(["ip", "netns", "exec", self.names[0], *words], timeout=timeout, env=self._settings | env)
+    def start(self, words: Sequence[str], **env: str) -> subprocess.Popen[str]:
+        """Start any program on the first host, in whose environment it stands how the other one is reached."""
+        return start(["ip", "netns", "exec", self.names[0], *words], self._settings | env)
+
+    def processes(self) -> list[int]:
+        """Numbers of those that run on either host."""
+        return [process for name in self.names for process in _processes(name)]
+
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """Nothing goes through the cable, and nobody is told."""
+        _ip("-n", self.names[0], "link", "set", CABLE, "down")
+        try:
+            yield
+        finally:
+            _ip("-n", self.names[0], "link", "set", CABLE, "up")
+
+
+def mpirun(ranks: int, command: Sequence[str]) -> list[str]:
+    """What runs a Python command line with so many ranks on each host."""
+    hosts = [Host(address, ranks) for address in ADDRESSES]
+    return list(open_mpi_4(Order(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words)
 
 
 @contextlib.contextmanager
@@ -99,11 +116,15 @@ def _plug(names: Sequence[str], megabits: int | None) -> None:
 def _unplug(names: Sequence[str]) -> None:
     """Remove the namespaces, and with them the cable, as far as they were made; end what still runs in them."""
     for name in names:
-        left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        for process in left.stdout.split():
+        for process in _processes(name):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _processes(name: str) -> list[int]:
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
 
 
 def _ip(*words: str) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import apart
 from launching import BIN, CLEAN, ROOT
-from processes import named, with_environment, workers
+from processes import mpiruns, with_environment, workers
 
 SUMMING = str(ROOT / "tests" / "summing.py")
 BOUND = 10.0  # seconds until nothing is left
@@ -47,7 +47,7 @@ class Job:
         command = [*LAUNCHERS[launcher], "-np", str(SIZE), sys.executable, SUMMING]
         self._began = time.monotonic()
         self._process = subprocess.Popen(
-            command, env=CLEAN | self._mark, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command, env=CLEAN | self._mark, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
         os.set_blocking(self._process.stdout.fileno(), False)
         self._said = b""
@@ -57,7 +57,7 @@ class Job:
         """Wait for something, but not longer than that. Returns how long it took."""
         began = time.monotonic()
         while not until() and time.monotonic() < began + seconds:
-            self._said += self._process.stdout.read() or b""
+            self._listen()
             if not self.started and self._said.count(b"summing") == SIZE:
                 self.started = time.monotonic() - self._began
             time.sleep(0.005)
@@ -82,6 +82,11 @@ class Job:
     def status(self) -> int | None:
         return self._process.returncode
 
+    @property
+    def said(self) -> str:
+        """All its output."""
+        return self._said.decode(errors="replace")
+
     def is_gone(self) -> bool:
         return self._process.poll() is not None and not with_environment(self._mark)
 
@@ -90,12 +95,16 @@ class Job:
         left = with_environment(self._mark)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
+        self._listen()
         self._process.stdout.close()
         return sorted(left)
 
+    def _listen(self) -> None:
+        self._said += self._process.stdout.read() or b""
+
     def _find(self, victim: str) -> list[int]:
         if victim == "mpirun":
-            return named("mpirun", self._mark)
+            return mpiruns(self._mark, SUMMING)
         if victim == "distgrad run":
             return [self._process.pid]
         return [pid for rank, pid in workers(self._mark, SUMMING).items() if victim == f"worker {rank}"]
@@ -140,7 +149,7 @@ class Kills:
 
     def _complain(self, job: Job, number: int, victim: str, of: str) -> None:
         self.complaints += 1
-        print(f"job {number}, {victim} killed while {job.state}: {of}", flush=True)
+        print(f"job {number}, {victim} killed while {job.state}: {of}\n{job.said}", flush=True)
 
 
 def main() -> None:

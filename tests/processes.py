@@ -40,9 +40,10 @@ def workers(mark: Mapping[str, str], script: str) -> dict[int, int]:
     return {int(rank[1]): pid for pid, rank in ranks.items() if rank}
 
 
-def named(program: str, mark: Mapping[str, str]) -> list[int]:
-    """Numbers of those marked processes that were called as a program, oldest first."""
-    return sorted(pid for pid in with_environment(mark) if Path(_words(Path("/proc", str(pid)))[0]).name == program)
+def mpiruns(mark: Mapping[str, str], script: str) -> list[int]:
+    """Numbers of those marked processes that are mpirun, launching a script; oldest first."""
+    found = {pid: _words(Path("/proc", str(pid))) for pid in with_environment(mark)}
+    return sorted(pid for pid, words in found.items() if Path(words[0]).name == "mpirun" and script in words)
 
 
 def _words(process: Path) -> list[str]:

@@ -25,7 +25,7 @@ from typing import IO, NamedTuple
 
 import apart
 from launching import BIN, ROOT, start
-from processes import named, with_environment, workers
+from processes import mpiruns, with_environment, workers
 
 from distgrad.shelf import Shelf
 
@@ -158,7 +158,7 @@ class Soak:
         return signalled(workers(MARK, TRAINING).get(self._random.randrange(self._size)), number)
 
     def signal_mpirun(self, number: signal.Signals) -> bool:
-        return signalled(next(iter(named("mpirun", MARK)), None), number)
+        return signalled(next(iter(mpiruns(MARK, TRAINING)), None), number)
 
     def signal_command(self, number: signal.Signals) -> bool:
         return signalled(self._job.pid, number)

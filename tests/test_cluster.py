@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import slurm
 from hosts import ADDRESSES, CannotMake, two_hosts
-from launching import BIN, ROOT, Job, run
+from launching import BIN, ROOT, Job, finish, run
 from test_errors import LINE
 from test_report import LINE as STEP
 
@@ -101,9 +101,8 @@ def test_two_hosts_and_one_of_them_is_lost(tmp_path: Path) -> None:
             agent.chmod(0o700)
             places = ",".join(f"{address}:1" for address in ADDRESSES)
             command = [str(BIN / "distgrad"), "run", "-H", places, "--max-restarts", "1"]
-            job = hosts.run_program(
-                [*command, str(tmp_path / "script.py"), str(there)], OMPI_MCA_plm_rsh_agent=str(agent)
-            )
+            words = [*command, str(tmp_path / "script.py"), str(there)]
+            job = finish(hosts.start(words, OMPI_MCA_plm_rsh_agent=str(agent)), 120)
     except CannotMake as error:
         pytest.skip(str(error))
     assert job.status == 0, job.err[-3000:]

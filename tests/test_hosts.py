@@ -1,11 +1,16 @@
-"""The sum between hosts: exact, and with no more bytes on the wire than it takes."""
+"""The sum between hosts: exact, with no more bytes on the wire than it takes, and given up when there is no wire."""
 
 import json
 import textwrap
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from hosts import SENT, CannotMake, Hosts, two_hosts
+from hosts import ADDRESSES, SENT, CannotMake, Hosts, mpirun, two_hosts
+from launching import BIN, finish
+from processes import wait_until
+from test_errors import LINE
 
 SIZES = (0, 7, 100_000, 4_000_000)
 TIMES = 5
@@ -74,3 +79,35 @@ def test_statistics_are_those_of_all_hosts(hosts: Hosts) -> None:
     job = hosts.run(1, suite, DISTGRAD_TEST_SIZE="2")
     assert job.status == 0, job.out[-3000:]
     assert job.out.count("1 passed") == 2
+
+
+TIMEOUT = 5.0
+FOR_EVER = f"""
+    import distgrad
+    from pathlib import Path
+
+    comm = distgrad.connect(timeout={TIMEOUT})
+    import tensorflow as tf
+    add = tf.function(lambda: comm.sum_over_workers(lambda: tf.ones(1000), ()), autograph=False)
+    while True:
+        add()
+        Path(__file__).with_suffix(f".{{comm.rank}}").touch()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "distgrad run"])
+def test_hosts_that_are_cut_off_from_each_other_both_give_up(hosts: Hosts, launcher: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(FOR_EVER))
+    places = ",".join(f"{address}:1" for address in ADDRESSES)
+    run = [str(BIN / "distgrad"), "run", "--backend", "mpi", "-H", places, str(script)]
+    job = hosts.start(mpirun(1, [str(script)]) if launcher == "mpirun" else run)
+    wait_until(lambda: {path.suffix for path in tmp_path.iterdir()} == {".py", ".0", ".1"}, 60)
+    began = time.monotonic()
+    with hosts.cut():
+        wait_until(lambda: not hosts.processes(), TIMEOUT + 12)
+    ended = finish(job, 10)
+    assert time.monotonic() - began < TIMEOUT + 12
+    assert ended.status == 75 if launcher == "distgrad run" else ended.status != 0  # Open MPI's crashes
+    (line,) = LINE.findall(ended.err)
+    assert "error[DG061] rank=1" in line

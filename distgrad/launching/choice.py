@@ -59,6 +59,8 @@ def mpi_kind(mpirun: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineMissing(f"{mpirun} does not run ({error})", ENGINES["mpi"].fix) from None
+    if done.returncode:
+        raise EngineMissing(f"{mpirun} --version ended with status {done.returncode}", ENGINES["mpi"].fix)
     if "Open MPI" in done.stdout:
         return "Open MPI 5" if done.stdout.split("Open MPI)")[1].split(".")[0].strip() >= "5" else "Open MPI 4"
     if "HYDRA" in done.stdout:
