@@ -47,6 +47,7 @@ def test_what_is_written_is_read_and_numpy_can_read_it(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.fault(29)
 def test_one_flipped_bit_anywhere_is_found(path: Path) -> None:
     whole = path.read_bytes()
     rng = np.random.default_rng(1)
@@ -60,6 +61,7 @@ def test_one_flipped_bit_anywhere_is_found(path: Path) -> None:
             archive.read(path)
 
 
+@pytest.mark.fault(29)
 def test_a_file_cut_anywhere_is_found(path: Path) -> None:
     whole = path.read_bytes()
     for length in [0, 1, *np.random.default_rng(2).choice(len(whole), PLACES, replace=False)]:
@@ -79,6 +81,7 @@ def test_a_damaged_file_is_not_the_last_complete_one_until_it_is_written_again(p
     assert kept.good() == [newest, path]
 
 
+@pytest.mark.fault(28)
 def test_a_save_killed_at_every_system_call_leaves_a_whole_file(tmp_path: Path) -> None:
     job = run([sys.executable, ROOT / "tests" / "killing.py", tmp_path / "killed"], env={"PYTHONPATH": str(ROOT)})
     if job.status == os.EX_NOPERM:
@@ -118,6 +121,7 @@ def header(shape: tuple[int, ...]) -> bytes:
     return described.getvalue()
 
 
+@pytest.mark.fault(31)
 def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
     mark = tmp_path / "unpickled"
     objects = tmp_path / "objects.npy"
@@ -247,6 +251,7 @@ def kill_while_it_saves(folder: Path) -> None:
     job.communicate()
 
 
+@pytest.mark.fault(28, 32, 33)
 def test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers(tmp_path: Path, unbroken: np.ndarray) -> None:
     kill_while_it_saves(tmp_path / "killed")
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
@@ -258,6 +263,7 @@ def test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers(tmp_path: Path,
     np.testing.assert_allclose(alone, unbroken, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.fault(32)
 def test_a_job_that_is_told_to_stop_goes_on_bit_for_bit(tmp_path: Path, unbroken: np.ndarray) -> None:
     """One worker hears of it; all save the same step."""
     folder = tmp_path / "stopped"
@@ -273,6 +279,7 @@ def test_a_job_that_is_told_to_stop_goes_on_bit_for_bit(tmp_path: Path, unbroken
     np.testing.assert_array_equal(resumed, unbroken)
 
 
+@pytest.mark.fault(27)
 @needs_mounts
 def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
     job = run(on(f"mount -t tmpfs -o size=128k none {tmp_path}", program(tmp_path, FILL)))
@@ -285,6 +292,7 @@ def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
     assert job.status == 74
 
 
+@pytest.mark.fault(30)
 @needs_mounts
 def test_a_read_only_directory_is_refused_before_the_first_step(tmp_path: Path) -> None:
     mounts = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path}"
@@ -293,6 +301,7 @@ def test_a_read_only_directory_is_refused_before_the_first_step(tmp_path: Path) 
     assert (job.status, job.lines("step")) == (73, [])
 
 
+@pytest.mark.fault(31)
 def test_a_pickle_in_the_place_of_a_checkpoint_ends_the_job(tmp_path: Path) -> None:
     (tmp_path / "step-0000000009.npz").write_bytes(pickle.dumps(Evil(tmp_path / "unpickled")))
     job = launch("solo", 1, program(tmp_path, TRAIN, log_every=1))[0]

@@ -28,12 +28,14 @@ def expect(job: Job, status: int, code: str, *says: str) -> None:
     assert job.out == ""
 
 
+@pytest.mark.fault(24)
 def test_an_unknown_backend_is_met_with_the_nearest_name() -> None:
     expect(connect("hovorod"), 64, "DG001", "'hovorod'", "did you mean 'horovod'?")
     expect(connect(DISTGRAD_BACKEND="MPII"), 64, "DG001", "did you mean 'mpi'?")
     expect(connect("zzz"), 64, "DG001", "choose one of them")
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize(
     ("env", "says"),
     [
@@ -60,6 +62,7 @@ def test_what_needs_no_engine_is_said_before_tensorflow_is_loaded() -> None:
     assert job.out.split("\n")[:3] == ["64 False", "78 False", "78 False"]
 
 
+@pytest.mark.fault(12)
 def test_a_world_of_one_where_the_launcher_says_two() -> None:
     """What `srun` without PMIx and torchrun do: every process would train alone as rank 0 of 1."""
     job = connect(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID="0")
@@ -84,6 +87,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.fault(23)
 def test_missing_engines_are_named_with_the_command_that_installs_them(without: Path) -> None:
     python = without / "bin" / "python"
     job = run([python, "-c", CONNECT.format("mpi")])
@@ -137,6 +141,7 @@ def expect_of_workers(job: Job, engine: str, status: int, code: str, *says: str)
     assert job.out.count("weights unchanged True") == 2  # the workers' lines may run into each other
 
 
+@pytest.mark.fault(13, 14)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_models_that_differ(engine: str) -> None:
     job = work(engine, units="2 + comm.rank")
@@ -144,6 +149,7 @@ def test_models_that_differ(engine: str) -> None:
     expect_of_workers(job, engine, 65, "DG020", "rank=1 step=0", says)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_rows_anywhere(engine: str) -> None:
     expect_of_workers(work(engine, rows=0), engine, 65, "DG034", "rank=- step=1", "no samples on any worker")

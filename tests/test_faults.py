@@ -1,5 +1,6 @@
 """Whatever happens to a worker or its launcher: the job ends in time, says why, and leaves nothing behind."""
 
+import re
 import sys
 
 import pytest
@@ -9,12 +10,17 @@ from launching import ROOT, horovod_installed, run
 
 # Nearly everything under MPI; under the others what they have of their own; the rest in a thorough run.
 CHOSEN = {"mpi": [*range(1, 35)], "horovod-gloo": [1, 3, 5, 8], "mwms": [1, 5, 9]}
+ROWS = {name: int(name.split()[0]) for name in FAULTS}
 CASES = [
-    pytest.param(name, engine, marks=[] if int(name.split()[0]) in rows else pytest.mark.thorough)
-    for name, fault in FAULTS.items()
-    for engine, rows in CHOSEN.items()
-    if engine in fault.status
+    pytest.param(
+        name, engine, marks=[pytest.mark.fault(row), *([] if row in CHOSEN[engine] else [pytest.mark.thorough])]
+    )
+    for name, row in ROWS.items()
+    for engine in CHOSEN
+    if engine in FAULTS[name].status
 ]
+LISTED = re.compile(r"^\| (\d+) \|", re.MULTILINE)
+MARKED = re.compile(r"mark\.fault\(([\d, ]+)\)")
 
 
 @pytest.mark.parametrize(("name", "engine"), CASES)
@@ -24,6 +30,13 @@ def test_a_fault(name: str, engine: str) -> None:
     if not can_be_done(name):
         pytest.skip("no group of processes with a limit of memory can be made here")
     Trial(name, engine).run()
+
+
+def test_every_fault_that_is_listed_is_tried() -> None:
+    listed = set(map(int, LISTED.findall((ROOT / "tests" / "faults.md").read_text())))
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    marked = {int(row) for source in sources for rows in MARKED.findall(source) for row in rows.split(",")}
+    assert listed == marked | set(ROWS.values())
 
 
 @needs_mounts

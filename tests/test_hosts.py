@@ -95,6 +95,7 @@ FOR_EVER = f"""
 """
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("launcher", ["mpirun", "distgrad run"])
 def test_hosts_that_are_cut_off_from_each_other_both_give_up(hosts: Hosts, launcher: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"

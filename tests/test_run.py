@@ -52,6 +52,7 @@ def refused(job: Job, status: int, code: str, *says: str) -> None:
     assert job.out == ""
 
 
+@pytest.mark.fault(24, 25)
 def test_what_cannot_be_launched_is_said_at_once(tmp_path: Path) -> None:
     here = script(tmp_path, "")
     refused(distgrad("--backend", "hovorod", here), 64, "DG001", "did you mean 'horovod'?")
@@ -64,6 +65,7 @@ def test_what_cannot_be_launched_is_said_at_once(tmp_path: Path) -> None:
     assert distgrad("-np", "many", here).status == 64
 
 
+@pytest.mark.fault(22, 25)
 @pytest.mark.parametrize(
     ("env", "says"),
     [
@@ -79,6 +81,7 @@ def test_a_broken_environment_is_named(tmp_path: Path, env: dict[str, str], says
     refused(distgrad("-np", 2, script(tmp_path, ""), **env), 78, "DG004", says)
 
 
+@pytest.mark.fault(23)
 def test_what_is_missing_is_named_with_the_command_that_brings_it(without: Path, tmp_path: Path) -> None:  # noqa: F811
     def here(*words: object) -> Job:
         command = [without / "bin" / "python", "-m", "distgrad", "run", *words, script(tmp_path, "")]
@@ -92,6 +95,7 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(without: Path,
     package.unlink()
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("backend", EVERYONE)
 def test_every_launcher_passes_on_output_environment_and_status(backend: str, tmp_path: Path) -> None:
     """The status of a worker that fails; its last words; and no value of a variable in any command line."""
@@ -142,6 +146,7 @@ def test_a_killed_worker_is_named_and_the_job_goes_on_from_its_checkpoint(backen
     assert "never" not in job.out
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize("backend", ["mpi", "tf"])
 def test_a_worker_that_does_not_come_is_named(backend: str, tmp_path: Path) -> None:
     body = """
@@ -293,6 +298,7 @@ SMALL = """
 """
 
 
+@pytest.mark.fault(26)
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm takes root")
 def test_little_shared_memory(tmp_path: Path) -> None:
     mount = "mount -t tmpfs -o size=256k tmpfs /dev/shm"

@@ -76,6 +76,7 @@ def visit(listener: Listener) -> list[socket.socket]:
     return stay
 
 
+@pytest.mark.fault(34)
 @pytest.mark.thorough
 @pytest.mark.parametrize("engine", ["mpi", pytest.param("horovod-gloo", marks=needs_horovod), "mwms"])
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
     check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)
 
 
+@pytest.mark.fault(14)
 def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
     code = """
         import tensorflow as tf, distgrad
@@ -121,6 +122,7 @@ def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
     assert job.out.count("refused DG020 1") == 4
 
 
+@pytest.mark.fault(26)
 def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -> None:
     """A limit on the size of files, which shared memory counts as."""
     code = """

@@ -100,6 +100,7 @@ def unbroken(comm: Communicator) -> list[Any]:
     return state(loop.step)
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize(("stop", "built"), [(1, True), (6, True), (10, False)])
 def test_a_loop_goes_on_bit_for_bit(
     comm: Communicator, folder: Path, unbroken: list[Any], stop: int, built: bool
@@ -233,6 +234,7 @@ def damage(comm: Communicator, path: Path, content: bytes) -> None:
     comm.barrier()
 
 
+@pytest.mark.fault(29)
 def test_damaged_files_give_way_to_the_one_before(
     comm: Communicator, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +250,7 @@ def test_damaged_files_give_way_to_the_one_before(
     assert (caught.value.status, caught.value.everywhere) == (74, True)
 
 
+@pytest.mark.fault(31)
 def test_what_would_be_unpickled_is_refused(comm: Communicator, folder: Path) -> None:
     checkpoint = saved(comm, folder)
     damage(comm, folder / "step-0000000002.npz", b"cos\nsystem\n(S'touch unpickled'\ntR.")

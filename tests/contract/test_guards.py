@@ -52,6 +52,7 @@ def _other(variable: tuple[str, tuple[int, ...], str]) -> tuple[str, tuple[int, 
     return name, shape[::-1] if len(shape) > 1 else (*shape, 1), dtype
 
 
+@pytest.mark.fault(13, 14, 16, 17, 18)
 @pytest.mark.usefixtures("several_processes")
 def test_no_sum_is_wrong_without_a_word(comm: Communicator) -> None:
     if comm.span > 1 or comm.backend == "tf":
@@ -74,6 +75,7 @@ def test_no_sum_is_wrong_without_a_word(comm: Communicator) -> None:
     assert min(outcomes.values()) > MISMATCHES // 10, outcomes
 
 
+@pytest.mark.fault(15)
 @pytest.mark.usefixtures("several_processes")
 def test_other_versions_and_micro_batches_are_refused(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(**options: int) -> distgrad.DistributedStep:

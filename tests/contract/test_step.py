@@ -132,6 +132,7 @@ def endless_share(comm: Communicator, lengths: list[int]) -> Iterator[tuple[np.n
     return ((x[:4], y[:4]) for _ in range(lengths[comm.rank // comm.span]))
 
 
+@pytest.mark.fault(16, 20)
 def test_an_epoch_lasts_until_the_last_worker_is_done(comm: Communicator) -> None:
     x, y = (array[:4] for array in integers())
     lengths = [2, 5, 0][: comm.size // comm.span]
@@ -145,6 +146,7 @@ def test_an_epoch_lasts_until_the_last_worker_is_done(comm: Communicator) -> Non
     assert [report.gradient_sum for report in reports] == [pytest.approx((x * y).mean(0).sum(), rel=1e-6)] * len(active)
 
 
+@pytest.mark.fault(20)
 def test_no_rows_anywhere_is_an_error_and_applies_nothing(comm: Communicator) -> None:
     model = linear(comm)
     step = quiet(comm, model, product, keras.optimizers.SGD(0.1, weight_decay=0.5))
@@ -166,6 +168,7 @@ def test_rows_that_are_all_masked_out_change_nothing(comm: Communicator) -> None
     assert (report.loss, report.gradient_norm, report.weight, report.applied) == (0, 0, 0, True)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_nonfinite_on_one_worker_skips_the_step_on_all(comm: Communicator, poison: float) -> None:
     x, y = integers()
@@ -177,6 +180,7 @@ def test_nonfinite_on_one_worker_skips_the_step_on_all(comm: Communicator, poiso
     assert '"gradient_sum": null' in report.as_json()
 
 
+@pytest.mark.fault(18)
 def test_overflow_in_the_sum_alone_is_found(comm: Communicator) -> None:
     """Every worker's own sum is finite; only the total is not. One worker's sum is the total."""
     huge = np.full((comm.size, 2), 3e38 if comm.size > 1 else np.inf, "float32")
@@ -214,6 +218,7 @@ def test_clipping_comes_after_the_reduction(comm: Communicator, clipping: dict[s
     np.testing.assert_allclose(weights(model), [0.0, 1.0], atol=1e-7)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.usefixtures("several_processes")
 def test_a_gradient_on_some_workers_only_is_zeros_from_the_others(comm: Communicator) -> None:
     class Half(keras.Model):
@@ -365,6 +370,7 @@ MISMATCHES = {
 }
 
 
+@pytest.mark.fault(13, 14)
 @pytest.mark.usefixtures("several_processes")
 @pytest.mark.parametrize("difference", MISMATCHES)
 def test_models_that_differ_are_found_before_anything_is_summed(comm: Communicator, difference: str) -> None:
@@ -380,6 +386,7 @@ def test_models_that_differ_are_found_before_anything_is_summed(comm: Communicat
     np.testing.assert_array_equal(weights(model), before)
 
 
+@pytest.mark.fault(15)
 @pytest.mark.usefixtures("several_processes")
 def test_settings_that_differ_are_found(comm: Communicator) -> None:
     step = quiet(comm, linear(comm), product, reduction="mean" if comm.is_root else "sum")
