@@ -2,7 +2,7 @@
 
     python tests/faults.py [--repeat 20] [--engine mpi] [NAME ...]
 
-The suite does each once (test_faults.py). The numbers are those of the rows in the README's table.
+The suite does each once (test_faults.py). The numbers are those of the rows in faults.md.
 """
 
 import argparse

@@ -54,9 +54,10 @@ class Hosts:
         """Run a Python command line with so many ranks on each host."""
         return finish(self.start(mpirun(ranks, command), DISTGRAD_BACKEND=backend, **env), timeout)
 
-    def start(self, words: Sequence[str], **env: str) -> subprocess.Popen[str]:
-        """Start any program on the first host, in whose environment it stands how the other one is reached."""
-        return start(["ip", "netns", "exec", self.names[0], *words], self._settings | env)
+    def start(self, words: Sequence[str], host: int = 0, **env: str) -> subprocess.Popen[str]:
+        """Start any program on a host, in whose environment it stands how Open MPI reaches the other one."""
+        apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+        return start(["ip", "netns", "exec", self.names[host], *apart, *words], self._settings | env)
 
     def processes(self) -> list[int]:
         """Numbers of those that run on either host."""
