@@ -25,7 +25,10 @@ def end_later(launchers: Sequence[int]) -> None:
     """
     nowhere = subprocess.DEVNULL  # whoever reads this process's output need not wait for that one
     command = [sys.executable, "-I", "-S", __file__, *map(str, launchers)]
-    subprocess.Popen(command, pass_fds=launchers, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    with contextlib.suppress(OSError):  # where no process can be started, at least this one ends
+        subprocess.Popen(
+            command, pass_fds=launchers, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
 
 
 def _end(launchers: Sequence[int]) -> None:

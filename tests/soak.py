@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import apart
+import numpy as np
 from launching import BIN, ROOT, start
 from processes import mpiruns, with_environment, workers
 
+from distgrad import archive
 from distgrad.shelf import Shelf
 
 TRAINING = str(ROOT / "tests" / "soaking.py")
@@ -40,6 +42,7 @@ STARTING = 30.0  # seconds that workers wait for each other at the start
 STEP = re.compile(r"step (\d+) \|")
 BEGAN = re.compile(r"began at (\d+)$")
 AGAIN = "distgrad: warning: restart"
+SHOWN = 300  # characters of what differs
 FULL = "could not be written (No space left on device)"
 TOLD = (85, 75, 143, -signal.SIGTERM)  # the others where it had not begun to train
 
@@ -164,13 +167,13 @@ class Soak:
         return signalled(self._job.pid, number)
 
     def damage(self, how: Callable[[bytearray], None]) -> None:
-        """Damage the newest checkpoint, once."""
-        for path in Shelf(FOLDER, 1).paths()[:1]:
-            if path.name not in self._damaged:
-                content = bytearray(path.read_bytes())
-                how(content)
-                path.write_bytes(content)
-                self._damaged.add(path.name)
+        """Damage the newest checkpoint, once, if there is another to go back to."""
+        newest, *others = [path.name for path in Shelf(FOLDER, 1).paths()] or [""]
+        if newest not in self._damaged and set(others) - self._damaged:
+            content = bytearray((FOLDER / newest).read_bytes())
+            how(content)
+            (FOLDER / newest).write_bytes(content)
+            self._damaged.add(newest)
 
     def flip(self, content: bytearray) -> None:
         content[self._random.randrange(len(content))] ^= 1 << self._random.randrange(8)
@@ -268,9 +271,22 @@ def unbroken(size: int, steps: int) -> Record:
 def differences(soak: Soak, whole: Record, steps: int) -> list[str]:
     """In what the training differs from an unbroken one."""
     name = f"step-{steps:010d}.npz"
-    same = (FOLDER / name).read_bytes() == (UNBROKEN / name).read_bytes()
     differing = soak.record.differing | {n for n, text in whole.told.items() if soak.record.told.get(n, text) != text}
-    return [*([] if same else [name]), *(f"the line of step {step}" for step in sorted(differing))]
+    return [*_unlike(FOLDER / name, UNBROKEN / name), *(f"the line of step {step}" for step in sorted(differing))]
+
+
+def _unlike(one: Path, other: Path) -> Iterator[str]:
+    """What two checkpoints do not have alike, and the values where they are short."""
+    if one.read_bytes() == other.read_bytes():
+        return
+    ours, theirs = archive.read(one), archive.read(other)
+    yield one.name
+    for entry in theirs.meta:
+        if ours.meta[entry] != theirs.meta[entry]:
+            yield f"{entry}: {str(ours.meta[entry])[:SHOWN]}, not {str(theirs.meta[entry])[:SHOWN]}"
+    for entry, array in theirs.arrays.items():
+        if ours.arrays[entry].tobytes() != array.tobytes():
+            yield f"{entry} in {np.count_nonzero(ours.arrays[entry] != array)} of {array.size} places"
 
 
 def tell(soak: Soak, steps: int, seconds: float, left: list[str], differing: list[str]) -> None:
