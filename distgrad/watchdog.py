@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from distgrad.cut_off import end_later
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, print_line
 from distgrad.peers import (
     AWAY,
@@ -36,12 +35,14 @@ from distgrad.peers import (
     is_stopped,
     kill,
 )
+from distgrad.survivors import end_later
 
 if TYPE_CHECKING:
     from distgrad.communicators import Communicator
 
 TICK = 0.25  # seconds
 ELSEWHERE = 2.0  # seconds longer where other hosts may know better
+CUT_OFF = 5.0  # seconds for launchers to end by themselves, though they may not hear from other hosts
 LEAVING = 10.0  # seconds longer where a worker's program is over, and its process about to end and to tell how
 DUMP = signal.SIGRTMAX - 7  # a signal that nobody else is likely to use
 DUMPING = 0.3  # seconds that it takes
@@ -126,7 +127,7 @@ class Watchdog(threading.Thread):
             self._dump_stacks(absent)
             self._give_up(_not_arrived([peer.rank for peer in absent], self._timeout), absent)
         elif waited > self._timeout + ELSEWHERE and not self.peers.complete:
-            end_later(self._launchers)
+            end_later(self._launchers, CUT_OFF)
             self._give_up(_not_arrived(self._comm.roll_call(), self._timeout))
         elif waited > self._timeout + LEAVING:
             self._give_up(_not_arrived([peer.rank for peer in behind], self._timeout))

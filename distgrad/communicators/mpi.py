@@ -24,6 +24,7 @@ from distgrad.accumulate import Totals
 from distgrad.errors import EngineMissing
 from distgrad.layout import Layout
 from distgrad.peers import Peer
+from distgrad.survivors import end_later
 from distgrad.world import World
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
@@ -50,6 +51,7 @@ from distgrad.communicators.window import InWindow, Windowed
 
 ROLL_CALL = 1  # the tag of its messages
 ABORTING = 2.0  # seconds
+STUCK = 1.5  # seconds
 SESSION_FOLDER = "OMPI_MCA_orte_jobfam_session_dir"  # in which Open MPI 4 names its own folder
 
 
@@ -76,7 +78,9 @@ class Mpi(Windowed):
         return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def end_stuck(self, peers: Sequence[Peer]) -> None:
-        """Leave that to the launcher, which would take the status of a killed rank for the job's."""
+        """Leave that to the launcher, which would take the status of a killed rank for the job's, but not for long."""
+        if peers:
+            end_later([peer.pidfd for peer in peers], STUCK)
 
     def roll_call(self) -> list[int]:
         """Each rank that waits tells all others so; who is not heard of within a second does not wait."""

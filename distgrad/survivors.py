@@ -1,0 +1,43 @@
+"""What a worker leaves behind to end those who should have ended with the job, but may not.
+
+It is mpirun that ends a job's workers, and only it may do so at first, because it takes the status of a worker that
+somebody else has killed for the job's. But a busy host can keep it from that. And where the network has cut hosts off
+from each other it waits itself: for its daemons on the other hosts, which hear nothing and say nothing, until the
+kernel gives up what it tried to send, a quarter of an hour.
+
+The worker that has found out cannot wait for that, as it is ended, too. So this is a program of its own.
+"""
+
+import contextlib
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def end_later(processes: Sequence[int], grace: float) -> None:
+    """Ask those that still run in a while to end, and kill those that do not.
+
+    Args:
+        processes: their pidfds.
+        grace: seconds until they are asked, and from then until they are killed.
+    """
+    nowhere = subprocess.DEVNULL  # whoever reads this process's output need not wait for that one
+    command = [sys.executable, "-I", "-S", __file__, f"{grace}", *map(str, processes)]
+    with contextlib.suppress(OSError):  # where no process can be started, at least this one ends
+        subprocess.Popen(
+            command, pass_fds=processes, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
+
+
+def _end(processes: Sequence[int], grace: float) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pidfd in processes:
+            if not select.select([pidfd], [], [], grace)[0]:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, number)
+
+
+if __name__ == "__main__":
+    _end([int(word) for word in sys.argv[2:]], float(sys.argv[1]))
