@@ -254,8 +254,9 @@ def signalled(pid: int | None, number: signal.Signals) -> bool:
 
 
 def steps_in(folder: Path) -> int:
-    """Of the newest checkpoint."""
-    return int(Shelf(folder, 1).paths()[0].stem.removeprefix("step-"))
+    """Of the newest checkpoint that is whole."""
+    found = Shelf(folder, 1).newest()
+    return found.meta["step"] if found else 0
 
 
 def unbroken(size: int, steps: int) -> Record:
