@@ -77,8 +77,14 @@ def visit(listener: Listener) -> list[socket.socket]:
 
 
 @pytest.mark.fault(34)
-@pytest.mark.thorough
-@pytest.mark.parametrize("engine", ["mpi", pytest.param("horovod-gloo", marks=needs_horovod), "mwms"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "mpi",
+        pytest.param("horovod-gloo", marks=[needs_horovod, pytest.mark.thorough]),
+        pytest.param("mwms", marks=pytest.mark.thorough),
+    ],
+)
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:
     mark = {"DISTGRAD_TEST_STRANGERS": str(tmp_path)}
     jobs = start_workers(engine, 2, ["-c", textwrap.dedent(SUMS), tmp_path], env=mark)
