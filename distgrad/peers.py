@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distgrad.communicators import Communicator
 
 TURN, INSIDE, AWAY, LEFT, DUMPS = range(5)  # what stands in a page, each an int64; the first four as in native/page.h
-# Programs that end a job when they end.
+# Programs that end a job when they end; a batch system looks after itself what becomes of them.
 LAUNCHERS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "horovodrun"}
 BATCH_SYSTEMS = {"slurmstepd"}
 # The kernel's PIDFD_GET_INFO (Linux 6.13; the exit status since 6.15): the request, its struct's size, what is asked.

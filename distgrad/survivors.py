@@ -23,6 +23,8 @@ def end_later(processes: Sequence[int], grace: float) -> None:
         processes: their pidfds.
         grace: seconds until they are asked, and from then until they are killed.
     """
+    if not processes:
+        return
     nowhere = subprocess.DEVNULL  # whoever reads this process's output need not wait for that one
     command = [sys.executable, "-I", "-S", __file__, f"{grace}", *map(str, processes)]
     with contextlib.suppress(OSError):  # where no process can be started, at least this one ends

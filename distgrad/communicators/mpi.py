@@ -51,7 +51,7 @@ from distgrad.communicators.window import InWindow, Windowed
 
 ROLL_CALL = 1  # the tag of its messages
 ABORTING = 2.0  # seconds
-STUCK = 1.5  # seconds
+STUCK = 1.5  # seconds for mpirun to end whoever does not listen
 SESSION_FOLDER = "OMPI_MCA_orte_jobfam_session_dir"  # in which Open MPI 4 names its own folder
 
 
@@ -79,8 +79,7 @@ class Mpi(Windowed):
 
     def end_stuck(self, peers: Sequence[Peer]) -> None:
         """Leave that to the launcher, which would take the status of a killed rank for the job's, but not for long."""
-        if peers:
-            end_later([peer.pidfd for peer in peers], STUCK)
+        end_later([peer.pidfd for peer in peers], STUCK)
 
     def roll_call(self) -> list[int]:
         """Each rank that waits tells all others so; who is not heard of within a second does not wait."""
