@@ -25,7 +25,7 @@ START = 90.0  # seconds until the workers take steps
 READY = re.compile(r"rank (\d+) process (\d+) now")
 LOST = r"error\[DG060\] rank=1 step=\d+: rank 1 \(process \d+\) ended"
 LATE = r"error\[DG061\] rank=1 step=\d+: rank 1 has not arrived at the sum within 5 s"
-GIVEN_UP = LATE.replace("5 s", r"1\d s")  # as long as TensorFlow has waited
+GIVEN_UP = LATE.replace("5 s", r"(?:9|1\d) s")  # as long as TensorFlow has waited
 STOPPED = r"error\[DG064\] rank=- step=\d+: asked to stop"
 SKIPPED = r"error\[DG036\] rank=- step=\d+: 5 steps in a row"
 FLIPPED = r"error\[DG022\] rank=1 step=10: variable \S+kernel on rank 1"
