@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 
@@ -35,10 +36,22 @@ def end_later(processes: Sequence[int], grace: float) -> None:
 
 def _end(processes: Sequence[int], grace: float) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
+        processes = _left(processes, grace)
         for pidfd in processes:
-            if not select.select([pidfd], [], [], grace)[0]:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, number)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+
+
+def _left(processes: Sequence[int], seconds: float) -> list[int]:
+    """Those that still run after so many seconds for all of them."""
+    until = time.monotonic() + seconds
+    return [pidfd for pidfd in processes if not _ends(pidfd, until - time.monotonic())]
+
+
+def _ends(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 if __name__ == "__main__":
