@@ -56,18 +56,18 @@ GLOO, MWMS = "horovod-gloo", "mwms"
 OUT_OF_MEMORY = "36 out of memory"
 FAULTS = {
     "1 killed in a sum": Fault("kill in a sum", 6.5, {"mpi": 137, GLOO: 1, MWMS: (75, -9)}, (KILLED,)),
-    "2 killed between sums": Fault("kill", 5, {"mpi": 137}, (KILLED,)),
+    "2 killed between sums": Fault("kill", 5, {"mpi": 137, GLOO: 1, MWMS: (75, -9)}, (KILLED,)),
     "3 stopped": Fault("stop", BOUND, {"mpi": 75, GLOO: 1, MWMS: (75, -9)}, (LATE,)),
     "3 stopped, T = 60": Fault("stop", 25, {MWMS: (75, -9)}, (GIVEN_UP,), timeout=60),
-    "4 in a loop": Fault("loop", BOUND, {"mpi": 75, GLOO: 1}, (LATE, r'faulty.py", line \d+ in loop')),
+    "4 in a loop": Fault("loop", BOUND, {"mpi": 75, GLOO: 1, MWMS: (75, -9)}, (LATE, r'faulty.py", line \d+ in loop')),
     "5 exception": Fault("raise", 3, {"mpi": 70, GLOO: 1, MWMS: (75, 70)}, ("ValueError: bad sample in file 7",)),
     "6 leaves with 0": Fault("_exit(0)", 3, {"mpi": 1, GLOO: 1, MWMS: (75, 0)}, (LOST + " with status 0",)),
     "7 sys.exit(3)": Fault("exit(3)", 9, {"mpi": 3, GLOO: 1, MWMS: (75, 3)}, ("rank 1 ended with status 3",)),
-    "7 returns early": Fault("return", 9, {"mpi": 75}, ("rank 1 ended with status 0 while",)),
+    "7 returns early": Fault("return", 9, {"mpi": 75, GLOO: 1, MWMS: (75, 0)}, ("rank 1 ended with status 0 while",)),
     "8 launcher killed": Fault("SIGKILL", 5, {"mpi": -9, GLOO: -9}),
     "9 SIGTERM": Fault("terminate", 10, {"mpi": 85, GLOO: 1, MWMS: (85, 85)}, (STOPPED,)),
-    "10 Ctrl-C twice": Fault("interrupt twice", 4, {"mpi": 130}),
-    "19 NaN for ever": Fault("NaN", 5, {"mpi": 65}, (SKIPPED,)),
+    "10 Ctrl-C twice": Fault("interrupt twice", 4, {"mpi": 130, GLOO: 1, MWMS: (75, 130)}),
+    "19 NaN for ever": Fault("NaN", 5, {"mpi": 65, GLOO: 1, MWMS: (65, 65)}, (SKIPPED,)),
     "21 bit flipped": Fault("flip a bit", 5, {"mpi": 70, GLOO: 1, MWMS: (70, 70)}, (FLIPPED,)),
     OUT_OF_MEMORY: Fault("run out of memory", 6, {"mpi": 137, GLOO: 1, MWMS: (75, -9)}, (KILLED,)),
 }

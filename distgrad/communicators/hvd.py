@@ -33,7 +33,9 @@ class Horovod(Communicator):
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
         # Horovod takes one operation of a name at a time, and workers must share the name: so one after the other,
         # which TensorFlow sees to by a variable that each sum reads before and writes afterwards.
+        # TensorFlow takes it for arithmetic, too, and would sum a constant once and for all.
         vector = joined(pieces)
+        vector = tf.raw_ops.PlaceholderWithDefault(input=vector, shape=vector.shape)
         with tf.control_dependencies([self._sums.read_value(), vector]), self.marked(begins=True):
             # Its default would average.
             total = hvd.allreduce(vector, op=hvd.Sum, name="distgrad_all_sum")

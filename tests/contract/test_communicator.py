@@ -1,5 +1,8 @@
 """What every communicator does, with data of which each rank's part is known and the sum is arithmetic."""
 
+import json
+import time
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -54,6 +57,17 @@ def test_takes_a_vector_in_pieces(comm: Communicator) -> None:
 
     result = tf.function(lambda: comm.sum_over_workers(pieces, ()))()
     np.testing.assert_array_equal(result.numpy(), total(sum(sizes), comm.size))
+
+
+def test_a_constant_is_summed_whenever_it_is_asked_for(comm: Communicator) -> None:
+    add = tf.function(lambda: comm.sum_over_workers(lambda: tf.ones(7), ()))
+    for _ in range(2):
+        time.sleep(0.1 * comm.rank)
+        began = time.time()
+        np.testing.assert_array_equal(add().numpy(), np.full(7, comm.size))
+        ended = time.time()
+        times = [json.loads(text) for text in comm.exchange(json.dumps([began, ended])) if text]
+        assert max(began for began, _ in times) <= min(ended for _, ended in times)
 
 
 def test_a_sum_never_shows_a_later_one(comm: Communicator) -> None:
