@@ -8,12 +8,13 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launching import Job, finish, start
+from launching import CLEAN, Job, finish, start
 
 from distgrad.launching.commands import Order, open_mpi_4
 from distgrad.launching.hosts import Host
@@ -23,12 +24,19 @@ SUBNET = "10.77.0.0/30"  # it meets no other network, so that every pair of host
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 # Runs within a worker: how much its host has sent so far.
 SENT = f'int(open("/sys/class/net/{CABLE}/statistics/tx_bytes").read())'
-# mpirun starts its daemon on the other host by this, as it would by ssh: agent ADDRESS WORD...
-AGENT = """#!/bin/sh
-name={name}-${{1##*.}}
-shift
-exec ip netns exec "$name" unshare --pid --fork --mount-proc sh -c "$*"
+# Runs a command on a host, called as mpirun and horovodrun call ssh, with options before the address or behind it.
+SSH = """#!/bin/sh
+address=
+while :; do
+    case "$1" in
+        -[op]) shift 2 ;;
+        -*) shift ;;
+        *) [ -z "$address" ] || break; address="$1"; shift ;;
+    esac
+done
+exec ip netns exec "{name}-${{address##*.}}" unshare --pid --fork --mount-proc sh -c "$*"
 """
+NAMESPACES = Path("/etc/netns")  # whose files `ip netns exec` puts in the place of those of /etc
 
 
 class CannotMake(Exception):
@@ -36,14 +44,19 @@ class CannotMake(Exception):
 
 
 class Hosts:
-    """Two namespaces, while they exist."""
+    """Two namespaces, while they exist.
 
-    def __init__(self, name: str, agent: Path) -> None:
+    Attributes:
+        ssh: a program that runs commands on either.
+    """
+
+    def __init__(self, name: str, ssh: Path) -> None:
         self.names = [f"{name}-{number}" for number in (1, 2)]
-        self.agent = agent
+        self.ssh = ssh
         self._settings = {
+            "PATH": f"{ssh.parent}:{CLEAN['PATH']}",
             "OMPI_MCA_plm": "rsh",
-            "OMPI_MCA_plm_rsh_agent": str(agent),
+            "OMPI_MCA_plm_rsh_agent": str(ssh),
             "OMPI_MCA_btl": "tcp,self",  # the hosts have one name and one memory, which must not be used
             "OMPI_MCA_btl_tcp_if_include": SUBNET,
             "OMPI_MCA_oob_tcp_if_include": SUBNET,
@@ -55,7 +68,7 @@ class Hosts:
         return finish(self.start(mpirun(ranks, command), DISTGRAD_BACKEND=backend, **env), timeout)
 
     def start(self, words: Sequence[str], host: int = 0, **env: str) -> subprocess.Popen[str]:
-        """Start any program on a host, in whose environment it stands how Open MPI reaches the other one."""
+        """Start any program on a host, in whose environment it stands how launchers reach the other one."""
         apart = ["unshare", "--pid", "--fork", "--mount-proc"]
         return start(["ip", "netns", "exec", self.names[host], *apart, *words], self._settings | env)
 
@@ -89,11 +102,11 @@ def two_hosts(megabits: int | None = None) -> Iterator[Hosts]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise CannotMake("network namespaces take root and the ip command")
     with tempfile.TemporaryDirectory() as folder:
-        agent = Path(folder, "agent")
+        ssh = Path(folder, "ssh")
         name = f"distgrad-{os.getpid()}"
-        agent.write_text(AGENT.format(name=name))
-        agent.chmod(0o700)
-        hosts = Hosts(name, agent)
+        ssh.write_text(SSH.format(name=name))
+        ssh.chmod(0o700)
+        hosts = Hosts(name, ssh)
         try:
             _plug(hosts.names, megabits)
             yield hosts
@@ -104,9 +117,12 @@ def two_hosts(megabits: int | None = None) -> Iterator[Hosts]:
 def _plug(names: Sequence[str], megabits: int | None) -> None:
     for name in names:
         _ip("netns", "add", name)
+        (NAMESPACES / name).mkdir(parents=True)
     _ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
     for name, address in zip(names, ADDRESSES, strict=True):
         _ip("-n", name, "address", "add", f"{address}/30", "dev", CABLE)
+        # Gloo listens where its host's name leads, and both have this one's.
+        (NAMESPACES / name / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
         for device in ("lo", CABLE):
             _ip("-n", name, "link", "set", device, "up")
         if megabits is not None:
@@ -121,6 +137,7 @@ def _unplug(names: Sequence[str]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        shutil.rmtree(NAMESPACES / name, ignore_errors=True)
 
 
 def _processes(name: str) -> list[int]:

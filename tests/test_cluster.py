@@ -96,7 +96,7 @@ def test_two_hosts_and_one_of_them_is_lost(tmp_path: Path) -> None:
         with two_hosts() as hosts:
             agent = tmp_path / "agent"  # the other host's, as long as it is there
             agent.write_text(
-                f'#!/bin/sh\n[ "$1" = {ADDRESSES[0]} ] || [ -e {there} ] || exit 255\nexec {hosts.agent} "$@"\n'
+                f'#!/bin/sh\n[ "$1" = {ADDRESSES[0]} ] || [ -e {there} ] || exit 255\nexec {hosts.ssh} "$@"\n'
             )
             agent.chmod(0o700)
             places = ",".join(f"{address}:1" for address in ADDRESSES)

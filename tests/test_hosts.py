@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hosts import ADDRESSES, SENT, CannotMake, Hosts, mpirun, two_hosts
-from launching import BIN, Job, finish
+from launching import BIN, Job, finish, needs_horovod
 from processes import wait_until
 from test_errors import LINE
 
@@ -91,7 +91,7 @@ FOR_EVER = f"""
     import tensorflow as tf
     add = tf.function(lambda: comm.sum_over_workers(lambda: tf.ones(1000), ()), autograph=False)
     while True:
-        add()
+        assert all(add().numpy() == comm.size)
         Path(__file__).with_suffix(f".{{comm.rank}}").touch()
 """
 
@@ -111,15 +111,40 @@ def cut_off(hosts: Hosts, script: Path, jobs: list[subprocess.Popen[str]]) -> li
     return [finish(job, 5) for job in jobs]
 
 
+def give_up(hosts: Hosts, script: Path, words: Sequence[str], **env: str) -> tuple[int, list[str]]:
+    """The status and the lines of a job whose hosts are cut off from each other."""
+    (job,) = cut_off(hosts, script, [hosts.start([*words, str(script)], **env)])
+    return job.status, LINE.findall(job.err)
+
+
+PLACES = ",".join(f"{address}:1" for address in ADDRESSES)
+DISTGRAD_RUN = [str(BIN / "distgrad"), "run", "-H", PLACES]
+
+
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("launcher", ["mpirun", "distgrad run"])
 def test_hosts_that_are_cut_off_from_each_other_both_give_up(hosts: Hosts, launcher: str, script: Path) -> None:
-    places = ",".join(f"{address}:1" for address in ADDRESSES)
-    run = [str(BIN / "distgrad"), "run", "--backend", "mpi", "-H", places, str(script)]
-    (job,) = cut_off(hosts, script, [hosts.start(mpirun(1, [str(script)]) if launcher == "mpirun" else run)])
-    assert job.status == 75 if launcher == "distgrad run" else job.status != 0  # Open MPI's crashes
-    (line,) = LINE.findall(job.err)
+    words = mpirun(1, []) if launcher == "mpirun" else [*DISTGRAD_RUN, "--backend", "mpi"]
+    status, (line,) = give_up(hosts, script, words)
+    assert status == 75 if launcher == "distgrad run" else status != 0  # Open MPI's crashes
     assert "error[DG061] rank=1" in line
+
+
+@pytest.mark.fault(3)
+@needs_horovod
+def test_and_so_do_horovods_workers_over_mpi(hosts: Hosts, script: Path) -> None:
+    status, (line,) = give_up(hosts, script, mpirun(1, []), DISTGRAD_BACKEND="horovod")
+    assert status != 0
+    assert "error[DG061]" in line
+
+
+@pytest.mark.fault(3)
+@needs_horovod
+def test_and_over_gloo(hosts: Hosts, script: Path) -> None:
+    status, lines = give_up(hosts, script, [*DISTGRAD_RUN, "--backend", "horovod", "--controller", "gloo"])
+    assert status == 75
+    assert len(lines) == 2, lines  # neither host hears what the other has said
+    assert all("error[DG061]" in line for line in lines)
 
 
 @pytest.mark.fault(3)

@@ -207,8 +207,8 @@ def test_sums_of_one_graph_keep_their_order(comm: Communicator) -> None:
     @tf.function
     def twice(times: int) -> tf.Tensor:
         differences = tf.zeros(40_000)
-        for time in tf.range(times):
-            factor = tf.cast(time + 1, tf.float32)
+        for turn in tf.range(times):
+            factor = tf.cast(turn + 1, tf.float32)
             one, other = (
                 sum_gradients(lambda x, f=f: tf.reduce_sum(f * x * weights, axis=1), [weights], rows, comm=comm)
                 for f in (factor, 3 * factor)
