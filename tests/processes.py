@@ -25,10 +25,10 @@ def read(path: Path) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, why_not: Callable[[], object] = str) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, why_not()
         time.sleep(0.1)
 
 

@@ -17,14 +17,10 @@ from distgrad.bench.cases import EMBEDDINGS, HOROVODS, JOBS, OWN, PEERS, TABLES,
 from distgrad.bench.engines import by_hand
 from distgrad.bench.engines.keras_mpi import Densified
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
-from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows
+from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows, unheard
 
 BRIEF = Effort(rounds=3, turn=0.001, tries=1)
 STEP = {"table": "step", "case": "small"}
-
-
-def silent(done: str) -> None:
-    """Nobody watches."""
 
 
 def series(name: str, *seconds: float, label: str = "") -> Series:
@@ -89,8 +85,8 @@ def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path:
     """Each contestant's first result is compared with the exact sum, or with the float64 oracle's step."""
     present = [one for one in TABLES[table].contestants if one.job in jobs and takes_part(table, case, one, True)]
     trial = Trial(jobs, table, case, present)
-    trial.prepare(BRIEF, silent)
-    measured = trial.measure(BRIEF, silent)
+    trial.prepare(BRIEF, unheard)
+    measured = trial.measure(BRIEF, unheard)
     trial.clear()
     assert trial.failed == {}
     found = rows(table, measured)
@@ -110,7 +106,7 @@ def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path:
 def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
     bare = [one for one in TABLES["accumulate"].contestants if one.turn == "4 bare micro-batches"]
     trial = Trial(jobs, "accumulate", "transformer", bare)
-    trial.prepare(BRIEF, silent)
+    trial.prepare(BRIEF, unheard)
     trial.clear()
     assert trial.failed == {}
 
@@ -128,15 +124,15 @@ def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
     """A step without communication, passed off as one with."""
     wrong = Contestant("impostor", OWN, "step alone")
     trial = Trial(jobs, "step", "small", [wrong])
-    trial.prepare(BRIEF, silent)
+    trial.prepare(BRIEF, unheard)
     assert "differs from the oracle's" in trial.failed[wrong.label]
 
 
 def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
     broken, well = (Contestant("mpi", "mpi default", turn) for turn in ("no such turn", "Allreduce"))
     trial = Trial(jobs, "sum", "4 KB", [broken, well])
-    trial.prepare(BRIEF, silent)
-    assert [one.label for one in trial.measure(BRIEF, silent)] == [well.label]
+    trial.prepare(BRIEF, unheard)
+    assert [one.label for one in trial.measure(BRIEF, unheard)] == [well.label]
     trial.clear()
     assert list(trial.failed) == [broken.label]
     assert "no such turn" in trial.failed[broken.label]
@@ -146,8 +142,8 @@ def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
 def test_without_an_oracle_nobody_takes_part(jobs: Jobs) -> None:
     well = Contestant(OWN, OWN, "step")
     trial = Trial(jobs, "step", "no such model", [well])
-    trial.prepare(BRIEF, silent)
-    assert trial.measure(BRIEF, silent) == []
+    trial.prepare(BRIEF, unheard)
+    assert trial.measure(BRIEF, unheard) == []
     assert "there is no oracle" in trial.failed[well.label]
     assert OWN in jobs
 

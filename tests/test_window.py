@@ -3,11 +3,11 @@
 import os
 import signal
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from launching import Job, finish, launch, run, start
+from processes import wait_until
 
 STRESS = """
     import sys
@@ -152,26 +152,23 @@ def traces() -> set[str]:
     return files | marked
 
 
-def wait_until(condition: object, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)  # polling what another process does
-    return bool(condition())
+def await_no_more_than(before: set[str], seconds: float) -> None:
+    wait_until(lambda: traces() <= before, seconds, lambda: traces() - before)
 
 
 def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
     before = traces()
     check(launch("mpi", 2, stress(1, 20))[0], 2)
-    assert wait_until(lambda: traces() <= before, 20)
+    await_no_more_than(before, 20)
 
     assert launch("mpi", 2, ["-c", "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"])[0].status == 70
-    assert wait_until(lambda: traces() <= before, 20)
+    await_no_more_than(before, 20)
 
     job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
     ranks = wait_for_ranks(job.pid, 2)
     os.kill(ranks[0], signal.SIGKILL)
     assert finish(job, 30).status != 0
-    assert wait_until(lambda: traces() <= before, 20), traces() - before
+    await_no_more_than(before, 20)
 
 
 def test_nothing_is_left_behind_when_mpirun_is_killed() -> None:
@@ -179,7 +176,7 @@ def test_nothing_is_left_behind_when_mpirun_is_killed() -> None:
     job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
     wait_for_ranks(job.pid, 2)
     job.kill()
-    assert wait_until(lambda: traces() <= before, 60), traces() - before
+    await_no_more_than(before, 60)
     finish(job, 30)
 
 
@@ -190,5 +187,5 @@ def wait_for_ranks(parent: int, count: int) -> list[int]:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         return [int(child) for child in children if "memfd:distgrad" in Path(f"/proc/{child}/maps").read_text()]
 
-    assert wait_until(lambda: len(ranks()) == count, 60)
+    wait_until(lambda: len(ranks()) == count, 60)
     return ranks()

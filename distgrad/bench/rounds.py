@@ -137,7 +137,7 @@ class Trial:
             if number:
                 self._first = (self._first + 1) % orders  # a second try goes on from the order that is prepared
                 self.clear()
-                self.prepare(share, _unheard)
+                self.prepare(share, unheard)
             self._take_rounds(share, tick)
         measured = list(self._entrants.values())
         names = {one.name for one in measured}
@@ -195,7 +195,7 @@ class Trial:
         return self._jobs.ask(OWN, do="prepare", table="step", case=self._case, turn="oracle")[0]["evidence"]
 
 
-def _unheard(done: str) -> None:
+def unheard(done: str) -> None:
     """Nobody watches."""
 
 
