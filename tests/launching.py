@@ -18,11 +18,12 @@ from distgrad.launching.environment import launchable, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-# What a plain shell of the user would have: no launcher's variables, no distgrad settings.
+# What a plain shell of the user would have: no launcher's variables, no distgrad settings; and a line is one write,
+# so that those of two workers do not run into each other.
 CLEAN = (
     plain(os.environ)
     | launchable(os.environ)
-    | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "NO_COLOR": "1"}
+    | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": ""}
 )
 
 
