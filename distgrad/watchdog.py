@@ -85,6 +85,8 @@ class Watchdog(threading.Thread):
         """End the job if there is a worker that has not arrived by now; return if there is none."""
         self._timeout = min(self._timeout, float(int(self._waited)))
         time.sleep(ELSEWHERE + 4 * TICK)
+        if self._closing:
+            self.join()  # it has said why the job ends, and is about to end this process
 
     def run(self) -> None:
         """Look, until the process ends."""
@@ -144,11 +146,11 @@ class Watchdog(threading.Thread):
     # ---- the end
 
     def _give_up(self, error: DistgradError, stuck: Sequence[Peer] = (), ended: Peer | None = None) -> None:
+        self._closing = True
         if self.peers.may_speak():
             error.step = self._comm.step
             with contextlib.suppress(OSError):  # who would read it may be gone, too
                 print_line(str(error), sys.stderr)
-        self._closing = True
         if isinstance(error, LauncherLost):
             self._comm.tidy()
             kill(self.peers.others)
