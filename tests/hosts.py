@@ -22,6 +22,7 @@ from distgrad.launching.hosts import Host
 CABLE = "cable0"  # the name of either end
 SUBNET = "10.77.0.0/30"  # it meets no other network, so that every pair of hosts can have the same
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PLACES = ",".join(f"{address}:1" for address in ADDRESSES)  # a worker on each, as launchers want to be told
 # Runs within a worker: how much its host has sent so far.
 SENT = f'int(open("/sys/class/net/{CABLE}/statistics/tx_bytes").read())'
 # Runs a command on a host, called as mpirun and horovodrun call ssh, with options before the address or behind it.

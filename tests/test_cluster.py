@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import slurm
-from hosts import ADDRESSES, CannotMake, two_hosts
+from hosts import ADDRESSES, PLACES, CannotMake, two_hosts
 from launching import BIN, ROOT, Job, finish, run
 from test_errors import LINE
 from test_report import LINE as STEP
@@ -99,8 +99,7 @@ def test_two_hosts_and_one_of_them_is_lost(tmp_path: Path) -> None:
                 f'#!/bin/sh\n[ "$1" = {ADDRESSES[0]} ] || [ -e {there} ] || exit 255\nexec {hosts.ssh} "$@"\n'
             )
             agent.chmod(0o700)
-            places = ",".join(f"{address}:1" for address in ADDRESSES)
-            command = [str(BIN / "distgrad"), "run", "-H", places, "--max-restarts", "1"]
+            command = [str(BIN / "distgrad"), "run", "-H", PLACES, "--max-restarts", "1"]
             words = [*command, str(tmp_path / "script.py"), str(there)]
             job = finish(hosts.start(words, OMPI_MCA_plm_rsh_agent=str(agent)), 120)
     except CannotMake as error:

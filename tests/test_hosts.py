@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hosts import ADDRESSES, SENT, CannotMake, Hosts, mpirun, two_hosts
+from hosts import ADDRESSES, PLACES, SENT, CannotMake, Hosts, mpirun, two_hosts
 from launching import BIN, Job, finish, needs_horovod
 from processes import wait_until
 from test_errors import LINE
@@ -117,7 +117,6 @@ def give_up(hosts: Hosts, script: Path, words: Sequence[str], **env: str) -> tup
     return job.status, LINE.findall(job.err)
 
 
-PLACES = ",".join(f"{address}:1" for address in ADDRESSES)
 DISTGRAD_RUN = [str(BIN / "distgrad"), "run", "-H", PLACES]
 
 

@@ -108,11 +108,13 @@ def test_every_launcher_passes_on_output_environment_and_status(backend: str, tm
         if rank == 1:
             print("disk is full", file=sys.stderr, flush=True)
             time.sleep(1)
+            Path(__file__).with_suffix(".failed").touch()
             sys.exit(3)
         time.sleep(300)
     """
     job = distgrad("-np", 2, "--tag-output", *BACKENDS[backend], script(tmp_path, body), PASSWORD="v3ry s3cret")
     assert job.status == 3, job.err
+    assert time.time() - (tmp_path / "script.failed").stat().st_mtime < 20
     for rank in (0, 1):
         assert f"[{rank}] worker {rank} knows v3ry s3cret hidden\n" in job.out
         assert f"[{rank}] line of {rank}" in job.out
