@@ -6,17 +6,18 @@ Names are imported when they are first used, so that `import distgrad` is instan
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from distgrad.connect import connect
+
 if TYPE_CHECKING:
-    from distgrad.callbacks import WarmUp
     from distgrad.checkpoint import Checkpoint
-    from distgrad.communicators import Communicator
+    from distgrad.collectives.communicator import Communicator
     from distgrad.errors import DistgradError
     from distgrad.fit import distribute
-    from distgrad.gradient import GradientSum
-    from distgrad.join import connect
-    from distgrad.report import StepReport
+    from distgrad.fit.callbacks import WarmUp
+    from distgrad.gradients.micro_batch import GradientSum
+    from distgrad.gradients.sum_gradients import sum_gradients
+    from distgrad.reports.report import StepReport
     from distgrad.step import DistributedStep
-    from distgrad.sums import sum_gradients
 
 __all__ = [
     "Checkpoint",
@@ -32,24 +33,23 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "Checkpoint": "checkpoint",
-    "Communicator": "communicators",
+    "Communicator": "collectives.communicator",
     "DistgradError": "errors",
     "DistributedStep": "step",
-    "GradientSum": "gradient",
-    "StepReport": "report",
-    "WarmUp": "callbacks",
-    "connect": "join",
+    "GradientSum": "gradients.micro_batch",
+    "StepReport": "reports.report",
+    "WarmUp": "fit.callbacks",
     "distribute": "fit",
-    "sum_gradients": "sums",
+    "sum_gradients": "gradients.sum_gradients",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'distgrad' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"distgrad.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"distgrad.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -132,6 +132,6 @@ def bench(tables: tuple[str, ...], num_proc: int, **chosen: Any) -> None:
 @click.option("--png", "png_file", type=click.Path(path_type=Path, dir_okay=False), help="The same as one picture.")
 def report(file: Path, html_file: Path | None, png_file: Path | None) -> None:
     """Show a run that was logged to FILE, by `log_file=` or as JSON lines."""
-    from distgrad.seeing.show import show  # noqa: PLC0415 (matplotlib, which the other commands do without)
+    from distgrad.reports.show import show  # noqa: PLC0415 (matplotlib, which the other commands do without)
 
     show(file, html_file, png_file)

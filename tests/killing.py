@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distgrad.archive import Archive
-from distgrad.shelf import Shelf
+from distgrad.checkpoint.directory import Shelf
+from distgrad.checkpoint.file import Archive
 
 TRACE_ME, NEXT_CALL = 0, 24  # requests of ptrace(2)
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -28,8 +28,8 @@ import numpy as np
 from launching import BIN, ROOT, start
 from processes import mpiruns, with_environment, workers
 
-from distgrad import archive
-from distgrad.shelf import Shelf
+from distgrad.checkpoint import file as archive
+from distgrad.checkpoint.directory import Shelf
 
 TRAINING = str(ROOT / "tests" / "soaking.py")
 FOLDER, UNBROKEN = apart.SHM / "soak", apart.SHM / "unbroken"

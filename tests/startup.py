@@ -67,7 +67,8 @@ def _build(comm: Any, clock: Clock) -> Callable[[], Any]:
     import keras  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from distgrad import DistributedStep, agreement  # noqa: PLC0415
+    from distgrad import DistributedStep  # noqa: PLC0415
+    from distgrad.collectives import agreement  # noqa: PLC0415
 
     for name in ("require_same_variables", "require_same_settings"):
         setattr(agreement, name, clock.timed("agreement", getattr(agreement, name)))

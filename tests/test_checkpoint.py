@@ -18,8 +18,9 @@ import pytest
 from apart import needs_mounts, on
 from launching import ROOT, launch, run, start
 
-from distgrad import archive, shelf
-from distgrad.archive import Archive, Damaged, Hostile
+from distgrad.checkpoint import directory as shelf
+from distgrad.checkpoint import file as archive
+from distgrad.checkpoint.file import Archive, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint
 
 PLACES = 200

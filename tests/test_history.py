@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from launching import BIN, run
 
-from distgrad.seeing.history import files_of, read
+from distgrad.reports.history import files_of, read
 
 
 def line(step: int, **fields: Any) -> str:

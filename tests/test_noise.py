@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from distgrad.seeing.noise import average, estimate
+from distgrad.reports.noise import average, estimate
 
 POPULATION = np.array([[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5]])  # the gradients of three equally likely examples
 TRUE = POPULATION.mean(0)

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 import distgrad
-from distgrad.pipeline import untuned
-from distgrad.position import Position
-from distgrad.shares import share_of
+from distgrad.data.cursor import Position
+from distgrad.data.pipeline import untuned
+from distgrad.fit.data import share_of
 
 ROWS = 12
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
-from distgrad.layout import Place
-from distgrad.seeing.lines import Lines
-from distgrad.seeing.told import Contents, GradientStatistics
+from distgrad.gradients.flat_vector import Place
+from distgrad.reports.lines import Lines
+from distgrad.reports.statistics import Contents, GradientStatistics
 
 LINE = re.compile(
     r"step (\d+) \| loss (-?\d+\.\d{5}|nan|inf) \| gradient sum (-?\d\.\d{4}e[+-]\d\d|nan)"

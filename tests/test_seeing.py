@@ -13,9 +13,9 @@ import rich.console
 import distgrad
 from distgrad import DistributedStep, StepReport
 from distgrad.errors import BadArgument
-from distgrad.report import HEAD
+from distgrad.reports.report import HEAD
+from distgrad.reports.statistics import Contents
 from distgrad.seeing import Alarms, Live, LogFile
-from distgrad.seeing.told import Contents
 
 ROWS = 8
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from distgrad import connect
-from distgrad import loss as losses
-from distgrad.accumulate import Accumulated, Carried, accumulate, add
-from distgrad.communicators.window import InWindow
+from distgrad.collectives.moments import moments, rows, statistics, whole
+from distgrad.collectives.window import InWindow
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
-from distgrad.gradient import GradientSum, micro_batch_sum
-from distgrad.layout import LANES, LARGE, Lanes, Layout
-from distgrad.statistics import moments, rows, statistics, whole
+from distgrad.gradients.accumulate import Accumulated, Carried, accumulate, add
+from distgrad.gradients.flat_vector import LANES, LARGE, Lanes, Layout
+from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
+from distgrad.objective import loss as losses
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
 settings.load_profile("tensorflow")

@@ -69,8 +69,8 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
     """Ranks of this host, told apart as if they were on several: as many ranks on each, more on one, one on each."""
     code = f"""
         import numpy as np, tensorflow as tf
-        from distgrad.communicators import mpi
-        from distgrad.layout import LANES, Layout
+        from distgrad.collectives import mpi
+        from distgrad.gradients.flat_vector import LANES, Layout
         world = mpi.MPI.COMM_WORLD
         mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
         comm = mpi.Mpi(world)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrad.errors import BadEnvironment
-from distgrad.world import ALONE, LAUNCHERS, World
+from distgrad.launching.world import ALONE, LAUNCHERS, World
 
 
 def tf_config(**changes: object) -> str:

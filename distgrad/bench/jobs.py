@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from distgrad.bench.cases import Job
-from distgrad.launching import choice, commands
+from distgrad.launching import commands, selection
+from distgrad.launching.cleanup import end_all, watching
 from distgrad.launching.commands import Command, Order
 from distgrad.launching.environment import launchable, plain
 from distgrad.launching.session import MARK
-from distgrad.launching.warden import end_all, watching
 
 START = 120.0  # seconds until all ranks of a job must have said hello
 ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
@@ -50,7 +50,7 @@ def why_absent(job: Job) -> str | None:
     program = job.launcher.split()[0]
     if importlib.util.find_spec(needs[program]) is None:
         return f"{needs[program]} is not installed"
-    if program in ("mpirun", "horovodrun") and choice.found(program, os.environ) is None:
+    if program in ("mpirun", "horovodrun") and selection.found(program, os.environ) is None:
         return f"{program} is not on PATH"
     return None
 
@@ -212,9 +212,9 @@ def _commands(launcher: str, order: Order) -> list[Command]:
     if launcher == "torch":
         return _torch(order)
     if launcher == "mpirun":
-        mpirun = choice.found("mpirun", os.environ)
+        mpirun = selection.found("mpirun", os.environ)
         assert mpirun is not None  # why_absent has looked
-        launcher = choice.mpi_kind(mpirun)
+        launcher = selection.mpi_kind(mpirun)
     return commands.LAUNCHERS[launcher](order)
 
 

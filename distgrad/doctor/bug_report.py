@@ -8,9 +8,9 @@ from pathlib import Path
 from distgrad.doctor.installed import versions
 from distgrad.doctor.machine import shared_memory
 from distgrad.errors import EngineMissing
-from distgrad.launching.choice import found, mpi_kind
 from distgrad.launching.environment import LAUNCHED_BY
 from distgrad.launching.hosts import cores
+from distgrad.launching.selection import found, mpi_kind
 
 SHOWN = LAUNCHED_BY | {
     "CUDA_VISIBLE_DEVICES",

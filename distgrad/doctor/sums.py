@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distgrad.connect import installed
 from distgrad.doctor.finding import ABSENT, CLOCK, OK, PROBLEM, Failed, Finding, call, telling
 from distgrad.errors import DistgradError
-from distgrad.join import installed
-from distgrad.launching.choice import found
+from distgrad.launching.selection import found
 
 ENGINES = {
     "mpi": ("MPI", ["--backend", "mpi"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distgrad.launching.hosts import ALLOCATIONS, cores
 from distgrad.launching.session import MARK
-from distgrad.world import LAUNCHERS
+from distgrad.launching.world import LAUNCHERS
 
 # What workers on other hosts are sent.
 FORWARDED = ("DISTGRAD_", "TF_", "KERAS_", "HOROVOD_", "NCCL_", "XLA_", "OMP_", "PYTHON")

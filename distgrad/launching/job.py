@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
+from distgrad.launching.cleanup import end_all, watching
 from distgrad.launching.commands import Command
+from distgrad.launching.outcome import Verdict, judge, never_started
 from distgrad.launching.session import MARK, Session
-from distgrad.launching.verdict import Verdict, judge, never_started
-from distgrad.launching.warden import end_all, watching
 
 TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed

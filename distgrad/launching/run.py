@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from distgrad.errors import BadArgument, BadEnvironment, WorkerLost, WorldMismatch, print_line, warn
 from distgrad.launching import hosts as places
-from distgrad.launching import keeper
-from distgrad.launching.choice import choose
+from distgrad.launching import worker_wrapper
 from distgrad.launching.commands import LAUNCHERS, Command, Order
 from distgrad.launching.environment import allocated, for_launcher, for_workers, forwarded, search_path
 from distgrad.launching.hosts import Host
 from distgrad.launching.job import Job, marked, session
-from distgrad.launching.verdict import Verdict
-from distgrad.world import World
+from distgrad.launching.outcome import Verdict
+from distgrad.launching.selection import choose
+from distgrad.launching.world import World
 
 START_TIMEOUT = 60.0
 
@@ -103,7 +103,7 @@ class _Plan:
                 others = {} if self._is_local() else {name: environment[name] for name in forwarded(environment)}
                 seen = for_launcher(environment) | others
             tag = "tag" if self._request.tag_output else "plain"
-            keep = [sys.executable, "-I", "-S", str(keeper.__file__), str(folder.folder), tag, *self._worker]
+            keep = [sys.executable, "-I", "-S", str(worker_wrapper.__file__), str(folder.folder), tag, *self._worker]
             job = Job(
                 self._commands(keep, seen),
                 self.size,

@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
-from distgrad.communicators import BUNDLE
-from distgrad.communicators.vectors import DividedSum
+from distgrad.collectives.communicator import BUNDLE
+from distgrad.collectives.vectors import DividedSum
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
-from distgrad.layout import LANES, Lanes, Layout
+from distgrad.gradients.flat_vector import LANES, Lanes, Layout
 
 
 def part(worker: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:

@@ -10,8 +10,8 @@ from test_step import COLLECTIVES, Lookup, constant, integers, own, product, qui
 from zoo import ROWS, SHARES
 
 from distgrad import Communicator
-from distgrad.guards import FLAGS
-from distgrad.seeing.noise import GradientNoise, estimate
+from distgrad.reports.noise import GradientNoise, estimate
+from distgrad.step.guards import FLAGS
 
 CLOSE = {"rel": 1e-6, "abs": 1e-6}
 SIZE = 2  # rows of a micro-batch

@@ -19,7 +19,7 @@ from distgrad.errors import (
     UnsupportedDtype,
     UnsupportedLoss,
 )
-from distgrad.guards import FLAGS
+from distgrad.step.guards import FLAGS
 
 TOLERANCE = 5e-6
 COLLECTIVES = {

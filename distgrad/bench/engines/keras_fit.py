@@ -10,7 +10,7 @@ from distgrad.bench import models
 from distgrad.bench.data import MICRO_BATCH
 from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
-from distgrad.communicators import Communicator
+from distgrad.collectives.communicator import Communicator
 
 
 def over_workers(comm: Communicator, case: str, steps: int) -> Prepared:

@@ -10,12 +10,12 @@ from distgrad.bench.cases import LOGGED
 from distgrad.bench.data import check, own_part
 from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
-from distgrad.communicators.mpi import Mpi
-from distgrad.communicators.vectors import DividedSum
-from distgrad.graph import StepGraph
+from distgrad.collectives.mpi import Mpi
+from distgrad.collectives.vectors import DividedSum
 from distgrad.native import functions
-from distgrad.plan import Plan
-from distgrad.step import DistributedStep
+from distgrad.step.distributed_step import DistributedStep
+from distgrad.step.graph import StepGraph
+from distgrad.step.plan import Plan
 
 # Everything is told; of each turn's steps one in so many is printed, and compared with the weights.
 TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": LOGGED}

@@ -9,8 +9,8 @@ from distgrad.bench import models
 from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
 from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
-from distgrad.communicators import Communicator
-from distgrad.step import DistributedStep
+from distgrad.collectives.communicator import Communicator
+from distgrad.step.distributed_step import DistributedStep
 
 
 class Worker:

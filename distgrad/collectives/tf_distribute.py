@@ -1,0 +1,107 @@
+"""tf.distribute: MultiWorkerMirroredStrategy when TF_CONFIG is set, else MirroredStrategy over the local devices.
+
+A strategy's replicas are the workers. The optimizer is applied outside `strategy.run`, in cross-replica context,
+to the gradient that the one reduction gave: there Keras neither reduces a second time nor clips too early.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.vectors import Vector, joined, pieces_of
+from distgrad.data.batch import share
+from distgrad.errors import BadArgument, EngineMissing
+from distgrad.launching.world import ALONE, World
+
+LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
+
+
+class Strategy(Communicator):
+    """The replicas of one strategy; a process with several local devices runs several workers."""
+
+    backend = "tf"
+
+    def __init__(self, strategy: tf.distribute.Strategy, world: World) -> None:
+        size = strategy.num_replicas_in_sync
+        self.span = max(1, size // world.size)
+        super().__init__(world.rank * self.span, size, world.local_rank * self.span, world.local_size * self.span)
+        self._strategy = strategy
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def adopt(self, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
+        """An optimizer belongs to the scope it was created in; one from elsewhere is created again in this one.
+
+        Raises:
+            BadArgument: the model was built elsewhere, or the optimizer was and has state that a new one would lack.
+        """
+        elsewhere = [variable.path for variable in model.variables if not _is_distributed(variable)]
+        if elsewhere or (optimizer.built and not _is_distributed(optimizer.iterations)):
+            culprit = f"variable {elsewhere[0]}" if elsewhere else f"optimizer {optimizer.name}"
+            raise BadArgument(
+                f"{culprit} was built outside comm.scope()",
+                "build the model, and compile it if you do, inside `with comm.scope():`",
+                everywhere=True,
+            )
+        if _is_distributed(optimizer.iterations):
+            return optimizer
+        with self.scope():
+            return type(optimizer).from_config(optimizer.get_config())
+
+    def watch(self, timeout: float) -> None:
+        super().watch(timeout)
+        self.introduce()
+
+    def part(self) -> None:
+        with contextlib.suppress(tf.errors.OpError):  # another worker has ended already
+            super().part()
+
+    def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
+        def on_replica(*whole: Any) -> tf.Tensor:
+            own = self.worker() - self.rank
+            part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)
+            vector = joined(pieces_of(fn(*part)))
+            with tf.control_dependencies([vector]), self.marked(begins=True):
+                return tf.identity(vector)
+
+        parts = self._strategy.run(on_replica, args=tuple(args))
+        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        with tf.control_dependencies([total]), self.marked(begins=False):
+            return tf.identity(total)
+
+    def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
+
+    def worker(self) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
+
+
+def _is_distributed(variable: keras.Variable) -> bool:
+    return isinstance(variable.value, tf.distribute.DistributedValues)
+
+
+def connect(world: World, timeout: float) -> Strategy:
+    """Start the strategy; with TF_CONFIG this must come before any other TensorFlow operation.
+
+    Raises:
+        EngineMissing: TensorFlow was used before, so that its collectives can no longer be set up.
+    """
+    if world.launcher != "TF_CONFIG":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), ALONE)
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout + LATER)
+    try:
+        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), world)
+    except RuntimeError as error:
+        raise EngineMissing(
+            f"MultiWorkerMirroredStrategy does not start ({' '.join(str(error).split())})",
+            "call distgrad.connect() before any other TensorFlow operation",
+            rank=world.rank,
+            everywhere=True,
+        ) from None

@@ -1,0 +1,303 @@
+"""The sum through the compiled core's window (native/window.h): memory that the core adds up in.
+
+Here a rank is alone with its memory. shared_window.py lets the ranks of a host sit down at one window.
+"""
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import tensorflow as tf
+
+from distgrad import native
+from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.moments import ROW
+from distgrad.collectives.vectors import DividedSum, Vector, pieces_of
+from distgrad.gradients.accumulate import without_repeats
+from distgrad.gradients.flat_vector import LANES, Layout
+from distgrad.gradients.micro_batch import Gradient
+
+ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
+EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
+
+
+class Window:
+    """Memory for the vectors of this host's ranks, here a single one; it grows to the largest vector seen.
+
+    Args:
+        size: how many ranks there are on all hosts.
+        on_error: told of an exception in the midst of a sum, which TensorFlow would hide.
+        page: address of the page (peers.py) that tells where this rank is.
+    """
+
+    def __init__(self, size: int, on_error: Callable[[Exception], None], page: int) -> None:
+        self._size, self._on_error = size, on_error
+        self._core = native.functions()
+        self._event = native.Event(self._answer)  # the core keeps its address
+        self._address: int = self._core.distgrad_window_new(self._event, size, page)
+        self._capacity = 0
+        self._grow(mmap.PAGESIZE)
+
+    def close(self) -> None:
+        """Free what it made. The memory goes when the last tensor that aliases it does."""
+        self._core.distgrad_window_close(self._address)
+
+    def room_for_notes(self, ranges: int) -> int:
+        """Bytes behind a vector so many of whose ranges are described one by one."""
+        return (ranges * self._size + 1) * ROW * tf.float64.size
+
+    def reserve(self, size: int, dtype: tf.DType) -> None:
+        """Make room for vectors of so many entries. Every rank calls it, with the same size."""
+        if size * dtype.size > self._capacity:
+            self._grow(size * dtype.size)
+
+    def part(self, size: int, dtype: tf.DType) -> np.ndarray:
+        """(size,) this rank's own slot, good until a larger vector is summed. Every rank calls it."""
+        self.reserve(size, dtype)
+        return view(self._core.distgrad_window_part(self._address), size, dtype)
+
+    def sum_parts(self, size: int, dtype: tf.DType) -> np.ndarray:
+        """Sum what stands in the ranks' parts; the array is good until the next sum."""
+        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
+        return view(self._core.distgrad_window_result(self._address), size, dtype)
+
+    def table(self, shape: tf.TensorShape) -> "Table":
+        """A place where the core collects the gradients of a variable of this shape, row by row."""
+        rows, width = shape[0], shape[1:].num_elements()
+        return Table(shape, self._core.distgrad_window_table(self._address, rows, width))
+
+    def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
+        """One of the core's operations on this window, within a graph or not."""
+        function = getattr(native.operations(), f"distgrad_{operation}")
+        return function(self._order.handle, *inputs, window=self._address, **attributes)
+
+    @functools.cached_property
+    def _order(self) -> tf.Variable:
+        """A resource that all operations on this window take, so that TensorFlow keeps them in order."""
+        with tf.init_scope(), tf.device("CPU"):
+            return tf.Variable(0, trainable=False)
+
+    # ---- what the core asks for in the midst of a sum
+
+    def _answer(self, event: int, a: int, b: int) -> int:
+        try:
+            getattr(self, EVENTS[event])(a, b)
+        except Exception as error:  # it must not cross the compiled code, and is raised again behind it
+            self._on_error(error)
+            return 1
+        return 0
+
+    def _grow(self, needed: int, _: int = 0) -> None:
+        """Replace the memory by a larger one. Tensors that alias the old one keep it alive."""
+        self._map(needed, -1, ALONE)
+
+    def _map(self, needed: int, fd: int, seat: tuple[int, int, int, bool]) -> None:
+        self._capacity = _whole_pages(needed)
+        if not self._core.distgrad_window_map(self._address, fd, self._capacity, *seat):
+            raise MemoryError(f"no memory for vectors of {self._capacity} bytes")
+
+    def bytes(self, needed: int, ranks: int) -> int:
+        """How much memory so many ranks' vectors of so many bytes take."""
+        return int(self._core.distgrad_window_bytes(_whole_pages(needed), ranks))
+
+    def _vote(self, own: int, _: int) -> None:
+        self._votes(1)[:] = own
+
+    def _votes(self, size: int) -> np.ndarray:
+        return view(self._core.distgrad_window_votes(self._address), size, tf.float32)
+
+
+class Table(NamedTuple):
+    """A variable of which a step touches few rows: its shape, and where the core collects its gradients."""
+
+    shape: tf.TensorShape
+    address: int
+
+
+class Placed(NamedTuple):
+    """A vector of which the first entries are in this rank's part of the window already, and the tables beside it.
+
+    Attributes:
+        entries: how many.
+        filled: () bool; where it is False they are zeros, whatever stands there, and no row is touched.
+        pieces: what follows them, (r,) in all.
+        tables: what the core has collected.
+    """
+
+    entries: int
+    filled: Any
+    pieces: list[tf.Tensor]
+    tables: Sequence[Table] = ()
+
+    @property
+    def size(self) -> int | None:
+        """All entries, where that is known."""
+        sizes = [piece.shape[0] for piece in self.pieces]
+        return None if None in sizes else self.entries + sum(sizes)
+
+
+def _placed(vector: Placed | Vector) -> Placed:
+    """Any vector; none of another one is in the window."""
+    return vector if isinstance(vector, Placed) else Placed(0, True, pieces_of(vector))
+
+
+class InWindow:
+    """Gradients are added up in this rank's part of the window, where the sum over the workers will read them.
+
+    Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient. Of the
+    candidates among those, the core collects the touched rows; the others are added up densely.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        layout: Layout,
+        riders: int,
+        describes: bool,
+        *,
+        candidates: Sequence[int],
+        exchange: Callable[[str], list[str]],
+    ) -> None:
+        self.layout, self._window, self._describes = layout, window, describes
+        self._room = LANES + riders + window.room_for_notes(len(layout.shapes)) // layout.dtype.size
+        self._candidates, self._exchange = candidates, exchange
+        if not candidates:
+            self._lay_out(())
+
+    def _lay_out(self, tables: Sequence[int]) -> None:
+        self.layout = self.layout.with_tables(tables)
+        self._slots = self.layout.slots()
+        self._tables = {index: self._window.table(self.layout.shapes[index]) for index in tables}
+        self._window.reserve(self.layout.entries + self._room, self.layout.dtype)
+
+    def _choose_tables(self, gradients: Sequence[Gradient]) -> None:
+        """What is sparse on any worker becomes a table on all of them, while they make their first trace."""
+        own = "".join("1" if isinstance(gradients[i], tf.IndexedSlices) else "0" for i in self._candidates)
+        columns = zip(*self._exchange(own), strict=True)
+        self._lay_out([i for i, column in zip(self._candidates, columns, strict=True) if "1" in column])
+        self._candidates = ()
+
+    def start(self) -> list[tf.Tensor]:
+        return []
+
+    def add(
+        self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        if self._candidates:
+            self._choose_tables(gradients)
+        dense, places, found = [], [], []
+        for index, gradient in enumerate(gradients):
+            if index in self._tables and gradient is not None:
+                found.append(self._collect(gradient, self._tables[index], first, last))
+            elif isinstance(gradient, tf.IndexedSlices):
+                found.append(self._add_rows(gradient, self._slots[index], first, last))
+            elif index in self._slots:
+                dense.append(tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient))
+                places.append(self._slots[index])
+        if dense:
+            starts, stops = zip(*places, strict=True)
+            found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
+        return carried, found
+
+    def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+        if isinstance(gradient, tf.Tensor):  # sparse on other workers only
+            gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
+        return self._run("collect", first, last, *self._rows_of(gradient), table=table.address)
+
+    def _add_rows(
+        self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor, last: tf.Tensor
+    ) -> tf.Tensor:
+        return self._run("add_rows", first, last, *self._rows_of(gradient), start=slot[0], stop=slot[1])
+
+    def _rows_of(self, gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
+        """Values and numbers of the rows."""
+        if self._describes:
+            gradient = without_repeats(gradient)
+        return self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
+
+    def _run(self, operation: str, *inputs: Any, **attributes: Any) -> tf.Tensor:
+        return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
+
+    def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
+        return tf.cast(gradient, self.layout.dtype)
+
+    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Placed:
+        return Placed(self.layout.entries, filled, [rest], list(self._tables.values()))
+
+
+class Windowed(Communicator):
+    """A communicator whose sums go through a window.
+
+    Attributes:
+        window: what this host's ranks share.
+    """
+
+    window: Window
+
+    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
+        return self._sum(_placed(pieces), borrow).flat
+
+    def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
+        return self._sum(_placed(fn(*args)), borrow).flat
+
+    def sum_and_divide(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        rest: int,
+        divisor: tf.Tensor,
+        describe: bool = True,
+        *,
+        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
+    ) -> DividedSum:
+        vector = _placed(fn(*args))
+        divided = cast(int, vector.size) - rest
+        described = divided if describe else 0
+        total = self._sum(vector, True, divisor, divided=divided, described=described, ranges=ranges())
+        blocks, undivided = [total.flat[:divided]], total.flat[divided:]
+        tables = [_slices(*table) for table in zip(vector.tables, total.rows, total.values, strict=True)]
+        by = total.divided_by[0]
+        return DividedSum(blocks, undivided, by, total.moments, total.votes, total.by_range, tables)
+
+    def _sum(
+        self,
+        vector: Placed,
+        borrow: bool,
+        divisor: Any = (1.0,),
+        *,
+        divided: int = 0,
+        described: int = 0,
+        ranges: Sequence[tuple[int, int]] = (),
+    ) -> Any:
+        addresses = [table.address for table in vector.tables]
+        entries = {"placed": vector.entries, "divided": divided, "described": described, "borrow": int(borrow)}
+        places = {"starts": [first for first, _ in ranges], "stops": [last for _, last in ranges]}
+        tables = {"tables": addresses, "K": len(addresses)}
+        total = self.window.run("sum", vector.filled, divisor, vector.pieces, **entries, **places, **tables)
+        shapes = ([vector.size], [1], [4], [self.size], [len(ranges) + len(addresses), ROW])
+        for output, shape in zip(total[: len(shapes)], shapes, strict=True):
+            output.set_shape(shape)
+        return total
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+
+
+def _slices(table: Table, rows: tf.Tensor, values: tf.Tensor) -> tf.IndexedSlices:
+    """A table's sum as TensorFlow has it."""
+    rows.set_shape([None])
+    shape = table.shape.as_list()
+    return tf.IndexedSlices(tf.reshape(values, [-1, *shape[1:]]), rows, tf.constant(shape, tf.int64))
+
+
+def view(address: int, size: int, dtype: tf.DType) -> np.ndarray:
+    """(size,) an array on memory that is the core's."""
+    memory = (ctypes.c_char * (size * dtype.size)).from_address(address)
+    return np.frombuffer(memory, dtype.as_numpy_dtype, size)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,9 @@
+"""What a model gives for a batch, as sums: losses, the losses that layers add, metrics, assigned states.
+
+loss.py                  a Keras loss as numerator and divisor
+objective.py             all losses of a model together
+forward.py               the forward pass, and what it would assign
+batch_normalization.py   batch normalization over all workers, for layers that ask for it
+metrics.py               metrics as sums
+extra_sums.py            the protocol of whatever is summed along with the gradients
+"""

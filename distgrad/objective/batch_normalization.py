@@ -1,0 +1,87 @@
+"""Batch normalisation over all workers, which `BatchNormalization(synchronized=True)` asks for.
+
+    mean, variance = those of all rows of the global batch:   Σx, Σx² and the number of entries, summed over workers
+
+That takes a sum in the midst of the forward pass for each such layer, and one in the backward pass, besides the one
+reduction of the step: the price of the exact gradient. Every worker has to get there. So a step is then a single pass
+over a worker's whole share, and one without rows makes one up, which counts nowhere.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.data.batch import zero_unless
+from distgrad.errors import BadArgument
+
+# The replicas of a strategy are traced by threads, each of which has its own.
+_workers: contextvars.ContextVar[Any] = contextvars.ContextVar("workers", default=None)
+
+
+def synchronised(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The layers of a model that ask for it, made to listen to `over_workers`."""
+    kind = keras.layers.BatchNormalization
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, kind) and layer.synchronized]
+    for layer in found:
+        vars(layer)["_moments"] = _Moments(layer)
+    return found
+
+
+def require_single_pass(layers: Sequence[keras.layers.Layer], micro_batch_size: int | None) -> None:
+    """Check that workers take a single pass each, if layers wait for one another.
+
+    Raises:
+        BadArgument: they may take several, and not the same number.
+    """
+    if layers and micro_batch_size is not None:
+        raise BadArgument(
+            f"layer {layers[0].name!r} is synchronized, and micro_batch_size={micro_batch_size} cuts its batch",
+            "leave micro_batch_size out, or build the layer with synchronized=False to normalise each micro-batch",
+            everywhere=True,
+        )
+
+
+@contextlib.contextmanager
+def over_workers(comm: Communicator, present: tf.Tensor | None) -> Iterator[None]:
+    """While this lasts, the moments of the layers found are those of all workers' inputs.
+
+    Args:
+        present: () bool, whether this worker's rows are real ones.
+    """
+    token = _workers.set((comm, present))
+    try:
+        yield
+    finally:
+        _workers.reset(token)
+
+
+class _Moments:
+    """What such a layer asks for its mean and variance."""
+
+    def __init__(self, layer: keras.layers.BatchNormalization) -> None:
+        self._layer = layer
+
+    def __call__(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """((c,) mean, (c,) variance) of the inputs (b, ...) of all workers."""
+        if _workers.get() is None:
+            return type(self._layer)._moments(self._layer, inputs, mask)
+        comm, present = _workers.get()
+        axes, shape = self._layer._reduction_axes, [1] * inputs.shape.rank
+        shape[self._layer.axis] = channels = inputs.shape[self._layer.axis]
+        # About the moving mean, which all workers share, so that squares of a mean far from 0 hide no small variance.
+        about = tf.cast(tf.convert_to_tensor(self._layer.moving_mean), inputs.dtype)
+        centred = inputs - tf.reshape(about, shape)
+        count = tf.size(inputs) // channels
+        if mask is not None:
+            centred = tf.where(tf.cast(mask, tf.bool)[..., tf.newaxis], centred, tf.zeros_like(centred))
+            count = tf.math.count_nonzero(mask, dtype=tf.int32)
+        parts = [tf.reduce_sum(centred, axes), tf.reduce_sum(tf.square(centred), axes), [tf.cast(count, inputs.dtype)]]
+        own = zero_unless(present, tf.concat(parts, 0))
+        total = zero_unless(present, comm.sum_within(own))  # no gradient comes of rows that are made up
+        mean, squares, _ = tf.split(total / tf.maximum(total[-1], 1), [channels, channels, 1])
+        return about + mean, tf.maximum(squares - tf.square(mean), 0)

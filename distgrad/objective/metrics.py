@@ -1,0 +1,129 @@
+"""Metrics of the global data: what travels is the change of their state, in the one sum of a step.
+
+A Keras metric keeps sums and counts. A micro-batch is shown to it with its state at zero, so that the state afterwards
+is what this micro-batch adds; added over micro-batches and workers it is what the global batch adds. Results are then
+those of one process that has seen all the data, the same on every worker. A metric whose state cannot be added (a
+maximum, say) is refused.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend import compute_output_spec
+
+from distgrad.data.batch import filled
+from distgrad.errors import UnsupportedMetric
+from distgrad.objective.extra_sums import Outcome, Pass
+
+ROWS = 6  # of the made-up batches on which metrics are tried
+
+
+class MetricSums:
+    """The metrics of a compiled model, the mean loss among them: a rider.
+
+    Args:
+        model: a compiled model.
+        with_gradient: whether to tell the gradient's sum and norm, too.
+    """
+
+    def __init__(self, model: keras.Model, with_gradient: bool) -> None:
+        self._model, self._with_gradient = model, with_gradient
+        self.zeroed: list[keras.Variable] = []  # all of the state: no pass reads it
+        self._summed: list[keras.Variable] = []  # what of it travels
+
+    def prepare(self, like: Pass) -> list[tf.TensorShape]:
+        """Create the metrics' state, and try whether it can be added.
+
+        Raises:
+            UnsupportedMetric: it cannot.
+        """
+        model = self._model
+        compute_output_spec(model.compute_metrics, like.x, like.y, like.y_pred, like.sample_weight)
+        for variable in model.metrics_variables:
+            _hold_the_sum(variable)
+        # The mean losses are taken from the sums that travel anyway.
+        self._means = model._compile_loss.metrics if model._compile_loss is not None else []
+        known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
+        self.zeroed = list(model.metrics_variables)
+        self._summed = [variable for variable in self.zeroed if id(variable) not in known]
+        self._require_sums(like)
+        return [tf.TensorShape(variable.shape) for variable in self._summed]
+
+    def parts(self, seen: Pass) -> list[tf.Tensor]:
+        """What the micro-batch adds to the metrics' state."""
+        with seen.scope:
+            self._model.compute_metrics(seen.x, seen.y, seen.y_pred, sample_weight=seen.sample_weight)
+        return [seen.scope.get_current_value(variable) for variable in self._summed]
+
+    def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
+        """Add to the metrics' state what all workers added, and tell the results so far."""
+        for variable, change in zip(self._summed, sums, strict=True):
+            variable.assign(variable.value + tf.cast(change, variable.dtype))
+        self._model._loss_tracker.update_state(
+            tf.cast(outcome.loss, tf.float32), sample_weight=tf.cast(outcome.examples, tf.float32)
+        )
+        for mean, loss in zip(self._means, outcome.outputs, strict=True):
+            # Keras counts each batch once, however many rows the last one has.
+            mean.update_state(tf.cast(loss, tf.float32))
+        told = dict(self._model.get_metrics_result())
+        if self._with_gradient:
+            told |= {"gradient_sum": outcome.gradient_sum, "gradient_norm": outcome.gradient_norm}
+        return told
+
+    def _require_sums(self, like: Pass) -> None:
+        """Show the metrics two made-up batches, apart and one after the other."""
+        nothing = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]
+        one, other = (_made_up(like, seed) for seed in (1, 2))
+        alone = self._after(nothing, other)
+        first = self._after(nothing, one)
+        both = self._after(first, other)
+        at_reset = self._at_reset()
+        for variable, *values in zip(self._summed, first, alone, both, at_reset, strict=True):
+            a, b, together, fresh = (np.asarray(value, np.float64) for value in values)
+            if fresh.any() or not np.allclose(a + b, together, rtol=1e-4, atol=1e-6, equal_nan=True):
+                self._refuse(variable)
+
+    def _after(self, state: Sequence[tf.Tensor], batch: Sequence[Any]) -> list[tf.Tensor]:
+        x, y, y_pred, sample_weight = batch
+        with keras.StatelessScope(list(zip(self._summed, state, strict=True))) as scope:
+            self._model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return [scope.get_current_value(variable) for variable in self._summed]
+
+    def _at_reset(self) -> list[tf.Tensor]:
+        with keras.StatelessScope([(v, tf.ones(v.shape, v.dtype)) for v in self._summed]) as scope:
+            self._model.reset_metrics()
+        return [scope.get_current_value(variable) for variable in self._summed]
+
+    def _refuse(self, variable: keras.Variable) -> None:
+        name = next(metric.name for metric in _metrics(self._model) if any(v is variable for v in metric.variables))
+        raise UnsupportedMetric(
+            f"metric {name!r} keeps what cannot be added up over workers, in its variable {variable.name!r}",
+            "write it as a sum and a count, or compute it from model.predict() after training",
+            everywhere=True,
+        )
+
+
+def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The model's metrics, those that `compile` was given one by one."""
+    return [inner for metric in model.metrics for inner in getattr(metric, "metrics", None) or [metric]]
+
+
+def _hold_the_sum(variable: keras.Variable) -> None:
+    """Under a strategy a metric's variable is one a replica, added up by each read. Ours holds the sum already."""
+    if isinstance(variable.value, tf.distribute.DistributedValues):
+        variable._value = tf.Variable(variable.numpy(), trainable=False, name=variable.name)
+
+
+def _made_up(like: Pass, seed: int) -> tuple[Any, ...]:
+    """A batch in the shapes of a pass: zeros, targets of 0 and 1, predictions and weights between 0 and 1."""
+    rng = np.random.default_rng(seed)
+
+    return (
+        filled(like.x, ROWS, np.zeros),
+        filled(like.y, ROWS, lambda shape: rng.integers(0, 2, shape)),
+        filled(like.y_pred, ROWS, lambda shape: rng.uniform(0.05, 0.95, shape)),
+        filled(like.sample_weight, ROWS, lambda shape: rng.uniform(0.5, 1.5, shape)),
+    )

@@ -1,0 +1,27 @@
+"""Where reports go, by what a step was told."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from distgrad.reports.lines import Lines
+from distgrad.reports.listeners import Listener, Listeners
+from distgrad.reports.live import Live
+from distgrad.reports.log_file import LogFile
+from distgrad.reports.report import StepReport
+
+FORMATS = ("text", "json", "live")
+
+
+def listeners_of(
+    log_every: int,
+    log_format: str,
+    log_file: str | Path | LogFile | None,
+    others: Iterable[Listener | Callable[[StepReport], Any]],
+) -> Listeners:
+    """The root's listeners; see `DistributedStep` for what the arguments say."""
+    live = log_format == "live" and log_every
+    listeners: list[Any] = [Live(log_every) if live else Lines(log_every, as_json=log_format == "json")]
+    if log_file is not None:
+        listeners.append(log_file if isinstance(log_file, LogFile) else LogFile(log_file))
+    return Listeners([*listeners, *others])
