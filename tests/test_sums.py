@@ -15,11 +15,11 @@ from hypothesis.extra import numpy as arrays
 
 from distgrad import connect
 from distgrad.collectives.moments import moments, rows, statistics, whole
-from distgrad.collectives.window import InWindow
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradients.accumulate import Accumulated, Carried, accumulate, add
 from distgrad.gradients.flat_vector import LANES, LARGE, Lanes, Layout
 from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
+from distgrad.gradients.window_accumulator import WindowAccumulator, accumulator_for
 from distgrad.objective import loss as losses
 
 settings.register_profile("tensorflow", deadline=None, max_examples=60)
@@ -123,7 +123,7 @@ def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few
     """In micro-batches that touch any rows, the same again or none; of a row's number, its value is arithmetic."""
     expected = np.zeros((ROWS, 2), "float32")
     with connect("solo") as comm:
-        totals = comm.totals(Layout([tf.Variable(tf.zeros((ROWS, 2)))]), 0, describes, candidates=[0])
+        totals = accumulator_for(comm, Layout([tf.Variable(tf.zeros((ROWS, 2)))]), 0, describes, candidates=[0])
         for number, part in enumerate([[], *parts]):
             rows = np.array(part, np.int64) % (3 if few else ROWS)
             values = np.stack([rows + 1.0, rows * number], axis=1).astype("float32")
@@ -336,6 +336,6 @@ def test_what_is_added_is_described_on_the_way(size: int, scale: float, dtype: s
     np.testing.assert_allclose(found[-1][1:], [total.sum(), np.square(total).sum()], rtol=1e-6)
 
 
-def in_window(comm: Any, variable: tf.Variable) -> InWindow:
+def in_window(comm: Any, variable: tf.Variable) -> WindowAccumulator:
     """Totals that describe, in the memory of a lone worker's window."""
-    return InWindow(comm.window, Layout([variable]), 0, True, candidates=[], exchange=comm.exchange)
+    return WindowAccumulator(comm.window, Layout([variable]), 0, True, candidates=[], exchange=comm.exchange)

@@ -71,6 +71,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
         import numpy as np, tensorflow as tf
         from distgrad.collectives import mpi
         from distgrad.gradients.flat_vector import LANES, Layout
+        from distgrad.gradients.window_accumulator import accumulator_for
         world = mpi.MPI.COMM_WORLD
         mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
         comm = mpi.Mpi(world)
@@ -86,7 +87,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
                 np.testing.assert_array_equal(total.rest, [*expected[size // 2 :], 4])
                 moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
                 np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
-        totals = comm.totals(Layout([tf.Variable(tf.zeros((4200, 4)))]), 1, candidates=[0])
+        totals = accumulator_for(comm, Layout([tf.Variable(tf.zeros((4200, 4)))]), 1, candidates=[0])
 
         @tf.function
         def add_rows(ids, value):

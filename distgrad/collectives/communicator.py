@@ -32,8 +32,6 @@ from distgrad.collectives.vectors import DividedSum, Vector, divisor_of, pieces_
 from distgrad.data.batch import share
 from distgrad.data.pipeline import untuned
 from distgrad.errors import BadArgument
-from distgrad.gradients.accumulate import Carried, Totals
-from distgrad.gradients.flat_vector import Layout
 from distgrad.liveness.peers import INSIDE, LEFT, TURN, Page, Peer, kill
 from distgrad.liveness.stop_signals import StopRequest
 from distgrad.liveness.watchdog import Watchdog
@@ -52,11 +50,13 @@ class Communicator:
         local_rank, local_size: the same among the workers of this host.
         span: how many workers this process runs; more than 1 only under a strategy with several local devices.
         alone: whether what this worker brings is known to be all there is.
+        window: the memory through which sums go (window.py), None where the engine has none.
     """
 
     backend = "solo"
     span = 1
     alone = False
+    window: Any = None
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
@@ -83,16 +83,6 @@ class Communicator:
             (s,) the sum, the same bits on every worker.
         """
         raise NotImplementedError
-
-    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
-        """Where a step's gradients are added up, and described, if wanted. Every worker calls it alike.
-
-        Args:
-            riders: so many follow the lanes.
-            candidates: numbers of variables which may become tables, where the engine has a way to sum touched rows
-                alone. It decides when it sees their first gradients, which must be in a graph.
-        """
-        return Carried(layout, describes)
 
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""

@@ -17,12 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import tensorflow as tf
-
 from distgrad import native
 from distgrad.errors import EngineMissing
-from distgrad.gradients.accumulate import Totals
-from distgrad.gradients.flat_vector import Layout
 from distgrad.launching.world import World
 from distgrad.liveness.peers import Peer
 from distgrad.liveness.reaper import end_later
@@ -47,7 +43,7 @@ except (ImportError, RuntimeError) as failure:
     ) from None
 
 from distgrad.collectives.shared_window import SharedWindow
-from distgrad.collectives.window import InWindow, Windowed
+from distgrad.collectives.window import Windowed
 
 ROLL_CALL = 1  # the tag of its messages
 ABORTING = 2.0  # seconds
@@ -70,12 +66,6 @@ class Mpi(Windowed):
             native.functions().distgrad_at_exit(self.page.address, *self._ending)
         else:
             atexit.register(native.functions().distgrad_end_mpi, *self._ending)
-
-    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
-        # Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
-        if tf.config.list_logical_devices("GPU"):
-            return super().totals(layout, riders, describes)
-        return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def end_stuck(self, peers: Sequence[Peer]) -> None:
         """Leave that to the launcher, which would take the status of a killed rank for the job's, but not for long."""

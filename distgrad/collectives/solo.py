@@ -9,9 +9,7 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.moments import rows, whole
 from distgrad.collectives.vectors import DividedSum, Vector, joined
-from distgrad.collectives.window import InWindow, Placed, Window, Windowed
-from distgrad.gradients.accumulate import Totals
-from distgrad.gradients.flat_vector import Layout
+from distgrad.collectives.window import Placed, Window, Windowed
 from distgrad.launching.world import World
 
 
@@ -39,12 +37,6 @@ class SoloOnCpu(Windowed, Solo):
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         super().__init__(rank, size, local_rank, local_size)
         self.window = Window(size, self._fail, self.page.address)
-
-    def totals(self, layout: Layout, riders: int, describes: bool = False, candidates: Sequence[int] = ()) -> Totals:
-        # Tensors of the graph cost less than a copy into the window, unless one would be a whole table.
-        if not candidates:
-            return super().totals(layout, riders, describes)
-        return InWindow(self.window, layout, riders, describes, candidates=candidates, exchange=self.exchange)
 
     def sum_and_divide(
         self,

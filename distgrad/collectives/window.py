@@ -16,9 +16,6 @@ from distgrad import native
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.moments import ROW
 from distgrad.collectives.vectors import DividedSum, Vector, pieces_of
-from distgrad.gradients.accumulate import without_repeats
-from distgrad.gradients.flat_vector import LANES, Layout
-from distgrad.gradients.micro_batch import Gradient
 
 ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
 EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
@@ -142,90 +139,6 @@ class Placed(NamedTuple):
 def _placed(vector: Placed | Vector) -> Placed:
     """Any vector; none of another one is in the window."""
     return vector if isinstance(vector, Placed) else Placed(0, True, pieces_of(vector))
-
-
-class InWindow:
-    """Gradients are added up in this rank's part of the window, where the sum over the workers will read them.
-
-    Whatever the number of variables, a micro-batch takes one operation, and one more for each sparse gradient. Of the
-    candidates among those, the core collects the touched rows; the others are added up densely.
-    """
-
-    def __init__(
-        self,
-        window: Window,
-        layout: Layout,
-        riders: int,
-        describes: bool,
-        *,
-        candidates: Sequence[int],
-        exchange: Callable[[str], list[str]],
-    ) -> None:
-        self.layout, self._window, self._describes = layout, window, describes
-        self._room = LANES + riders + window.room_for_notes(len(layout.shapes)) // layout.dtype.size
-        self._candidates, self._exchange = candidates, exchange
-        if not candidates:
-            self._lay_out(())
-
-    def _lay_out(self, tables: Sequence[int]) -> None:
-        self.layout = self.layout.with_tables(tables)
-        self._slots = self.layout.slots()
-        self._tables = {index: self._window.table(self.layout.shapes[index]) for index in tables}
-        self._window.reserve(self.layout.entries + self._room, self.layout.dtype)
-
-    def _choose_tables(self, gradients: Sequence[Gradient]) -> None:
-        """What is sparse on any worker becomes a table on all of them, while they make their first trace."""
-        own = "".join("1" if isinstance(gradients[i], tf.IndexedSlices) else "0" for i in self._candidates)
-        columns = zip(*self._exchange(own), strict=True)
-        self._lay_out([i for i, column in zip(self._candidates, columns, strict=True) if "1" in column])
-        self._candidates = ()
-
-    def start(self) -> list[tf.Tensor]:
-        return []
-
-    def add(
-        self, carried: list[tf.Tensor], gradients: Sequence[Gradient], first: tf.Tensor, last: tf.Tensor
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        if self._candidates:
-            self._choose_tables(gradients)
-        dense, places, found = [], [], []
-        for index, gradient in enumerate(gradients):
-            if index in self._tables and gradient is not None:
-                found.append(self._collect(gradient, self._tables[index], first, last))
-            elif isinstance(gradient, tf.IndexedSlices):
-                found.append(self._add_rows(gradient, self._slots[index], first, last))
-            elif index in self._slots:
-                dense.append(tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient))
-                places.append(self._slots[index])
-        if dense:
-            starts, stops = zip(*places, strict=True)
-            found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
-        return carried, found
-
-    def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-        if isinstance(gradient, tf.Tensor):  # sparse on other workers only
-            gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
-        return self._run("collect", first, last, *self._rows_of(gradient), table=table.address)
-
-    def _add_rows(
-        self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor, last: tf.Tensor
-    ) -> tf.Tensor:
-        return self._run("add_rows", first, last, *self._rows_of(gradient), start=slot[0], stop=slot[1])
-
-    def _rows_of(self, gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
-        """Values and numbers of the rows."""
-        if self._describes:
-            gradient = without_repeats(gradient)
-        return self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
-
-    def _run(self, operation: str, *inputs: Any, **attributes: Any) -> tf.Tensor:
-        return self._window.run(operation, *inputs, **attributes, describes=int(self._describes))
-
-    def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
-        return tf.cast(gradient, self.layout.dtype)
-
-    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Placed:
-        return Placed(self.layout.entries, filled, [rest], list(self._tables.values()))
 
 
 class Windowed(Communicator):

@@ -15,6 +15,7 @@ from distgrad.data.batch import row_count, tensors
 from distgrad.gradients.accumulate import Accumulated, Totals, accumulate
 from distgrad.gradients.flat_vector import Lanes, Layout
 from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
+from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective import loss as losses
 
 
@@ -57,7 +58,7 @@ def sum_gradients(
     """
     layout = Layout(variables)
     agreement.require_same_variables_once(comm, variables)
-    totals = comm.totals(layout, riders=0)
+    totals = accumulator_for(comm, layout, riders=0)
     arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:

@@ -26,6 +26,7 @@ from distgrad.data.batch import any_rows, no_rows_like, one_row_like, symbolic, 
 from distgrad.data.cursor import Position
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch
 from distgrad.gradients.flat_vector import Layout
+from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective.extra_sums import Rider
 from distgrad.objective.forward import Forward
 from distgrad.objective.objective import Objective
@@ -307,7 +308,7 @@ class DistributedStep:
     def _graph_of(self, plan: Plan) -> StepGraph:
         watch = Watch(self.comm, plan.contents)
         ride_along = plan.riders.entries + self._drift.entries + watch.entries
-        totals = self.comm.totals(plan.sent, ride_along, watch.describes, self._may_be_tables(plan))
+        totals = accumulator_for(self.comm, plan.sent, ride_along, watch.describes, self._may_be_tables(plan))
         parts = (plan.objective, plan.forward, plan.riders, self._drift, watch, totals)
         policy = plan.policy(self.keeps_gradient)
         return self._kind(self.comm, self.model, self.optimizer, self._variables, *parts, policy)
