@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distgrad.errors import BadArgument
@@ -51,22 +50,6 @@ def any_rows(tensor: Any) -> tf.TypeSpec:
     return type(spec)(shape, spec.dtype)
 
 
-def symbolic(tensor: Any) -> keras.KerasTensor:
-    """The batch's tensor without its values, for any number of rows."""
-    spec = any_rows(tensor)
-    ragged = {"ragged": True, "ragged_rank": spec.ragged_rank} if isinstance(spec, tf.RaggedTensorSpec) else {}
-    return keras.KerasTensor(spec.shape, spec.dtype.name, sparse=isinstance(spec, tf.SparseTensorSpec), **ragged)
-
-
-def as_ragged(tensors: Any, like: Any) -> Any:
-    """Dense tensors, of which those become ragged that are so in a nest of `KerasTensor`s of the same structure."""
-
-    def convert(tensor: Any, like: keras.KerasTensor) -> Any:
-        return tf.RaggedTensor.from_tensor(tensor, ragged_rank=like.ragged_rank) if like.ragged else tensor
-
-    return keras.tree.map_structure(convert, tensors, like)
-
-
 def _zeros(rows: int, like: Any) -> Any:
     """So many rows of zeros in the form of a tensor or of its spec; axes of unknown length get 1 entry."""
     dense = tf.zeros([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
@@ -82,20 +65,21 @@ def one_row_like(x: Any) -> Any:
 
 
 def filled(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
-    """A made-up batch.
+    """Make up a batch.
 
     Args:
-        like: nest of `KerasTensor`s, or None. Axes of unknown length get 3 entries.
+        like: nest of `tf.TypeSpec`, or None. Axes of unknown length get 3 entries; sparse tensors become dense ones.
         draw: shape -> an array of numbers; integers that it gives between -1 and 1 are 0.
     """
 
-    def fill(tensor: keras.KerasTensor | None) -> tf.Tensor | None:
-        if tensor is None:
-            return None
-        shape = [rows, *(size or 3 for size in tensor.shape[1:])]
-        return tf.cast(draw(shape), tensor.dtype) if tensor.dtype != "string" else tf.zeros(shape, tf.string)
+    def fill(spec: tf.TypeSpec) -> Any:
+        shape = [rows, *(size or 3 for size in spec.shape[1:])]
+        dense = tf.zeros(shape, tf.string) if spec.dtype == tf.string else tf.cast(draw(shape), spec.dtype)
+        if not isinstance(spec, tf.RaggedTensorSpec):
+            return dense
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
 
-    return keras.tree.map_structure(fill, like)
+    return None if like is None else tf.nest.map_structure(fill, like)
 
 
 def no_rows_like(batch: Any) -> tuple[Any, ...]:

@@ -25,7 +25,6 @@ from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
 from distgrad.fit.callbacks import Together, on_this_worker
 from distgrad.fit.data import Share, share_of
 from distgrad.objective.metrics import MetricSums
-from distgrad.reports.report import StepReport
 from distgrad.step.distributed_step import DistributedStep
 from distgrad.step.evaluation import Evaluation
 
@@ -123,27 +122,34 @@ class Trainer:
     def make_train_function(self, force: bool = False) -> None:
         """Set `model.train_function`."""
         if self._model.train_function is None or force:
-            self._step = self._make(DistributedStep)
+            self._step = self._training_step()
             self._model.optimizer = self._step.optimizer
             self._model.train_function = self._function(self._step)
 
     def make_test_function(self, force: bool = False) -> None:
         """Set `model.test_function`."""
         if self._model.test_function is None or force:
-            self._model.test_function = self._function(self._make(Evaluation))
+            self._model.test_function = self._function(self._evaluation())
 
-    def _make(self, kind: type[DistributedStep]) -> Any:
-        model = self._model
+    def _training_step(self) -> DistributedStep:
+        model, options = self._model, {"jit_compile": bool(self._model.jit_compile), **self._options}
         _require_own_optimizer(model)
-        jit = {"jit_compile": bool(model.jit_compile)}
-        step = kind(model, model._compile_loss, model.optimizer, comm=self._comm, **{**jit, **self._options})
+        step = DistributedStep(model, model._compile_loss, model.optimizer, comm=self._comm, **options)
         step.run_eagerly = model.run_eagerly
         # Where nobody can ask for it, the optimizer may compute in place.
-        step.keeps_gradient = bool(self._options.get("listeners")) or self._options.get("on_nonfinite") == "raise"
-        step.carry(MetricSums(model, with_gradient=kind is DistributedStep))
+        step.keeps_gradient = bool(options.get("listeners")) or options.get("on_nonfinite") == "raise"
+        step.carry(MetricSums(model, logs_gradient=True))
         return step
 
-    def _function(self, step: DistributedStep) -> Callable[[Any], Mapping[str, Any]]:
+    def _evaluation(self) -> Evaluation:
+        model, options = self._model, {"jit_compile": bool(self._model.jit_compile), **self._options}
+        known = {name: options[name] for name in ("micro_batch_size", "reduction", "jit_compile") if name in options}
+        evaluation = Evaluation(model, model._compile_loss, comm=self._comm, **known)
+        evaluation.run_eagerly = model.run_eagerly
+        evaluation.carry(MetricSums(model, logs_gradient=False))
+        return evaluation
+
+    def _function(self, step: Any) -> Callable[[Any], Mapping[str, Any]]:
         """A function that takes the next steps of an iterator; it ends when the last worker is done."""
         current: list[Any] = [None, None]
 
@@ -236,7 +242,7 @@ class NoStrategy:
         return fn(*args)
 
 
-def _last_of(reports: Iterator[StepReport], steps: int) -> StepReport:
+def _last_of(reports: Iterator[Any], steps: int) -> Any:
     """Take so many steps, or as many as there are, and at least one."""
     report = next(reports)
     for _ in range(steps - 1):

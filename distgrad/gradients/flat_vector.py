@@ -1,17 +1,15 @@
-"""Gradients and lanes <-> the one flat vector that travels.
+"""The flat vector: gradients and scalars, laid out as the one vector that is summed over the workers.
 
-    [ piece 0 | piece 1 | ... | lanes ]      (s,) float32, or float64 if a variable is
+    [ piece 0 | piece 1 | ... | scalars | extra sums ]      (s,) float32, or float64 if a variable is
 
 A piece is one large variable's gradient as it stands, or those of several small ones in a row. Each begins at an
 address that TensorFlow can slice without copying; the entries that fill it up to the next are zero.
 
-A table is a large variable of which a step touches few rows, an embedding's. Where the engine can sum those alone, it
-has no place in the vector, and its gradient is IndexedSlices beside it.
+A sparse variable is a large one of which a step touches few rows, an embedding's. Where the engine can sum those rows
+alone, it has no place in the vector, and its gradient is IndexedSlices beside it.
 
-Lanes are everything else that must be summed over the workers: loss, weight, rows, a flag, and whatever riders.py
-takes along. Because they ride in the same vector, a step needs one reduction and no second one.
-
-A lane must not round. Counts travel as two entries, high·4096 + low: each stays an integer below 2^24, the last one
+Scalars are the loss, N and the counts. Because they travel in the same vector, a step needs one reduction and no
+second one. Counts must not round: each travels as two entries, high·4096 + low, both integers below 2^24, the last one
 that float32 holds exactly, for up to 4,096 workers and counts up to 2^36 divided by the number of workers.
 """
 
@@ -26,23 +24,23 @@ from distgrad.collectives.agreement import describe
 from distgrad.errors import UnsupportedDtype
 
 BASE = 4096.0
-LANES = 8  # entries, before the riders'
-WEIGHT = (0.0, 0.0, BASE, 0.0, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
+SCALARS = 8  # entries of the vector, before the extra sums
+# N is Σ of these times the scalars' entries: their order is that of `FlatLayout.pack`.
+WEIGHT_TERMS = (0.0, 0.0, BASE, 0.0, 1.0, 0.0, 0.0, 0.0)
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
 ALIGNED = 16  # entries: 64 bytes of float32
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
-class Lanes(NamedTuple):
-    """What rides along with the gradients; each is summed over the workers.
+class Scalars(NamedTuple):
+    """Scalars summed over the workers.
 
     Attributes:
         loss: () float64, Σ w·loss.
         weight: () float64, N; exact where the weights are integers.
         examples: () int64, rows.
-        more: () float64, how many workers have another batch after this one.
-        stop: () float64, how many were asked to stop.
-        riders: (r,) in the layout's dtype, see riders.py; r may be 0.
+        more: () float64, the number of workers that have another batch after this one.
+        stop: () float64, the number of workers that were asked to stop.
     """
 
     loss: tf.Tensor
@@ -50,7 +48,6 @@ class Lanes(NamedTuple):
     examples: tf.Tensor
     more: tf.Tensor
     stop: tf.Tensor
-    riders: Any = ()
 
 
 class Piece(NamedTuple):
@@ -62,48 +59,47 @@ class Piece(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a gradient stands: entries first..last of the vector, or those of a table's touched rows.
+    """The place of one variable's gradient.
 
     Attributes:
-        table: 0 for the vector, else 1 + the table's number.
+        sparse: 0 for the vector, else 1 + the number of the sparse variable among its kind.
+        first, last: entries first..last of the vector, or of the touched rows; None is the end.
     """
 
-    table: int
+    sparse: int
     first: int
     last: int | None
 
     def of(self, found: Sequence[Any]) -> Any:
-        """The entries (n,) out of the vector and the touched rows of each table, all 1-D."""
-        return found[self.table][self.first : self.last]
+        """Return the entries (n,) out of [the vector, the touched rows of each sparse variable], all 1-D."""
+        return found[self.sparse][self.first : self.last]
 
 
-class Layout:
-    """Where each gradient and each lane stands in the vector."""
+class FlatLayout:
+    """The place of each gradient and each scalar in the flat vector.
 
-    def __init__(self, variables: Sequence[Any], tables: Collection[int] = ()) -> None:
-        """Lay out the gradients of these variables.
+    Args:
+        variables: Keras or TensorFlow variables, in the order of their gradients.
+        sparse: the numbers of the sparse ones.
 
-        Args:
-            tables: the numbers of those variables that are tables.
+    Raises:
+        UnsupportedDtype: a variable is integer, complex or anything else that is no float.
+    """
 
-        Raises:
-            UnsupportedDtype: a variable is integer, complex or anything else that is no float.
-        """
-        self._variables = variables
+    def __init__(self, variables: Sequence[Any], sparse: Collection[int] = ()) -> None:
         self.shapes = [tf.TensorShape(variable.shape) for variable in variables]
         dtypes = [_float_dtype(variable) for variable in variables]
         self.dtype = tf.float64 if tf.float64 in dtypes else tf.float32
         self.sizes = [int(np.prod(shape.as_list())) for shape in self.shapes]
-        self.tables = sorted(tables)
-        self._pieces = _pieces(self.sizes, self.tables)
+        self.sparse = sorted(sparse)
+        self._pieces = _pieces(self.sizes, self.sparse)
         self.entries = sum(piece.size for piece in self._pieces)
 
-    def with_tables(self, tables: Collection[int]) -> "Layout":
-        """The same variables, of which these are tables."""
-        return Layout(self._variables, tables)
-
     def flatten(self, gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
-        """Lay the gradients, one per variable in its shape, one after the other; None stands for zeros, or a table.
+        """Lay the gradients one after the other.
+
+        Args:
+            gradients: one per variable, in its shape; None stands for zeros, and for a sparse variable.
 
         Returns:
             The pieces, 1-D in the layout's dtype, (entries,) in all. Nothing large is copied.
@@ -120,26 +116,26 @@ class Layout:
             parts.append(tf.zeros(piece.size - sum(sizes), self.dtype))
         return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
-    def unflatten(self, blocks: Sequence[tf.Tensor], tables: Sequence[tf.IndexedSlices] = ()) -> list[Any]:
+    def unflatten(self, blocks: Sequence[tf.Tensor], sparse: Sequence[tf.IndexedSlices] = ()) -> list[Any]:
         """Cut flat gradients into one tensor per variable, in its shape and the layout's dtype.
 
         Args:
             blocks: (entries,) as one tensor, or as the pieces that `flatten` gives.
-            tables: the tables' gradients, which take their places among the others.
+            sparse: the gradients of the sparse variables, which take their places among the others.
         """
-        parts: dict[int, Any] = dict(zip(self.tables, tables, strict=True))
+        gradients: dict[int, Any] = dict(zip(self.sparse, sparse, strict=True))
         if len(blocks) != len(self._pieces):
             blocks = [blocks[0][piece.start : piece.start + piece.size] for piece in self._pieces]
         for piece, block in zip(self._pieces, blocks, strict=True):
             sizes = [self.sizes[index] for index in piece.members]
             cut = [block] if sizes == [piece.size] else tf.split(block, [*sizes, piece.size - sum(sizes)])[:-1]
             shaped = [tf.reshape(part, self.shapes[index]) for part, index in zip(cut, piece.members, strict=True)]
-            parts.update(zip(piece.members, shaped, strict=True))
-        return [parts[index] for index in range(len(self.sizes))]
+            gradients.update(zip(piece.members, shaped, strict=True))
+        return [gradients[index] for index in range(len(self.sizes))]
 
     def places(self) -> list[Place]:
-        """Where each variable's gradient stands."""
-        places = {index: Place(number, 0, None) for number, index in enumerate(self.tables, start=1)}
+        """Return each variable's place."""
+        places = {index: Place(number, 0, None) for number, index in enumerate(self.sparse, start=1)}
         for piece in self._pieces:
             ends = piece.start + np.cumsum([0, *(self.sizes[index] for index in piece.members)])
             ranges = itertools.pairwise(map(int, ends))
@@ -147,38 +143,40 @@ class Layout:
         return [places[index] for index in range(len(self.sizes))]
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Where those stand that are no tables: [first, last)."""
-        return [(place.first, cast(int, place.last)) for place in self.places() if place.table == 0]
+        """Return [first, last) of each variable that is not sparse."""
+        return [(place.first, cast(int, place.last)) for place in self.places() if place.sparse == 0]
 
     def slots(self) -> dict[int, tuple[int, int]]:
-        """For each variable that is no table: from where it stands to where the next one begins.
+        """Return, for each variable that is not sparse, its first entry and that of the next one.
 
         Together they are all of the flat gradients.
         """
-        places = {index: place.first for index, place in enumerate(self.places()) if place.table == 0}
+        places = {index: place.first for index, place in enumerate(self.places()) if place.sparse == 0}
         return dict(zip(places, itertools.pairwise([*places.values(), self.entries]), strict=True))
 
-    def flat_lanes(self, lanes: Lanes) -> tf.Tensor:
-        """(LANES + r,) the lanes, in the layout's dtype, to stand behind the gradients."""
-        loss_high = tf.cast(tf.cast(lanes.loss, self.dtype), tf.float64)
-        loss_low = tf.where(tf.math.is_finite(loss_high), lanes.loss - loss_high, tf.zeros((), tf.float64))
-        counts = tf.stack([tf.cast(count, tf.float64) for count in (lanes.weight, lanes.examples)])
+    def pack(self, scalars: Scalars) -> tf.Tensor:
+        """Return (SCALARS,) the scalars in the layout's dtype, to stand behind the gradients."""
+        loss_high = tf.cast(tf.cast(scalars.loss, self.dtype), tf.float64)
+        loss_low = tf.where(tf.math.is_finite(loss_high), scalars.loss - loss_high, tf.zeros((), tf.float64))
+        counts = tf.stack([tf.cast(count, tf.float64) for count in (scalars.weight, scalars.examples)])
         high = tf.floor(counts / BASE)
-        own = tf.concat([[loss_high, loss_low], high, counts - high * BASE, [lanes.more, lanes.stop]], 0)
-        return tf.concat([tf.cast(own, self.dtype), tf.cast(lanes.riders, self.dtype)], 0)
+        packed = tf.concat([[loss_high, loss_low], high, counts - high * BASE, [scalars.more, scalars.stop]], 0)
+        return tf.cast(packed, self.dtype)
 
-    def lanes(self, flat: tf.Tensor) -> Lanes:
-        """The lanes from the entries (LANES + r,) behind the gradients."""
-        own = tf.unstack(tf.cast(flat[:LANES], tf.float64), LANES)
-        weight, examples = (own[place] * BASE + own[place + 2] for place in (2, 3))
-        return Lanes(own[0] + own[1], weight, tf.cast(examples, tf.int64), own[6], own[7], flat[LANES:])
+    def unpack(self, packed: tf.Tensor) -> Scalars:
+        """Return the scalars from their (SCALARS,) entries, summed over the workers."""
+        loss, loss_low, weight, examples, weight_low, examples_low, more, stop = tf.unstack(
+            tf.cast(packed, tf.float64), SCALARS
+        )
+        count = tf.cast(examples * BASE + examples_low, tf.int64)
+        return Scalars(loss + loss_low, weight * BASE + weight_low, count, more, stop)
 
 
-def _pieces(sizes: Sequence[int], tables: Collection[int]) -> list[Piece]:
-    """Each large variable alone, and the small ones between two large ones together; no tables."""
+def _pieces(sizes: Sequence[int], sparse: Collection[int]) -> list[Piece]:
+    """Return each large variable alone, and the small ones between two large ones together; no sparse ones."""
     runs: list[list[int]] = []
     for index, size in enumerate(sizes):
-        if index in tables:
+        if index in sparse:
             continue
         if runs and size < LARGE and sizes[runs[-1][-1]] < LARGE:
             runs[-1].append(index)

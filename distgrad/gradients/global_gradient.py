@@ -1,10 +1,9 @@
-"""The divided sum of all workers -> G, and what it is like.
+"""The global gradient: the divided sum of all workers, and its statistics.
 
 Where there is one loss, nothing is left to do: the entries came divided and described. Losses with divisors of their
-own, and what is counted once a step, are put together here.
+own, and regularization, which is counted once a step, are added here.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,59 +12,83 @@ import tensorflow as tf
 
 from distgrad.collectives.moments import ROW, moments, rows, statistics, whole
 from distgrad.collectives.vectors import DividedSum
-from distgrad.gradients.flat_vector import Layout
-from distgrad.gradients.micro_batch import GradientSum
+from distgrad.gradients.flat_vector import FlatLayout
+from distgrad.gradients.micro_batch import Gradient
 
 
-class G(NamedTuple):
-    """The global gradient.
+class GradientStatistics(NamedTuple):
+    """The gradient of some variables: Σ entries, sqrt(Σ entries²), max |entry|, count of NaN and infinite entries."""
+
+    gradient_sum: float
+    gradient_norm: float
+    gradient_max: float
+    nonfinite: int
+
+
+class GlobalGradient(NamedTuple):
+    """The global gradient G.
 
     Attributes:
-        blocks: of it, but for its tables, as `Layout.unflatten` takes them.
-        described: (4,) the statistics of it all.
-        by_variable: (v, 5) those of each variable; (0, 5) where nobody asked for them.
+        blocks: the flat gradient, as `FlatLayout.unflatten` takes it.
+        sparse: the gradients of the sparse variables.
+        statistics: of all of it, () float64 each.
+        by_variable: (v, 5) float64, see `moments.rows`; (0, 5) where nobody asked for it.
     """
 
     blocks: Sequence[tf.Tensor]
-    described: tf.Tensor
+    sparse: Sequence[tf.IndexedSlices]
+    statistics: GradientStatistics
     by_variable: tf.Tensor
 
+    @property
+    def touched(self) -> list[tf.Tensor]:
+        """The entries of the touched rows of each sparse variable, 1-D, as `Place.of` takes them."""
+        return _touched(self.sparse)
 
-class Divided:
-    """How to read a divided sum.
+
+class GradientReader:
+    """Reads the global gradient out of the divided sum.
 
     Args:
-        sent: the layout of the sum, each group's gradients one after the other.
-        layout: that of G.
-        by_variable: whether each variable is described.
+        sent: layout of the sum: the gradients of each group of losses, one after the other.
+        layout: of the global gradient.
+        by_variable: True to describe each variable.
     """
 
-    def __init__(self, sent: Layout, layout: Layout, by_variable: bool) -> None:
-        self._sent, self._layout, self._describes = sent, layout, by_variable
+    def __init__(self, sent: FlatLayout, layout: FlatLayout, by_variable: bool) -> None:
+        self._sent, self._layout, self._by_variable = sent, layout, by_variable
 
-    def gradient(self, total: DividedSum, counts: Sequence[tf.Tensor], penalty: GradientSum, scale: tf.Tensor) -> G:
-        """G, what is counted once included.
+    def read(
+        self, total: DividedSum, counts: Sequence[tf.Tensor], penalty: Sequence[Gradient], scale: tf.Tensor
+    ) -> GlobalGradient:
+        """Return the global gradient, regularization included.
 
         Args:
-            counts: of each group of losses, () float64 its N.
-            penalty: what is counted once.
-            scale: () float64, by which the gradients were larger on their way.
+            counts: for each group of losses, () float64 its N.
+            penalty: the gradients of the regularization losses, None for variables that have none.
+            scale: () float64, the loss scale that the gradients still have.
         """
-        penalised = any(part is not None for part in penalty.gradients)
-        if len(counts) == 1 and not penalised:
-            shown = functools.partial(statistics, divisor=total.divisor, dtype=self._layout.dtype)
-            by_variable = shown(self._in_order(total.rows)) if self._describes else rows([])
-            return G(total.blocks, shown(total.moments), by_variable)
+        is_penalized = any(gradient is not None for gradient in penalty)
+        if len(counts) == 1 and not is_penalized:
+            dtype = self._layout.dtype
+            described = statistics(total.moments, total.divisor, dtype)
+            each = statistics(self._in_order(total.rows), total.divisor, dtype) if self._by_variable else rows([])
+            return self._gradient(total.blocks, total, described, each)
         entries = tf.concat(total.blocks if len(counts) == 1 else self._of_groups(total, counts, scale), 0)
-        if penalised:
-            entries += tf.concat(self._layout.flatten(penalty.gradients), 0)
-        parts = [entries, *touched(total)]
+        if is_penalized:
+            entries += tf.concat(self._layout.flatten(penalty), 0)
+        parts = [entries, *_touched(total.tables)]
         described = moments(entries) if len(parts) == 1 else whole(rows(parts))[:4]
-        return G([entries], statistics(described), statistics(self._by_variable(parts)))
+        return self._gradient([entries], total, statistics(described), statistics(self._describe_each(parts)))
 
-    def _by_variable(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
-        """(v, 5) the rows of the variables of G; what nobody touched of a table are zeros."""
-        if not self._describes:
+    def _gradient(
+        self, blocks: Sequence[tf.Tensor], total: DividedSum, described: tf.Tensor, by_variable: tf.Tensor
+    ) -> GlobalGradient:
+        return GlobalGradient(blocks, total.tables, GradientStatistics(*tf.unstack(described, 4)), by_variable)
+
+    def _describe_each(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return (v, 5) the rows of the variables; entries of a sparse variable that nobody touched are zeros."""
+        if not self._by_variable:
             return rows([])
         gradients = [place.of(parts) for place in self._layout.places()]
         untouched = [size - tf.size(part) for size, part in zip(self._layout.sizes, gradients, strict=True)]
@@ -73,19 +96,18 @@ class Divided:
         return rows(gradients) + tf.pad(zeros, [[0, 0], [ROW - 1, 0]])
 
     def _in_order(self, described: tf.Tensor) -> tf.Tensor:
-        """(v, 5) the rows as the variables come, from those of the ranges and then of the tables."""
-        order = [*self._sent.slots(), *self._sent.tables]
-        return tf.gather(described, np.argsort(order)) if self._sent.tables else described
+        """Return (v, 5) the rows in the order of the variables, from those of the ranges and then of the sparse."""
+        order = [*self._sent.slots(), *self._sent.sparse]
+        return tf.gather(described, np.argsort(order)) if self._sent.sparse else described
 
     def _of_groups(self, total: DividedSum, counts: Sequence[tf.Tensor], scale: tf.Tensor) -> list[tf.Tensor]:
-        """The pieces of the groups' gradients, each by its own divisor, as one; all came divided by the first one's."""
-        shares = [total.divisor / (count * scale) for count in counts]
+        """Add the groups' gradients, each by its own divisor; they came divided by the first. Returns the pieces."""
+        factors = [total.divisor / (count * scale) for count in counts]
         parts, variables = self._sent.unflatten(total.blocks), len(self._layout.sizes)
-        scaled = [part * tf.cast(shares[number // variables], part.dtype) for number, part in enumerate(parts)]
+        scaled = [part * tf.cast(factors[number // variables], part.dtype) for number, part in enumerate(parts)]
         sums = [tf.add_n(scaled[index::variables]) for index in range(variables)]
         return [total.rest[:0], *self._layout.flatten(sums)]
 
 
-def touched(total: DividedSum) -> list[tf.Tensor]:
-    """The entries of each table's touched rows, 1-D, as `Place.of` takes them."""
-    return [tf.reshape(table.values, [-1]) for table in total.tables]
+def _touched(sparse: Sequence[tf.IndexedSlices]) -> list[tf.Tensor]:
+    return [tf.reshape(gradient.values, [-1]) for gradient in sparse]

@@ -1,8 +1,8 @@
-"""One micro-batch -> GradientSum. The only GradientTape of the package.
+"""Gradients of one micro-batch, as sums over its examples.
 
     gradients_v = Σ_examples w · ∂loss(example)/∂v,   loss = Σ_examples w · loss(example),   weight = N
 
-where N is what the loss's own reduction would have divided by. Nothing is divided here.
+N is what the loss's own reduction would have divided by. Nothing is divided here.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,39 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 import tensorflow as tf
 
-# A micro-batch (its tensors as positional arguments) -> (Σ w·loss, N), both scalars.
-Objective = Callable[..., tuple[tf.Tensor, tf.Tensor]]
-# What the tape gives for one variable: a dense tensor, IndexedSlices, or None.
+from distgrad.errors import UnsupportedLoss
+
+# What a tape gives for one variable: a dense tensor, IndexedSlices, or None where the loss does not depend on it.
 Gradient: TypeAlias = Any
+
+
+class LossSum(NamedTuple):
+    """A loss before its division: () Σ w·loss, and () N, what its mean divides by."""
+
+    total: tf.Tensor
+    weight: tf.Tensor
+
+
+def unweighted_sum(losses: Any, name: str) -> LossSum:
+    """Sum per-example losses (b, ...), and count them.
+
+    Raises:
+        UnsupportedLoss: they are one number for the whole micro-batch.
+    """
+    losses = per_example(losses, name)
+    return LossSum(tf.reduce_sum(losses), tf.size(losses, tf.int64))
+
+
+def per_example(losses: Any, name: str) -> tf.Tensor:
+    """Return losses as a tensor (b, ...), see `unweighted_sum`."""
+    losses = tf.convert_to_tensor(losses)
+    if losses.shape.rank == 0:
+        raise UnsupportedLoss(
+            f"loss {name!r} gives one number for a whole micro-batch",
+            "return one loss per example, shape (b,) or (b, ...), and leave the reduction to distgrad",
+            everywhere=True,
+        )
+    return losses
 
 
 class GradientSum(NamedTuple):
@@ -31,67 +60,44 @@ class GradientSum(NamedTuple):
     weight: tf.Tensor
 
 
-def micro_batch_sum(objective: Objective, variables: Sequence[Any], batch: Any, scale: Any = None) -> GradientSum:
-    """Differentiate the summed loss of one micro-batch.
+class Scaling(NamedTuple):
+    """The target that is differentiated in place of a loss sum, and the way back to the gradient of that sum.
 
-    Args:
-        objective: the loss as a sum over examples, and its weight.
-        variables: Keras or TensorFlow variables.
-        batch: the micro-batch's tensors, (b, ...) each.
-        scale: () factor on the gradients (loss scaling, so that float16 does not underflow), or None. The loss returned
-            does not contain it.
+    A loss scale acts on the mean of the micro-batch, for which Keras chooses it: the gradient of a scaled sum would
+    overflow float16 sooner.
 
-    Returns:
-        Gradients as the tape gives them: dense, IndexedSlices, or None where the loss does not depend on the variable.
+    Attributes:
+        scale: () factor that keeps float16 from underflowing, or None. Gradients keep it.
+        of_means: True leaves gradients divided by the weight, for a step that knows N before it has gradients.
     """
-    return micro_batch_sums(lambda *tensors: [objective(*tensors)], 1, variables, batch, scale=scale)[0]
+
+    scale: Any = None
+    of_means: bool = False
+
+    def target(self, loss: LossSum) -> tf.Tensor:
+        """Return () what is differentiated; to be called while the tape records."""
+        total = loss.total if self.scale is None else loss.total * tf.cast(self.scale, loss.total.dtype)
+        return total / _divisor(loss) if self._divides else total
+
+    def gradient_of_sum(self, gradient: Gradient, loss: LossSum) -> Gradient:
+        """Turn a gradient of the target into that of the loss sum, scaled."""
+        if self.of_means or not self._divides:
+            return gradient
+        divisor = _divisor(loss)
+        return change_values(gradient, lambda values: tf.cast(values, divisor.dtype) * divisor)
+
+    @property
+    def _divides(self) -> bool:
+        return self.of_means or self.scale is not None
 
 
-def micro_batch_sums(
-    objectives: Callable[..., Sequence[tuple[tf.Tensor, tf.Tensor]]],
-    count: int,
-    variables: Sequence[Any],
-    batch: Any,
-    *,
-    scale: Any = None,
-    means: bool = False,
-) -> list[GradientSum]:
-    """The same of so many objectives, which come of one forward pass.
-
-    Args:
-        means: leave the gradients divided by their weights, where those are not 0.
-    """
-    sources = [tensor_of(variable) for variable in variables]
-    with tf.GradientTape(persistent=count > 1, watch_accessed_variables=False) as tape:
-        tape.watch(sources)
-        pairs = objectives(*batch)
-        # Keras chooses scales for a mean: the gradient of a scaled sum would overflow float16 sooner.
-        divided = means or scale is not None
-        divisors = [_divisor(weight, loss.dtype) if divided else None for loss, weight in pairs]
-        targets = [_scaled(loss, scale, divisor) for (loss, _), divisor in zip(pairs, divisors, strict=True)]
-    found = [tape.gradient(target, sources) for target in targets]
-    return [
-        GradientSum([gradient if means else _times(gradient, divisor) for gradient in gradients], loss, weight)
-        for gradients, divisor, (loss, weight) in zip(found, divisors, pairs, strict=True)
-    ]
-
-
-def _divisor(weight: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    weight = tf.cast(weight, dtype)
+def _divisor(loss: LossSum) -> tf.Tensor:
+    weight = tf.cast(loss.weight, loss.total.dtype)
     return tf.where(tf.equal(weight, 0), tf.ones_like(weight), weight)
 
 
-def _scaled(loss: tf.Tensor, scale: Any, divisor: tf.Tensor | None) -> tf.Tensor:
-    scaled = loss if scale is None else loss * tf.cast(scale, loss.dtype)
-    return scaled if divisor is None else scaled / divisor
-
-
-def _times(gradient: Gradient, factor: tf.Tensor | None) -> Gradient:
-    return gradient if factor is None else changed(gradient, lambda values: tf.cast(values, factor.dtype) * factor)
-
-
-def changed(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
-    """The gradient with other values, whatever form it has."""
+def change_values(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
+    """Return the gradient with its values changed, in whatever form it is."""
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):
@@ -99,21 +105,35 @@ def changed(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gra
     return change(gradient)
 
 
-def regularisation(variables: Sequence[Any]) -> GradientSum:
-    """The weights' own losses, a function of the weights alone and so counted once a step, not once an example.
+class Penalty(NamedTuple):
+    """The regularization losses: () float64, and their gradients, None for variables without a regularizer."""
 
-    Returns:
-        Gradients with None for variables without a regulariser; weight 1.
-    """
-    penalised = [variable for variable in variables if getattr(variable, "regularizer", None) is not None]
+    loss: tf.Tensor
+    gradients: list[Gradient]
 
-    def penalty() -> tuple[tf.Tensor, tf.Tensor]:
-        losses = [tf.cast(tf.reduce_sum(variable.regularizer(variable)), tf.float64) for variable in penalised]
-        return tf.add_n([tf.zeros((), tf.float64), *losses]), tf.ones((), tf.float64)
 
-    return micro_batch_sum(penalty, variables, ())
+def regularization(variables: Sequence[Any]) -> Penalty:
+    """Differentiate the weights' own losses: a function of the weights alone, counted once a step."""
+    sources = [tensor_of(variable) for variable in variables if is_regularized(variable)]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        loss = regularization_loss(variables)
+    gradients = iter(tape.gradient(loss, sources) if sources else [])
+    return Penalty(loss, [next(gradients) if is_regularized(variable) else None for variable in variables])
+
+
+def regularization_loss(variables: Sequence[Any]) -> tf.Tensor:
+    """Return () float64, the sum of the weights' own losses."""
+    regularized = [variable for variable in variables if is_regularized(variable)]
+    losses = [tf.cast(tf.reduce_sum(variable.regularizer(variable)), tf.float64) for variable in regularized]
+    return tf.add_n(losses) if losses else tf.zeros((), tf.float64)
+
+
+def is_regularized(variable: Any) -> bool:
+    """Return True if the variable has a loss of its own."""
+    return getattr(variable, "regularizer", None) is not None
 
 
 def tensor_of(variable: Any) -> tf.Variable:
-    """The TensorFlow variable behind a Keras variable, or the variable itself."""
+    """Return the TensorFlow variable behind a Keras variable, or the variable itself."""
     return variable.value if isinstance(variable, keras.Variable) else variable

@@ -1,20 +1,21 @@
-"""Tables: large variables of which a batch looks up a few rows."""
+"""Sparse variables: large ones of which a batch looks up a few rows."""
 
 from collections.abc import Sequence
 
 import keras
 
-from distgrad.gradients.flat_vector import LARGE, Layout
+from distgrad.gradients.flat_vector import LARGE, FlatLayout
+from distgrad.gradients.micro_batch import is_regularized
 
 
-def tables_of(model: keras.Model, variables: Sequence[keras.Variable]) -> list[int]:
-    """Which variables may be tables, by number; whether they are, a trace tells.
+def may_be_sparse(model: keras.Model, variables: Sequence[keras.Variable]) -> list[int]:
+    """Return the numbers of the variables that may be sparse; a trace of the gradients tells if they are.
 
-    They are large, not regularised, and not of a layer of Keras's own that looks no rows up.
+    They are large, not regularized, and not of a layer of Keras's own that looks no rows up.
     """
     layers = [layer for layer in model._flatten_layers() if type(layer).__module__.startswith("keras.src")]
     others = [layer for layer in layers if not isinstance(layer, keras.layers.Embedding)]
     dense = {id(variable) for layer in others for variable in layer._trainable_variables}
-    dense |= {id(variable) for variable in variables if variable.regularizer is not None}
-    sizes = zip(variables, Layout(variables).sizes, strict=True)
+    dense |= {id(variable) for variable in variables if is_regularized(variable)}
+    sizes = zip(variables, FlatLayout(variables).sizes, strict=True)
     return [i for i, (variable, size) in enumerate(sizes) if size >= LARGE and id(variable) not in dense]

@@ -1,7 +1,4 @@
-"""The bare sum: gradients over all examples of all workers, with nothing divided or applied.
-
-A step is made of the same parts, see step.py.
-"""
+"""The public `sum_gradients()`: gradients summed over all examples of all workers, nothing divided or applied."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +9,10 @@ from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector
 from distgrad.data.batch import row_count, tensors
-from distgrad.gradients.accumulate import Accumulated, Totals, accumulate
-from distgrad.gradients.flat_vector import Lanes, Layout
-from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
+from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
+from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
+from distgrad.gradients.micro_batch import GradientSum, tensor_of, unweighted_sum
 from distgrad.gradients.window_accumulator import accumulator_for
-from distgrad.objective import loss as losses
 
 
 def sum_gradients(
@@ -56,39 +52,25 @@ def sum_gradients(
     >>> float(sums.gradients[0]), float(sums.loss), float(sums.weight)  # Σ 2x(3x - y), Σ (3x - y)², 3
     (118.0, 166.0, 3.0)
     """
-    layout = Layout(variables)
+    layout = FlatLayout(variables)
     agreement.require_same_variables_once(comm, variables)
-    totals = accumulator_for(comm, layout, riders=0)
-    arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
-
-    def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        name = getattr(per_example_loss, "__name__", "loss")
-        return losses.summed_values(per_example_loss(*micro_batch), name)
+    accumulator = accumulator_for(comm, layout)
+    sources = [tensor_of(variable) for variable in variables]
+    name = getattr(per_example_loss, "__name__", "loss")
 
     def local_sums(*share: Any) -> Vector:
-        nothing = tf.zeros(0, layout.dtype)
-        sums = accumulate(
-            lambda part: (micro_batch_sum(objective, variables, part), nothing),
-            share,
-            micro_batch_size,
-            totals,
-            len(variables),
-            riders=nothing,
-        )
-        return vector_of(sums, layout, totals, row_count(share), flags=[tf.zeros((), tf.float64)] * 2)
+        def add(sums: LocalSums, part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                loss = unweighted_sum(per_example_loss(*part), name)
+            one = MicroBatch(tape.gradient(loss.total, sources), loss)
+            return sums.plus(one, accumulator, is_first, is_last)
 
-    total = comm.sum_over_workers(local_sums, arguments)
-    lanes = layout.lanes(total[layout.entries :])
-    return GradientSum(layout.unflatten([total[: layout.entries]]), lanes.loss, lanes.weight)
+        sums = over_micro_batches(add, LocalSums.zeros(accumulator), share, micro_batch_size)
+        rows, nobody = row_count(share), tf.zeros((), tf.float64)
+        scalars = Scalars(sums.loss, sums.weight, rows, more=nobody, stop=nobody)
+        return accumulator.vector(sums.gradients, rows > 0, layout.pack(scalars))
 
-
-def vector_of(sums: Accumulated, layout: Layout, totals: Totals, rows: tf.Tensor, flags: Sequence[tf.Tensor]) -> Vector:
-    """What a worker sends: (s,) its sums and the lanes.
-
-    Args:
-        rows: () int32, of its share.
-        flags: two () float64, 1 if it has another batch after this one, and if it was asked to stop.
-    """
-    more, stop = flags
-    lanes = layout.flat_lanes(Lanes(sums.loss, sums.weight, rows, more, stop, sums.riders))
-    return totals.vector(sums.carried, rows > 0, lanes)
+    total = comm.sum_over_workers(local_sums, tensors(batch if isinstance(batch, tuple) else (batch,)))
+    scalars = layout.unpack(total[-SCALARS:])
+    return GradientSum(layout.unflatten([total[:-SCALARS]]), scalars.loss, scalars.weight)

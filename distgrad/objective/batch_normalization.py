@@ -1,10 +1,10 @@
-"""Batch normalisation over all workers, which `BatchNormalization(synchronized=True)` asks for.
+"""Batch normalization over all workers, for layers built with `BatchNormalization(synchronized=True)`.
 
     mean, variance = those of all rows of the global batch:   Σx, Σx² and the number of entries, summed over workers
 
-That takes a sum in the midst of the forward pass for each such layer, and one in the backward pass, besides the one
-reduction of the step: the price of the exact gradient. Every worker has to get there. So a step is then a single pass
-over a worker's whole share, and one without rows makes one up, which counts nowhere.
+That takes an all-reduce in the midst of the forward pass for each such layer, and one in the backward pass, besides the
+one reduction of the step: the price of the exact gradient. Every worker has to take part. So a step is then a single
+pass over a worker's whole share, and a worker without rows makes one up, which counts nowhere.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from distgrad.errors import BadArgument
 _workers: contextvars.ContextVar[Any] = contextvars.ContextVar("workers", default=None)
 
 
-def synchronised(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The layers of a model that ask for it, made to listen to `over_workers`."""
+def synchronized_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Find the synchronized layers of a model, and replace their `_moments`, which `moments_over_workers` feeds."""
     kind = keras.layers.BatchNormalization
     found = [layer for layer in model._flatten_layers() if isinstance(layer, kind) and layer.synchronized]
     for layer in found:
@@ -33,10 +33,10 @@ def synchronised(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 
 
 def require_single_pass(layers: Sequence[keras.layers.Layer], micro_batch_size: int | None) -> None:
-    """Check that workers take a single pass each, if layers wait for one another.
+    """Check that each worker takes a single pass, if layers are synchronized.
 
     Raises:
-        BadArgument: they may take several, and not the same number.
+        BadArgument: workers may take several passes, and not the same number.
     """
     if layers and micro_batch_size is not None:
         raise BadArgument(
@@ -47,11 +47,11 @@ def require_single_pass(layers: Sequence[keras.layers.Layer], micro_batch_size: 
 
 
 @contextlib.contextmanager
-def over_workers(comm: Communicator, present: tf.Tensor | None) -> Iterator[None]:
-    """While this lasts, the moments of the layers found are those of all workers' inputs.
+def moments_over_workers(comm: Communicator, present: tf.Tensor | None) -> Iterator[None]:
+    """Let the synchronized layers normalize by the inputs of all workers while this context lasts.
 
     Args:
-        present: () bool, whether this worker's rows are real ones.
+        present: () bool, True if this worker's rows are real ones; None if they always are.
     """
     token = _workers.set((comm, present))
     try:
@@ -61,13 +61,13 @@ def over_workers(comm: Communicator, present: tf.Tensor | None) -> Iterator[None
 
 
 class _Moments:
-    """What such a layer asks for its mean and variance."""
+    """The replacement of a layer's `_moments`, which it calls for its mean and variance."""
 
     def __init__(self, layer: keras.layers.BatchNormalization) -> None:
         self._layer = layer
 
     def __call__(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """((c,) mean, (c,) variance) of the inputs (b, ...) of all workers."""
+        """Return ((c,) mean, (c,) variance) of the inputs (b, ...) of all workers."""
         if _workers.get() is None:
             return type(self._layer)._moments(self._layer, inputs, mask)
         comm, present = _workers.get()

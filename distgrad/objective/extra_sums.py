@@ -1,8 +1,13 @@
-"""Riders: what else is summed in a step, in the same vector as the gradients.
+"""Extra sums: everything besides gradients that is summed over the workers in a step, in the same vector.
 
-A rider turns each forward pass into a few numbers that may be added: over micro-batches, then over workers. When the
-sum is back, it does with it whatever it is for, on every worker alike. The moving statistics of normalisation layers
-ride in every step, the changes of metrics under `fit`.
+An extra sum gives a few numbers that may be added: of each micro-batch, or once of each worker. Added up over the
+micro-batches and the workers they come back to it, on every worker alike, and it does with them what it is for.
+
+    losses with a divisor of their own      objective.py
+    moving statistics of normalization      states.py
+    metrics                                 metrics.py
+    checksums of the weights                step/drift.py
+    what each worker tells of its share     reports/worker_table.py
 """
 
 import itertools
@@ -12,28 +17,32 @@ from typing import Any, NamedTuple, Protocol
 import keras
 import tensorflow as tf
 
+from distgrad.gradients.accumulate import LocalSums
+from distgrad.gradients.micro_batch import LossSum
 
-class Sums(NamedTuple):
-    """The losses of one micro-batch; each is (() Σ loss, () what it will be divided by).
+
+class Losses(NamedTuple):
+    """The losses of one micro-batch.
 
     Attributes:
-        groups: those that are differentiated, see objective.py; the first one has lanes of its own.
-        outputs: those of the outputs that are told apart.
+        groups: those that are differentiated, one for each divisor (objective.py); the first is one of the scalars of
+            the flat vector.
+        outputs: the loss of each output, where a model has several.
     """
 
-    groups: Sequence[tuple[tf.Tensor, tf.Tensor]]
-    outputs: Sequence[tuple[tf.Tensor, tf.Tensor]]
+    groups: Sequence[LossSum]
+    outputs: Sequence[LossSum]
 
 
 class Pass(NamedTuple):
-    """One micro-batch's way through the model.
+    """One micro-batch and its forward pass.
 
     Attributes:
         x, y, sample_weight: the micro-batch, (b, ...) each; y and sample_weight may be None.
         y_pred: (b, ...) the model's output, or a nest of them.
         rows: () int32, b.
-        scope: what the pass would have assigned to Keras variables, and the losses that layers added.
-        sums: its losses, once they are known.
+        scope: the values that the pass would have assigned to Keras variables, and the losses that layers added.
+        losses: None until they are computed.
     """
 
     x: Any
@@ -42,75 +51,127 @@ class Pass(NamedTuple):
     y_pred: Any
     rows: tf.Tensor
     scope: keras.StatelessScope
-    sums: Any = None
+    losses: Losses | None = None
+
+
+class PassSpecs(NamedTuple):
+    """The types of a batch and of the model's output for it: nests of `tf.TypeSpec`, or None."""
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    y_pred: Any
+
+
+class WorkerShare(NamedTuple):
+    """One worker's share of a batch, once its micro-batches are added up.
+
+    Attributes:
+        worker: () int32, the worker's number.
+        sums: of its micro-batches.
+        began: () float64 seconds, when it began; 0 if no statistics need it.
+        compares_weights: () bool, True in the steps that compare the weights of the workers.
+    """
+
+    worker: tf.Tensor
+    sums: LocalSums
+    began: tf.Tensor
+    compares_weights: tf.Tensor
 
 
 class Outcome(NamedTuple):
     """One step, once its sum is known; the same on every worker.
 
     Attributes:
-        loss: () float64, the global batch's loss.
-        gradient_sum, gradient_norm: () float64, of the global gradient.
+        loss: () float64, the loss of the global batch.
         examples: () int64, rows of the global batch.
-        outputs: for each output that is told apart, () float64 its mean loss.
-        applied: () bool, whether the weights change.
+        outputs: () float64 each, the mean loss of each output, where a model has several.
+        applied: () bool, True if the weights change.
+        gradient_sum, gradient_norm: () float64, of the global gradient; None in an evaluation.
     """
 
     loss: tf.Tensor
-    gradient_sum: tf.Tensor
-    gradient_norm: tf.Tensor
     examples: tf.Tensor
     outputs: Sequence[tf.Tensor]
     applied: tf.Tensor
+    gradient_sum: tf.Tensor | None = None
+    gradient_norm: tf.Tensor | None = None
 
 
-class Rider(Protocol):
-    """Something that rides along. Outside of a graph it is prepared once, inside one it does the rest."""
+class ExtraSum(Protocol):
+    """One extra sum. Its numbers come of micro-batches or, if `once_per_worker`, of a worker's whole share."""
+
+    once_per_worker: bool = False
 
     @property
     def zeroed(self) -> Sequence[keras.Variable]:
-        """What a pass shall find to be zero, so that its value afterwards is its change."""
+        """Variables that read as zero during a forward pass, so that their value afterwards is their change."""
+        return ()
 
-    def prepare(self, like: Pass) -> Sequence[tf.TensorShape]:
-        """Learn from a pass of `KerasTensor`s what the real ones will be like, and tell the shapes of the parts."""
+    def prepare(self, specs: PassSpecs) -> None:  # noqa: ARG002 (a default)
+        """Learn what batches are like, once, before the step is traced."""
+        return
 
-    def parts(self, seen: Pass) -> Sequence[tf.Tensor]:
-        """What one micro-batch adds to the sums, in these shapes."""
+    def shapes(self) -> Sequence[tf.TensorShape]:
+        """Return the shapes of what is summed; `prepare` comes first."""
+        ...
 
-    def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
-        """Use the sums over all micro-batches of all workers; what is returned goes into the report's logs."""
+    def of_micro_batch(self, seen: Pass) -> Sequence[tf.Tensor]:  # noqa: ARG002 (a default)
+        """Return the terms of one micro-batch, in these shapes."""
+        return ()
+
+    def of_worker(self, share: WorkerShare) -> Sequence[tf.Tensor]:  # noqa: ARG002 (a default)
+        """Return the terms of one worker, in these shapes."""
+        return ()
+
+    def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:  # noqa: ARG002 (a default)
+        """Use the sums over all workers, for example to assign them. Returns entries of the logs."""
+        return {}
 
 
-class Riders:
-    """All the riders of a step, as one flat vector."""
+class ExtraSums:
+    """The extra sums of a step as one flat vector: first those of micro-batches, then those of workers."""
 
-    def __init__(self, riders: Sequence[Rider]) -> None:
-        self.riders = list(riders)
-
-    def prepare(self, like: Pass) -> None:
-        """Prepare each rider, and lay out the vector."""
-        self._shapes = [list(rider.prepare(like)) for rider in self.riders]
-        self.entries = sum(int(shape.num_elements()) for shapes in self._shapes for shape in shapes)
+    def __init__(self, sums: Sequence[ExtraSum], specs: PassSpecs) -> None:
+        self._sums = sorted(sums, key=lambda extra: extra.once_per_worker)
+        for extra in self._sums:
+            extra.prepare(specs)
+        self._shapes = [list(extra.shapes()) for extra in self._sums]
+        self._sizes = [sum(int(shape.num_elements()) for shape in shapes) for shapes in self._shapes]
+        self.entries = sum(self._sizes)
+        pairs = zip(self._sums, self._sizes, strict=True)
+        self.micro_batch_entries = sum(size for extra, size in pairs if not extra.once_per_worker)
 
     @property
     def zeroed(self) -> list[keras.Variable]:
-        """The variables that a pass shall find to be zero."""
-        return [variable for rider in self.riders for variable in rider.zeroed]
+        """Variables that read as zero during a forward pass."""
+        return [variable for extra in self._sums for variable in extra.zeroed]
 
-    def part(self, seen: Pass, dtype: tf.DType) -> tf.Tensor:
-        """(entries,) what one micro-batch adds."""
-        parts = itertools.chain.from_iterable(rider.parts(seen) for rider in self.riders)
-        return tf.concat([tf.zeros(0, dtype), *(tf.reshape(tf.cast(part, dtype), [-1]) for part in parts)], 0)
+    def of_micro_batch(self, seen: Pass, dtype: tf.DType) -> tf.Tensor:
+        """Return (micro_batch_entries,) the terms of one micro-batch."""
+        return _flat([term for extra in self._sums for term in extra.of_micro_batch(seen)], dtype)
 
-    def cut(self, flat: tf.Tensor) -> list[list[tf.Tensor]]:
-        """Each rider's sums, out of the flat vector (entries,)."""
+    def of_worker(self, share: WorkerShare, dtype: tf.DType) -> tf.Tensor:
+        """Return (entries - micro_batch_entries,) the terms of one worker."""
+        return _flat([term for extra in self._sums for term in extra.of_worker(share)], dtype)
+
+    def split(self, flat: tf.Tensor) -> dict[ExtraSum, list[tf.Tensor]]:
+        """Cut the flat vector (entries,) into the sums of each."""
         sizes = [int(shape.num_elements()) for shape in itertools.chain(*self._shapes)]
-        parts = iter(tf.split(flat, sizes) if sizes else [])
-        return [[tf.reshape(next(parts), shape) for shape in shapes] for shapes in self._shapes]
+        parts = iter(tf.split(flat, sizes) if len(sizes) > 1 else [flat])
+        return {
+            extra: [tf.reshape(next(parts), shape) for shape in shapes]
+            for extra, shapes in zip(self._sums, self._shapes, strict=True)
+        }
 
-    def settle(self, sums: Sequence[Sequence[tf.Tensor]], outcome: Outcome) -> dict[str, tf.Tensor]:
-        """Hand each rider its sums; returns all that they tell."""
-        told: dict[str, tf.Tensor] = {}
-        for rider, own in zip(self.riders, sums, strict=True):
-            told |= rider.settle(own, outcome)
-        return told
+    def settle(self, sums: dict[ExtraSum, list[tf.Tensor]], outcome: Outcome) -> dict[str, tf.Tensor]:
+        """Hand each its sums. Returns the entries of the logs."""
+        logs: dict[str, tf.Tensor] = {}
+        for extra in self._sums:
+            logs |= extra.settle(sums[extra], outcome)
+        return logs
+
+
+def _flat(terms: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    flat = [tf.reshape(tf.cast(term, dtype), [-1]) for term in terms]
+    return tf.concat(flat, 0) if flat else tf.zeros(0, dtype)

@@ -1,4 +1,4 @@
-"""What `compile` takes as a loss -> an objective in sums: (Σ w·loss, N).
+"""A Keras loss as numerator and divisor: (Σ w·loss, N).
 
 Keras defines a loss as a mean. Here its numerator and its divisor are kept apart, because only they can be added
 over micro-batches and workers:
@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from distgrad.errors import UnsupportedLoss
+from distgrad.gradients.micro_batch import LossSum, per_example
 
 
 class _PerExample(keras.losses.Loss):
@@ -46,28 +47,38 @@ def resolve(loss: Any) -> keras.losses.Loss:
 
 
 def divides(loss: keras.losses.Loss) -> bool:
-    """Whether the loss is a mean of some kind, rather than a plain sum."""
+    """Return True if the loss is a mean of some kind, rather than a plain sum."""
     return loss.reduction != "sum"
 
 
-ROWS, NOTHING = "rows", "nothing"  # what most divisors count, and what a plain sum does
+ROWS, NOTHING = "rows", "nothing"  # counted by most divisors, and by that of a plain sum
 
 
 class Term(NamedTuple):
     """The loss of one micro-batch as numerator and divisor.
 
     Attributes:
-        loss: () Σ w·mask·loss, in the loss's dtype.
+        total: () Σ w·mask·loss, in the loss's dtype.
         weight: () N.
-        counted: of what N is a multiple, in every micro-batch: ROWS, a mask, NOTHING (it is a plain sum), or something
-            that no other term shares.
-        each: N = each · count.
+        counted: the thing of which N counts the number, times `each`: ROWS, a mask, NOTHING (a plain sum), or an object
+            that no other term shares. Losses that count the same thing share one gradient.
+        each: N = each · count, in every micro-batch.
     """
 
-    loss: tf.Tensor
+    total: tf.Tensor
     weight: tf.Tensor
     counted: Any = ROWS
     each: float = 1.0
+
+    @property
+    def sum(self) -> LossSum:
+        """The numerator and the divisor."""
+        return LossSum(self.total, self.weight)
+
+    @property
+    def over_each(self) -> LossSum:
+        """The same divided by `each`: (() Σ loss / each, () float64 count)."""
+        return LossSum(self.total / self.each, tf.cast(self.weight, tf.float64) / self.each)
 
 
 def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> Term:
@@ -83,14 +94,14 @@ def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any
         UnsupportedLoss: the loss gives one number for the whole micro-batch.
     """
     values, mask = _values(loss, y_true, y_pred)
-    losses = _per_example(values, loss.name)
+    losses = per_example(values, loss.name)
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
     counted, each = _counted(losses, weights, mask, loss.reduction)
     return Term(_weighted_sum(losses, weights), _divisor(losses, weights, mask, loss.reduction), counted, each)
 
 
 def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction: str | None) -> tuple[Any, float]:
-    """What N counts and how often, see `Term`; where that depends on the data, something of its own, once."""
+    """Return `Term.counted` and `Term.each`; where N depends on the data, an object of its own, and 1."""
     if reduction == "sum":
         return NOTHING, 1.0
     entry = losses.shape[1 if mask is None else mask.shape.rank :]
@@ -100,30 +111,9 @@ def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction:
 
 
 def _values(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[Any, tf.Tensor | None]:
-    """What the loss's own function gives, and the mask upon it."""
+    """Return the values of the loss's own function, and the mask upon them."""
     values = loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype))
     return values, _both(_mask(y_pred), _mask(values))
-
-
-def summed_values(values: Any, name: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same of unweighted per-example losses (b, ...): their sum and their number.
-
-    Raises:
-        UnsupportedLoss: the losses are one number for the whole micro-batch.
-    """
-    losses = _per_example(values, name)
-    return tf.reduce_sum(losses), tf.size(losses, tf.int64)
-
-
-def _per_example(values: Any, name: str) -> tf.Tensor:
-    losses = tf.convert_to_tensor(values)
-    if losses.shape.rank == 0:
-        raise UnsupportedLoss(
-            f"loss {name!r} gives one number for a whole micro-batch",
-            "return one loss per example, shape (b,) or (b, ...), and leave the reduction to distgrad",
-            everywhere=True,
-        )
-    return losses
 
 
 def _weighted_sum(losses: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
@@ -152,7 +142,7 @@ def _mask(tensor: Any) -> tf.Tensor | None:
 
 
 def _both(weights: tf.Tensor | None, mask: tf.Tensor | None) -> tf.Tensor | None:
-    """The product of two weightings, either of which may be absent."""
+    """Return the product of two weightings, either of which may be absent."""
     if weights is None or mask is None:
         return mask if weights is None else weights
     dtype = tf.float32 if weights.dtype == tf.bool else weights.dtype

@@ -1,4 +1,4 @@
-"""Metrics of the global data: what travels is the change of their state, in the one sum of a step.
+"""Metrics of the global data: the change of their state is what is summed over the workers.
 
 A Keras metric keeps sums and counts. A micro-batch is shown to it with its state at zero, so that the state afterwards
 is what this micro-batch adds; added over micro-batches and workers it is what the global batch adds. Results are then
@@ -12,54 +12,62 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import compute_output_spec
 
 from distgrad.data.batch import filled
 from distgrad.errors import UnsupportedMetric
-from distgrad.objective.extra_sums import Outcome, Pass
+from distgrad.objective.extra_sums import ExtraSum, Outcome, Pass, PassSpecs
+from distgrad.objective.trace import trace
 
 ROWS = 6  # of the made-up batches on which metrics are tried
 
 
-class MetricSums:
-    """The metrics of a compiled model, the mean loss among them: a rider.
+class MetricSums(ExtraSum):
+    """The metrics of a compiled model, the mean loss among them.
 
     Args:
         model: a compiled model.
-        with_gradient: whether to tell the gradient's sum and norm, too.
+        logs_gradient: True to log the gradient's sum and norm, too.
     """
 
-    def __init__(self, model: keras.Model, with_gradient: bool) -> None:
-        self._model, self._with_gradient = model, with_gradient
-        self.zeroed: list[keras.Variable] = []  # all of the state: no pass reads it
-        self._summed: list[keras.Variable] = []  # what of it travels
+    def __init__(self, model: keras.Model, logs_gradient: bool) -> None:
+        self._model, self._logs_gradient = model, logs_gradient
+        self._state: list[keras.Variable] = []
+        self._summed: list[keras.Variable] = []  # the part of it that is summed over the workers
 
-    def prepare(self, like: Pass) -> list[tf.TensorShape]:
-        """Create the metrics' state, and try whether it can be added.
+    def prepare(self, specs: PassSpecs) -> None:
+        """Create the metrics' state, and try if it can be added.
 
         Raises:
             UnsupportedMetric: it cannot.
         """
         model = self._model
-        compute_output_spec(model.compute_metrics, like.x, like.y, like.y_pred, like.sample_weight)
+        trace(model.compute_metrics, specs.x, specs.y, specs.y_pred, specs.sample_weight)
         for variable in model.metrics_variables:
             _hold_the_sum(variable)
-        # The mean losses are taken from the sums that travel anyway.
+        # The mean losses are taken from the sums that are there anyway.
         self._means = model._compile_loss.metrics if model._compile_loss is not None else []
         known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
-        self.zeroed = list(model.metrics_variables)
-        self._summed = [variable for variable in self.zeroed if id(variable) not in known]
-        self._require_sums(like)
+        self._state = list(model.metrics_variables)
+        self._summed = [variable for variable in self._state if id(variable) not in known]
+        self._require_sums(specs)
+
+    @property
+    def zeroed(self) -> list[keras.Variable]:
+        """All of the metrics' state: no pass reads it."""
+        return self._state
+
+    def shapes(self) -> list[tf.TensorShape]:
+        """Return the shapes of the metrics' state, the mean losses left out."""
         return [tf.TensorShape(variable.shape) for variable in self._summed]
 
-    def parts(self, seen: Pass) -> list[tf.Tensor]:
-        """What the micro-batch adds to the metrics' state."""
+    def of_micro_batch(self, seen: Pass) -> list[tf.Tensor]:
+        """Return what the micro-batch adds to the metrics' state."""
         with seen.scope:
             self._model.compute_metrics(seen.x, seen.y, seen.y_pred, sample_weight=seen.sample_weight)
         return [seen.scope.get_current_value(variable) for variable in self._summed]
 
     def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
-        """Add to the metrics' state what all workers added, and tell the results so far."""
+        """Add to the metrics' state what all workers added. Returns the results so far."""
         for variable, change in zip(self._summed, sums, strict=True):
             variable.assign(variable.value + tf.cast(change, variable.dtype))
         self._model._loss_tracker.update_state(
@@ -68,15 +76,15 @@ class MetricSums:
         for mean, loss in zip(self._means, outcome.outputs, strict=True):
             # Keras counts each batch once, however many rows the last one has.
             mean.update_state(tf.cast(loss, tf.float32))
-        told = dict(self._model.get_metrics_result())
-        if self._with_gradient:
-            told |= {"gradient_sum": outcome.gradient_sum, "gradient_norm": outcome.gradient_norm}
-        return told
+        logs = dict(self._model.get_metrics_result())
+        if self._logs_gradient:
+            logs |= {"gradient_sum": outcome.gradient_sum, "gradient_norm": outcome.gradient_norm}
+        return logs
 
-    def _require_sums(self, like: Pass) -> None:
+    def _require_sums(self, specs: PassSpecs) -> None:
         """Show the metrics two made-up batches, apart and one after the other."""
         nothing = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]
-        one, other = (_made_up(like, seed) for seed in (1, 2))
+        one, other = (_made_up(specs, seed) for seed in (1, 2))
         alone = self._after(nothing, other)
         first = self._after(nothing, one)
         both = self._after(first, other)
@@ -107,18 +115,18 @@ class MetricSums:
 
 
 def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """The model's metrics, those that `compile` was given one by one."""
+    """Return the model's metrics, those that `compile` was given one by one."""
     return [inner for metric in model.metrics for inner in getattr(metric, "metrics", None) or [metric]]
 
 
 def _hold_the_sum(variable: keras.Variable) -> None:
-    """Under a strategy a metric's variable is one a replica, added up by each read. Ours holds the sum already."""
+    """Make a metric's variable a plain one. Under a strategy it is one a replica, which each read adds up."""
     if isinstance(variable.value, tf.distribute.DistributedValues):
         variable._value = tf.Variable(variable.numpy(), trainable=False, name=variable.name)
 
 
-def _made_up(like: Pass, seed: int) -> tuple[Any, ...]:
-    """A batch in the shapes of a pass: zeros, targets of 0 and 1, predictions and weights between 0 and 1."""
+def _made_up(like: PassSpecs, seed: int) -> tuple[Any, ...]:
+    """Make up a batch: zeros, targets of 0 and 1, predictions and weights between 0 and 1."""
     rng = np.random.default_rng(seed)
 
     return (

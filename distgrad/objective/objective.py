@@ -2,7 +2,7 @@
 
     L = Σ_terms weight_t · (Σ loss_t / N_t),   N_t = c_t · count_t
 
-What is counted is the rows for most losses, the entries that a mask leaves, nothing for a plain sum. Terms whose N_t
+The divisor of most losses counts rows; of some, the entries that a mask leaves; a plain sum has none. Terms whose N_t
 count the same thing form a group, which is one sum and one division:
 
     L = Σ_groups (Σ_terms weight_t / c_t · Σ loss_t) / count_g
@@ -21,11 +21,10 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
 
 from distgrad.errors import UnsupportedLoss
+from distgrad.gradients.micro_batch import LossSum
 from distgrad.objective import loss as losses
-from distgrad.objective.extra_sums import Outcome, Pass, Sums
+from distgrad.objective.extra_sums import ExtraSum, Losses, Pass
 from distgrad.objective.loss import NOTHING, Term
-
-Pair = tuple[tf.Tensor, tf.Tensor]
 
 
 class Weighted(NamedTuple):
@@ -40,8 +39,8 @@ class Means(NamedTuple):
 
     Attributes:
         loss: () float64, L.
-        counts: for each group, () float64 what its sums are divided by.
-        outputs: for each output that is told apart, () float64 its mean loss.
+        counts: for each group, () float64, the divisor of its sums.
+        outputs: for each output, where a model has several, () float64, its mean loss.
     """
 
     loss: tf.Tensor
@@ -49,62 +48,59 @@ class Means(NamedTuple):
     outputs: list[tf.Tensor]
 
 
-class Objective:
-    """What is differentiated. It rides along with what the lanes have no place for.
+class Objective(ExtraSum):
+    """The loss that is differentiated. Sums and divisors beyond the first group's are an extra sum.
 
     Args:
         loss: what `DistributedStep` takes, or None, or what `compile` made of it.
-        model: whose loss it is.
+        model: the model whose loss it is.
 
     Raises:
         UnsupportedLoss: it is no loss.
     """
 
-    zeroed: tuple[keras.Variable, ...] = ()
-
     def __init__(self, loss: Any, model: keras.Model) -> None:
         if isinstance(loss, (list, tuple, dict)):
             loss = CompileLoss(loss, None, output_names=getattr(model, "output_names", None))
-        self._loss = _Compiled(loss) if isinstance(loss, CompileLoss) else _One(loss)
+        self._loss = _CompiledLosses(loss) if isinstance(loss, CompileLoss) else _SingleLoss(loss)
 
     def learn(self, seen: Pass, are_sums: Sequence[bool]) -> None:
         """Find the groups.
 
         Args:
             seen: a pass, as tensors of a graph that is thrown away.
-            are_sums: for each loss that layers add, whether it is a sum over the rows rather than a mean.
+            are_sums: for each loss that layers add, True if it is a sum over the rows rather than a mean.
 
         Raises:
-            UnsupportedLoss: there is none.
+            UnsupportedLoss: there is no loss.
         """
         self._are_sums = list(are_sums)
         terms = self._terms(seen)
         if not terms:
             raise UnsupportedLoss("there is no loss", "give compile() one, or let a layer add one", everywhere=True)
         self._groups = _grouped(terms)
-        self._is_plain = [term.counted is NOTHING for term, _ in terms]
+        self._is_plain_sum = [term.counted is NOTHING for term, _ in terms]
 
     @property
     def groups(self) -> int:
-        """How many gradient vectors a step sends."""
+        """The number of gradient vectors that a step sends."""
         return len(self._groups)
 
     @property
     def divides(self) -> bool:
-        """Whether the first group is divided by anything."""
-        return not self._is_plain[self._groups[0][0]]
+        """True if the first group is divided by anything."""
+        return not self._is_plain_sum[self._groups[0][0]]
 
     def settings(self) -> list[str]:
-        """What all workers must share."""
+        """Return what all workers must share, each as "name=value"."""
         added = ["sum" if is_sum else "mean" for is_sum in self._are_sums]
         return [*self._loss.settings(), f"groups={self._groups}", f"added losses={added}"]
 
-    def sums(self, seen: Pass) -> Sums:
-        """The losses of one micro-batch."""
+    def losses(self, seen: Pass) -> Losses:
+        """Sum the losses of one micro-batch."""
         terms = self._terms(seen)
-        pairs = [_sum_of([terms[number] for number in members]) for members in self._groups]
-        outputs = [_over_each(terms[number].term) for number in range(self._loss.told_apart)]
-        return Sums(pairs, outputs)
+        groups = [_sum_of([terms[number] for number in members]) for members in self._groups]
+        return Losses(groups, [terms[number].term.over_each for number in range(self._loss.told_apart)])
 
     def _terms(self, seen: Pass) -> list[Weighted]:
         rows = tf.cast(seen.rows, tf.int64)
@@ -114,44 +110,43 @@ class Objective:
         ]
         return [*self._loss.terms(seen), *map(Weighted, added)]
 
-    # ---- as a rider
+    # ---- as an extra sum: sum and divisor of each further group, and of each output where there are several
 
-    def prepare(self, like: Pass) -> list[tf.TensorShape]:  # noqa: ARG002
-        """Sum and divisor of each further group, and of each output that is told apart."""
+    def shapes(self) -> list[tf.TensorShape]:
+        """Return (pairs, 2), or nothing for a single loss."""
         pairs = self.groups - 1 + self._loss.told_apart
         return [tf.TensorShape([pairs, 2])] if pairs else []
 
-    def parts(self, seen: Pass) -> list[tf.Tensor]:
-        """The same of one micro-batch."""
-        pairs = [*seen.sums.groups[1:], *seen.sums.outputs]
+    def of_micro_batch(self, seen: Pass) -> list[tf.Tensor]:
+        """Return the sums and divisors of one micro-batch."""
+        assert seen.losses is not None
+        pairs = [*seen.losses.groups[1:], *seen.losses.outputs]
         return [tf.reshape([tf.cast(value, tf.float64) for pair in pairs for value in pair], [-1, 2])] if pairs else []
 
-    def means(self, loss: tf.Tensor, weight: tf.Tensor, sums: Sequence[tf.Tensor], divides: bool) -> Means:
-        """Divide.
+    def means(self, first: LossSum, extra: Sequence[tf.Tensor], divides: bool) -> Means:
+        """Divide the sums over all workers.
 
         Args:
-            loss, weight: () float64, the first group's.
-            sums: what came back of `parts`.
-            divides: whether anything is divided.
+            first: () float64 each, sum and divisor of the first group.
+            extra: what came back of `of_micro_batch`.
+            divides: False leaves everything undivided.
         """
-        further = [tf.unstack(pair) for part in sums for pair in tf.unstack(tf.cast(part, tf.float64))]
+        pairs = [tf.unstack(pair) for part in extra for pair in tf.unstack(tf.cast(part, tf.float64))]
+        sums = [first, *(LossSum(*pair) for pair in pairs)]
         terms = [*(members[0] for members in self._groups), *range(self._loss.told_apart)]
-        totals, weights = zip((loss, weight), *further, strict=True)
         counts = [
-            _divisor(weight, divides and not self._is_plain[term]) for weight, term in zip(weights, terms, strict=True)
+            _divisor(one.weight, divides and not self._is_plain_sum[term])
+            for one, term in zip(sums, terms, strict=True)
         ]
-        means = [total / count for total, count in zip(totals, counts, strict=True)]
-        return Means(tf.add_n(means[: self.groups]), counts[: self.groups], means[self.groups :])
-
-    def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:  # noqa: ARG002
-        """All is said in `means`."""
-        return {}
+        means = [one.total / count for one, count in zip(sums, counts, strict=True)]
+        loss = means[0] if self.groups == 1 else tf.add_n(means[: self.groups])
+        return Means(loss, counts[: self.groups], means[self.groups :])
 
 
-class _One:
-    """A single loss, of whatever the model gives, or none."""
+class _SingleLoss:
+    """One loss, of whatever the model gives, or none."""
 
-    told_apart = 0  # outputs
+    told_apart = 0  # outputs whose loss is reported, too
 
     def __init__(self, loss: Any) -> None:
         self._loss = None if loss is None else losses.resolve(loss)
@@ -163,7 +158,7 @@ class _One:
         return [Weighted(losses.summed(self._loss, seen.y, seen.y_pred, seen.sample_weight))] if self._loss else []
 
 
-class _Compiled:
+class _CompiledLosses:
     """What `compile` was given: a loss for each of a model's outputs, with or without weights."""
 
     def __init__(self, compiled: CompileLoss) -> None:
@@ -202,27 +197,22 @@ class _Compiled:
 
 
 def _grouped(terms: Sequence[Weighted]) -> list[list[int]]:
-    """The numbers of the terms whose divisors count the same; plain sums, which have none, come last."""
+    """Return the numbers of the terms whose divisors count the same; plain sums, which have none, come last."""
     members: dict[int, list[int]] = {}
     for number, (term, _) in enumerate(terms):
         members.setdefault(id(term.counted), []).append(number)
     return sorted(members.values(), key=lambda group: terms[group[0]].term.counted is NOTHING)
 
 
-def _sum_of(terms: Sequence[Weighted]) -> Pair:
-    """(() the weighted sum of the losses of a group, () its divisor). One term's is N; that of several, the count."""
-    pairs = [_over_each(term) for term, _ in terms] if len(terms) > 1 else [terms[0].term[:2]]
-    dtype = pairs[0][0].dtype
-    sums = [tf.cast(loss, dtype) * tf.cast(term.factor, dtype) for (loss, _), term in zip(pairs, terms, strict=True)]
-    return tf.add_n(sums), pairs[0][1]
-
-
-def _over_each(term: Term) -> Pair:
-    """(() Σ loss / c, () count)."""
-    return term.loss / term.each, tf.cast(term.weight, tf.float64) / term.each
+def _sum_of(terms: Sequence[Weighted]) -> LossSum:
+    """Sum the losses of a group, times their factors. A single term's divisor is its N; that of several, the count."""
+    sums = [term.over_each for term, _ in terms] if len(terms) > 1 else [terms[0].term.sum]
+    dtype = sums[0].total.dtype
+    scaled = [tf.cast(one.total, dtype) * tf.cast(term.factor, dtype) for one, term in zip(sums, terms, strict=True)]
+    return LossSum(tf.add_n(scaled), sums[0].weight)
 
 
 def _divisor(count: tf.Tensor, divides: bool) -> tf.Tensor:
-    """() float64: 1 where nothing is divided, and where all is masked: Keras takes 0 then, not 0/0."""
+    """Return () float64: 1 where nothing is divided, and where all is masked: Keras takes 0 then, not 0/0."""
     one = tf.ones((), tf.float64)
     return tf.where(tf.equal(count, 0), one, count) if divides else one

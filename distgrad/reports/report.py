@@ -1,30 +1,48 @@
-"""What a step tells: StepReport, its text and JSON forms, and the per-variable table.
+"""`StepReport`: one step's numbers, its text and JSON lines, and the per-variable table.
 
-Pure formatting apart from `print_report`. Values live on the device until one of them is read.
+Values live on the device until one of them is read.
 """
 
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import rich.console
 import rich.table
 
 from distgrad.errors import ReportExpired
-from distgrad.reports.statistics import Contents, GradientStatistics, Told
+from distgrad.gradients.flat_vector import Place
+from distgrad.gradients.global_gradient import GradientStatistics
+from distgrad.reports.statistics import Contents, StepStatistics
 from distgrad.reports.updates import UpdateRatios
 
-if TYPE_CHECKING:
-    from distgrad.gradients.flat_vector import Place
+Number = TypeVar("Number", float, int, bool)
 
-# What the compiled step puts into one float64 vector, in this order, before one number a worker and what `Told` reads.
-HEAD = ("loss", "examples", "weight", "more", "applied", "stop", "drifted")
-STATISTICS = ("gradient_sum", "gradient_norm", "gradient_max", "nonfinite")
+
+class GlobalGradientEntries(NamedTuple):
+    """The global gradient of a step, for reports that tell it entry by entry.
+
+    Attributes:
+        blocks: the flat gradient, (entries,) in all, in one or several tensors.
+        sparse: (n,) each, the entries of the touched rows of each sparse variable.
+        places: where each variable's entries are.
+    """
+
+    blocks: Sequence[Any]
+    sparse: Sequence[Any]
+    places: Sequence[Place]
+
+    def by_variable(self) -> list[np.ndarray]:
+        """Fetch the entries (n,) of each variable."""
+        blocks = [np.asarray(block) for block in self.blocks]
+        sparse = [np.asarray(entries) for entries in self.sparse]
+        found = [np.concatenate(blocks) if len(blocks) > 1 else blocks[0], *sparse]
+        return [place.of(found) for place in self.places]
 
 
 class VariableRow(NamedTuple):
@@ -53,6 +71,22 @@ class VariableTable(tuple[VariableRow, ...]):
         return text.getvalue()
 
 
+class _Fetched(Generic[Number]):
+    """A number of the step, fetched with all others when the first of them is read."""
+
+    def __init__(self, kind: Callable[[Any], Number], doc: str) -> None:
+        self._kind: Callable[[Any], Number] = kind
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, report: "StepReport | None", owner: type) -> Number:
+        if report is None:
+            return self  # type: ignore[return-value]  # of the class, for its documentation
+        return self._kind(report._fetched[self._name])
+
+
 @dataclass
 class StepReport:
     """One step, as every worker sees it.
@@ -70,92 +104,43 @@ class StepReport:
     seconds: float
     _values: Any = field(repr=False)
     _contents: Contents = field(repr=False)
-    _gradient: Any = field(repr=False)
-    _places: Sequence["Place"] = field(repr=False)
+    _gradient: GlobalGradientEntries | None = field(repr=False)
     logs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     updates: UpdateRatios | None = field(default=None, repr=False)
 
     @cached_property
-    def _fetched(self) -> np.ndarray:
-        return np.asarray(self._values)
+    def _fetched(self) -> dict[str, np.ndarray]:
+        return self._contents.packing().unpack(np.asarray(self._values))
 
-    def _value(self, name: str) -> float:
-        return float(self._fetched[(*HEAD, *STATISTICS).index(name)])
-
-    @property
-    def loss(self) -> float:
-        """Σ w·loss / N of the global batch (not divided under reduction="sum"), regularisation included."""
-        return self._value("loss")
-
-    @property
-    def examples(self) -> int:
-        """Rows of the global batch."""
-        return int(self._value("examples"))
-
-    @property
-    def weight(self) -> float:
-        """N: what the loss's reduction divides by, over the global batch."""
-        return self._value("weight")
-
-    @property
-    def gradient_sum(self) -> float:
-        """Σ over all entries of the global gradient, before any clipping."""
-        return self._value("gradient_sum")
-
-    @property
-    def gradient_norm(self) -> float:
-        """sqrt(Σ entries²) of the global gradient, before any clipping."""
-        return self._value("gradient_norm")
-
-    @property
-    def gradient_max(self) -> float:
-        """Largest |entry| of the global gradient."""
-        return self._value("gradient_max")
-
-    @property
-    def nonfinite(self) -> int:
-        """How many entries of the global gradient are NaN or infinite."""
-        return int(self._value("nonfinite"))
-
-    @property
-    def applied(self) -> bool:
-        """Whether the optimizer changed the weights."""
-        return bool(self._value("applied"))
-
-    @property
-    def more(self) -> bool:
-        """Whether any worker said that it has another batch."""
-        return bool(self._value("more"))
-
-    @property
-    def stop(self) -> bool:
-        """Whether any worker was asked to stop."""
-        return bool(self._value("stop"))
-
-    @property
-    def drifted(self) -> bool:
-        """Whether workers were found to have different weights, if that was checked."""
-        return bool(self._value("drifted"))
+    loss = _Fetched(float, 'Σ w·loss / N of the global batch (undivided if reduction="sum"), regularization included.')
+    examples = _Fetched(int, "Rows of the global batch.")
+    weight = _Fetched(float, "N: what the loss's reduction divides by, over the global batch.")
+    gradient_sum = _Fetched(float, "Σ over all entries of the global gradient, before any clipping.")
+    gradient_norm = _Fetched(float, "sqrt(Σ entries²) of the global gradient, before any clipping.")
+    gradient_max = _Fetched(float, "Largest |entry| of the global gradient.")
+    nonfinite = _Fetched(int, "The number of entries of the global gradient that are NaN or infinite.")
+    applied = _Fetched(bool, "True if the optimizer changed the weights.")
+    more = _Fetched(bool, "True if any worker said that it has another batch.")
+    stop = _Fetched(bool, "True if any worker was asked to stop.")
+    drifted = _Fetched(bool, "True if workers were found to have different weights, where that was checked.")
 
     @property
     def groups(self) -> dict[str, GradientStatistics]:
         """The statistics of each group of variables, by label."""
-        return {label: GradientStatistics(*found[:4]) for label, found in self.told.groups.items()}
+        return {label: found.as_gradient() for label, found in self.told.groups.items()}
 
     @property
     def nonfinite_ranks(self) -> list[int]:
         """The workers whose own sums held NaN or infinity; empty when only the total overflowed."""
-        start = len(HEAD) + len(STATISTICS)
-        return [int(rank) for rank in np.flatnonzero(self._fetched[start : start + self.workers])]
+        return [int(rank) for rank in np.flatnonzero(self._fetched["nonfinite_workers"])]
 
     @cached_property
-    def told(self) -> Told:
-        """What `statistics=` asked for: `variables`, `zeros`, `workers`, `noise`, `times`."""
-        start = len(HEAD) + len(STATISTICS) + self.workers
-        return Told(self._fetched[start:], self._contents, self.weight, self.seconds)
+    def told(self) -> StepStatistics:
+        """The numbers that `statistics=` asked for: `variables`, `zeros`, `workers`, `noise`, `times`."""
+        return StepStatistics(self._fetched, self._contents, self.seconds)
 
     def keras_logs(self) -> dict[str, Any]:
-        """Under `fit`, what callbacks see: the logs, and what was asked for that is one number."""
+        """Return what callbacks see under `fit`: the logs, and what was asked for that is one number."""
         logs = dict(self.logs)
         if "variables" in self._contents.asked:
             logs["gradient_zeros"] = self.told.zeros
@@ -164,7 +149,7 @@ class StepReport:
         return logs
 
     def table(self) -> VariableTable:
-        """The gradient's statistics variable by variable, computed now.
+        """Compute the gradient's statistics variable by variable.
 
         Raises:
             ReportExpired: a later step has begun; gradients are kept for the newest step only, to save memory.
@@ -173,9 +158,9 @@ class StepReport:
         return VariableTable(VariableRow(path, shape, *_statistics(entries)) for (path, shape), entries in pairs)
 
     def entries(self) -> dict[str, np.ndarray]:
-        """The gradient's entries, 1-D by group, or by variable where there are no groups.
+        """Return the gradient's entries, 1-D by group, or by variable where there are no groups.
 
-        Of a table whose rows are summed alone, these are the rows that any worker touched.
+        Of a sparse variable, these are the rows that any worker touched.
 
         Raises:
             ReportExpired: as for `table`.
@@ -187,33 +172,30 @@ class StepReport:
         return joined or by_variable
 
     def _entries(self) -> list[np.ndarray]:
-        """By variable."""
-        if not self._gradient:
+        if self._gradient is None:
             raise ReportExpired(
                 f"the gradient of step {self.step} is gone", "read table() before the next step", step=self.step
             )
-        blocks, tables = ([np.asarray(entries) for entries in part] for part in self._gradient)
-        found = [np.concatenate(blocks) if len(blocks) > 1 else blocks[0], *tables]
-        return [place.of(found) for place in self._places]
+        return self._gradient.by_variable()
 
     def expire(self) -> None:
         """Let go of the gradient."""
         self._gradient = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as Python numbers."""
-        names = ("step", "loss", "examples", "weight", *STATISTICS, "applied", "workers", "seconds")
+        """Return the fields by name, as Python numbers."""
+        names = ("step", "loss", "examples", "weight", *GradientStatistics._fields, "applied", "workers", "seconds")
         fields = {name: getattr(self, name) for name in names}
         groups = {name: group._asdict() for name, group in self.groups.items()}
         updates = {} if self.updates is None else {"updates": self.updates._asdict()}
         return {**fields, "groups": groups, **self.told.as_dict(), **updates}
 
     def as_json(self) -> str:
-        """One JSON object on one line; NaN and infinity, which JSON lacks, are null."""
+        """Return one JSON object on one line; NaN and infinity, which JSON lacks, are null."""
         return json.dumps(_null_nonfinite(self.as_dict()))
 
     def as_text(self) -> str:
-        """The line, and one more line a group."""
+        """Return the line of a step, and one more line a group."""
         lines = [
             f"step {self.step} | loss {self.loss:.5f} | gradient sum {self.gradient_sum:.4e}"
             f" | gradient norm {self.gradient_norm:.4e} | examples {self.examples}"
@@ -230,16 +212,17 @@ class StepReport:
 
 
 def blame(report: StepReport) -> str:
-    """Say where a non-finite gradient comes from."""
+    """Say from which workers a non-finite gradient comes."""
     ranks = ", ".join(map(str, report.nonfinite_ranks))
     source = f"from rank {ranks}" if ranks else "by overflow in the sum"
     return f"{report.nonfinite} non-finite gradient entries {source}"
 
 
-def _statistics(entries: np.ndarray) -> tuple[float, float, float, int]:
+def _statistics(entries: np.ndarray) -> GradientStatistics:
     wide = entries.astype(np.float64)
     largest = float(np.abs(wide).max(initial=0.0))
-    return float(wide.sum()), float(np.sqrt(np.square(wide).sum())), largest, int((~np.isfinite(wide)).sum())
+    norm, nonfinite = float(np.sqrt(np.square(wide).sum())), int((~np.isfinite(wide)).sum())
+    return GradientStatistics(float(wide.sum()), norm, largest, nonfinite)
 
 
 def _null_nonfinite(value: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.gradients.flat_vector import Layout
+from distgrad.gradients.flat_vector import FlatLayout
 
 
 class UpdateRatios(NamedTuple):
@@ -21,7 +21,7 @@ class UpdateRatios(NamedTuple):
 class Updates:
     """Compares weights before and after a step, in this process. It keeps a copy of them, from its first use on."""
 
-    def __init__(self, layout: Layout, variables: Sequence[Any]) -> None:
+    def __init__(self, layout: FlatLayout, variables: Sequence[Any]) -> None:
         self._layout, self._variables = layout, variables
         self._paths = [variable.path for variable in variables]
 

@@ -1,21 +1,22 @@
-"""What each worker knows of its own share, and all shall know: a table with a row for each worker.
+"""The table of workers: what each one measured of its own share, known to all of them.
 
-Every worker brings its row, and zeros in place of the others', so that the step's one sum puts the table together. Each
+Every worker adds its row to the step's sum, and zeros in place of the others', so that the sum is the whole table. Each
 number is float64 and travels as two entries: itself in the vector's dtype, and what that rounded away. Since all others
 add zeros to them, neither rounds again.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.gradients.accumulate import Accumulated
+from distgrad.objective.extra_sums import ExtraSum, WorkerShare
 
 
-class Own(NamedTuple):
-    """One worker's row; each number is () float64. The core makes it, in this order.
+class WorkerRow(NamedTuple):
+    """One worker's row; each number is float64. The compiled core makes it, in this order.
 
     Attributes:
         gradient_sum, gradient_norm: of the gradient of its share alone, Σ w·∇loss over its examples, scaled by the loss
@@ -23,33 +24,57 @@ class Own(NamedTuple):
         between: sqrt(Σ_micro-batches |gradient|²/N), see noise.py; scaled and not divided, too.
         micro_batches: how many of them had an N.
         weight: N of its share.
-        seconds: that it computed, from the step's begin to where it was ready to meet the others.
+        seconds: that it computed, from the beginning of its share to where it was ready to meet the others.
     """
 
-    gradient_sum: tf.Tensor
-    gradient_norm: tf.Tensor
-    between: tf.Tensor
-    micro_batches: tf.Tensor
-    weight: tf.Tensor
-    seconds: tf.Tensor
+    gradient_sum: float
+    gradient_norm: float
+    between: float
+    micro_batches: float
+    weight: float
+    seconds: float
 
 
-def entries(workers: int) -> int:
-    """How many entries the table takes up in the vector."""
-    return 2 * workers * len(Own._fields)
+COLUMNS = len(WorkerRow._fields)
 
 
-def flat(sums: Accumulated, began: tf.Tensor, worker: tf.Tensor, workers: int, dtype: tf.DType) -> tf.Tensor:
-    """(entries,) the table with this worker's row alone, in the vector's dtype, once its share is done.
+class WorkerTable(ExtraSum):
+    """The table as an extra sum.
 
     Args:
-        began: () float64 seconds, when that was begun.
+        workers: how many there are.
+        dtype: of the flat vector.
     """
-    made = native.operations().distgrad_own(sums.noted, sums.weight, began, worker, workers=workers, T=dtype)
-    return tf.ensure_shape(made, [entries(workers)])
+
+    once_per_worker = True
+
+    def __init__(self, workers: int, dtype: tf.DType) -> None:
+        self._workers, self._dtype = workers, dtype
+
+    def shapes(self) -> list[tf.TensorShape]:
+        """Return (workers, 2·COLUMNS)."""
+        return [tf.TensorShape(shape_of(self._workers))]
+
+    def of_worker(self, share: WorkerShare) -> list[tf.Tensor]:
+        """Return the table with this worker's row alone."""
+        sums = share.sums
+        row = native.operations().distgrad_own(
+            sums.notes, sums.weight, share.began, share.worker, workers=self._workers, T=self._dtype
+        )
+        return [tf.reshape(row, shape_of(self._workers))]
 
 
-def table(summed: np.ndarray) -> np.ndarray:
-    """(workers, columns) float64 from the summed entries."""
-    high, low = np.split(summed.reshape(-1, 2 * len(Own._fields)), 2, axis=1)
-    return high + low
+def shape_of(workers: int) -> tuple[int, int]:
+    """Return the shape in which the table travels."""
+    return workers, 2 * COLUMNS
+
+
+def rows_of(summed: np.ndarray) -> list[WorkerRow]:
+    """Return the rows by worker, from the summed table (workers, 2·COLUMNS)."""
+    high, low = np.split(summed, 2, axis=1)
+    return [WorkerRow(*map(float, row)) for row in high + low]
+
+
+def column(rows: Sequence[WorkerRow], name: str) -> np.ndarray:
+    """Return (workers,) one column of the table."""
+    return np.array([getattr(row, name) for row in rows])

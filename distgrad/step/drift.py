@@ -1,54 +1,57 @@
-"""Are the weights still the same on every worker? A flipped bit, or a worker that has assigned one, spreads silently.
+"""A check that the weights are still the same on every worker. A flipped bit, or a stray assignment, spreads silently.
 
-Every so many steps each worker brings a checksum of all its weights and optimizer state, in two lanes of its own. It
-is the sum, modulo 2³², of the words that the values are made of, each variable's times an odd number: one changed bit
-always changes it. Only where they differ do workers tell each other the checksum of each variable.
+Every so many steps each worker adds a checksum of all its weights and optimizer state to the step's sum, in two entries
+of its own. The checksum is the sum, modulo 2³², of the words that the values are made of, each variable's times an odd
+number: one changed bit always changes it. Only where they differ do workers exchange the checksum of each variable.
 """
 
 import collections
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
+from distgrad.collectives.communicator import Communicator
 from distgrad.errors import Drifted
+from distgrad.objective.extra_sums import ExtraSum, WorkerShare
 
-if TYPE_CHECKING:
-    from distgrad.collectives.communicator import Communicator
-
-HALF = 1 << 16  # each lane holds so many bits of the checksum, which float32 does without rounding
+HALF = 1 << 16  # each entry holds so many bits of the checksum, which float32 does without rounding
 WORDS = {2: tf.int16, 4: tf.int32, 8: tf.int64}  # by the size of a value in bytes
 
 
-class Drift:
+class Drift(ExtraSum):
     """The check.
 
     Args:
-        variables: gives those that are to be the same on every worker; asked when they are all built.
+        variables: returns those that must be the same on every worker; called when they are all built.
     """
 
-    def __init__(self, comm: "Communicator", variables: Callable[[], Sequence[Any]]) -> None:
+    once_per_worker = True
+
+    def __init__(self, comm: Communicator, variables: Callable[[], Sequence[Any]]) -> None:
         self._comm, self._get_variables = comm, variables
-        self.entries = 2 * comm.size  # of the vector
 
-    def lanes(self, checks: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """(entries,) this worker's checksum in its lanes, or zeros where () bool `checks` is False."""
-        worker = self._comm.worker()
+    def shapes(self) -> list[tf.TensorShape]:
+        """Return (workers, 2): two halves of each worker's checksum."""
+        return [tf.TensorShape([self._comm.size, 2])]
 
-        def own() -> tf.Tensor:
+    def of_worker(self, share: WorkerShare) -> list[tf.Tensor]:
+        """Return this worker's checksum in its row, or zeros in a step that does not compare."""
+
+        def checksum() -> tf.Tensor:
             whole = tf.bitcast(_checksum(self._checksums()), tf.uint32)
-            halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), dtype)
-            return tf.reshape(tf.one_hot(worker, self._comm.size, dtype=dtype)[:, tf.newaxis] * halves, [self.entries])
+            halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), tf.float32)
+            return tf.one_hot(share.worker, self._comm.size)[:, tf.newaxis] * halves
 
         # TensorFlow passes by every operation of a branch that is not taken, but for those of a function of its own.
-        apart = tf.function(own, autograph=False, experimental_attributes={"_noinline": True})
-        return tf.cond(checks, apart, lambda: tf.zeros(self.entries, dtype))
+        apart = tf.function(checksum, autograph=False, experimental_attributes={"_noinline": True})
+        return [tf.cond(share.compares_weights, apart, lambda: tf.zeros((self._comm.size, 2)))]
 
-    def differs(self, lanes: tf.Tensor) -> tf.Tensor:
-        """() bool, from the summed lanes."""
-        table = tf.reshape(lanes, (self._comm.size, 2))
+    def differs(self, sums: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Return () bool from the summed checksums: True if a worker's is not that of the first."""
+        (table,) = sums
         return tf.reduce_any(tf.not_equal(table, table[:1]))
 
     def blame(self, step: int) -> None:
@@ -75,12 +78,12 @@ class Drift:
         return [variable for variable in self._get_variables() if tf.as_dtype(variable.dtype).size in WORDS]
 
     def _checksums(self) -> list[tf.Tensor]:
-        """() int32 for each variable."""
+        """Return () int32 for each variable."""
         return [_sum_of_words(tf.convert_to_tensor(variable)) for variable in self._variables]
 
 
 def _odd_one(by_rank: dict[int, list[int]]) -> tuple[int, int]:
-    """The first rank unlike most, and the first variable that differs. Of two, the first one counts as right."""
+    """Return the first rank unlike most, and its first variable that differs. Of two, the first rank is right."""
     common = json.loads(collections.Counter(map(json.dumps, by_rank.values())).most_common(1)[0][0])
     for rank, sums in by_rank.items():
         for index, (theirs, usual) in enumerate(zip(sums, common, strict=True)):

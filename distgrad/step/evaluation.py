@@ -1,35 +1,179 @@
-"""An evaluation is a step that changes nothing: the same sums over micro-batches and workers, without gradients."""
+"""Evaluation: the losses and metrics of the global batch in inference mode; nothing is differentiated or updated."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from distgrad.gradients.micro_batch import GradientSum, regularisation
-from distgrad.step.distributed_step import DistributedStep
-from distgrad.step.graph import StepGraph
+from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.vectors import Vector
+from distgrad.data.batch import any_rows, row_count, tensors
+from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatch, over_micro_batches
+from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
+from distgrad.gradients.micro_batch import LossSum, regularization_loss
+from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Outcome, Pass
+from distgrad.objective.forward import Forward
+from distgrad.objective.objective import Objective
+from distgrad.reports.packing import Packing
+from distgrad.step.config import StepConfig
+from distgrad.step.distributed_step import require_samples
+from distgrad.step.lockstep import until_all_are_done
+from distgrad.step.plan import Batch, try_model
+from distgrad.step.start import build_model, require_same_settings
+
+PACKING = Packing({"examples": (), "more": ()})
 
 
-class _Graph(StepGraph):
-    def _penalty(self) -> GradientSum:
-        return regularisation(self.model.trainable_variables)._replace(gradients=[])
+class EvaluationReport:
+    """One global batch, as every worker sees it. Values are fetched when one of them is read.
 
-    def _loss_scale(self) -> Any:
-        return None
+    Args:
+        values: (2,) float64, see PACKING.
+        logs: the values of the metrics so far.
+    """
 
-    def _update(self, gradients: Sequence[Any], finite: tf.Tensor, applied: tf.Tensor) -> None:
-        """Leave the weights alone."""
+    def __init__(self, values: tf.Tensor, logs: Mapping[str, Any]) -> None:
+        self._values, self._logs = values, logs
+
+    @property
+    def examples(self) -> int:
+        """Rows of the global batch."""
+        return int(PACKING.unpack(np.asarray(self._values))["examples"])
+
+    @property
+    def more(self) -> bool:
+        """True if any worker said that it has another batch."""
+        return bool(PACKING.unpack(np.asarray(self._values))["more"])
+
+    def keras_logs(self) -> dict[str, Any]:
+        """Return what callbacks see."""
+        return dict(self._logs)
 
 
-class Evaluation(DistributedStep):
-    """Losses and metrics of the global batch in inference mode; see `DistributedStep`."""
+class Evaluation:
+    """Evaluates global batches, one call each; see `DistributedStep` for the arguments."""
 
-    _trains = False
-    _kind = _Graph
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any,
+        *,
+        comm: Communicator,
+        micro_batch_size: int | None = None,
+        reduction: str = "mean",
+        jit_compile: bool = False,
+    ) -> None:
+        self._model, self._comm = model, comm
+        self._config = StepConfig(micro_batch_size, reduction, jit_compile=jit_compile)
+        self._objective, self._forward = Objective(loss, model), Forward(model, training=False)
+        self._carried: list[ExtraSum] = []
+        self._has_joined = False
+        self.run_eagerly = False  # without a graph, to look inside
+        self.steps = 0
 
-    def _differentiated(self) -> list[keras.Variable]:
-        return []
+    def __call__(self, x: Any, y: Any = None, sample_weight: Any = None) -> EvaluationReport:
+        """Evaluate this worker's share of one global batch.
 
-    def _state(self) -> list[keras.Variable]:
-        return list(self.model.variables)
+        Raises:
+            NoSamples: it has no rows on any worker.
+        """
+        parts = (x, y, sample_weight)
+        return self._take(tensors(parts[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
+
+    def epoch(self, dataset: Iterable[Any]) -> Iterator[EvaluationReport]:
+        """Evaluate every batch, until the worker with most batches is done."""
+        yield from until_all_are_done(self._take, dataset, getattr(dataset, "element_spec", None))
+
+    def carry(self, extra: ExtraSum) -> None:
+        """Sum something else along with the losses; to be called before the first batch."""
+        self._carried.append(extra)
+
+    def _take(self, batch: tuple[Any, ...], more: bool) -> EvaluationReport:
+        if not self._has_joined:
+            self._join(batch)
+        self._comm.step = self.steps + 1
+        try:
+            report = EvaluationReport(*self._compiled(batch, tf.constant(float(more), tf.float64)))
+        except tf.errors.OpError as error:
+            raise self._comm.reason(error) from None
+        self.steps += 1
+        require_samples(report, batch, self.steps)
+        return report
+
+    def _join(self, batch: tuple[Any, ...]) -> None:
+        """Make sure that all workers mean the same thing and have the same weights, and trace the evaluation."""
+        build_model(self._comm, self._model, batch[0])
+        trial = try_model(self._comm, self._forward, self._objective, (), batch)
+        divides = self._config.reduction == "mean" and self._objective.divides
+        settings = [f"reduction={'mean' if divides else 'sum'}", f"micro_batch_size={self._config.micro_batch_size}"]
+        require_same_settings(self._comm, [*settings, *self._objective.settings()])
+        extra = ExtraSums([self._objective, *self._carried], trial.specs)
+        parts = (self._comm, self._model, self._objective, self._forward, extra, divides)
+        graph = EvaluationGraph(*parts, self._config.micro_batch_size, self._config.jit_compile)
+        self._comm.broadcast(self._model.variables)
+        self._compiled: Any = graph.run
+        if not self.run_eagerly:
+            self._compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
+            # The first trace takes any number of rows, so that a short last batch needs no second one.
+            first = tf.nest.map_structure(any_rows, batch)
+            self._compiled.get_concrete_function(first, tf.TensorSpec((), tf.float64))
+        self._has_joined = True
+
+
+class EvaluationGraph(NamedTuple):
+    """An evaluation inside the compiled graph.
+
+    Attributes:
+        extra: all extra sums; the objective is among them.
+        divides: True if the loss is divided by N.
+    """
+
+    comm: Communicator
+    model: keras.Model
+    objective: Objective
+    forward: Forward
+    extra: ExtraSums
+    divides: bool
+    micro_batch_size: int | None
+    jit_compile: bool
+
+    def run(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Evaluate one global batch. Returns the packed values and the logs of an `EvaluationReport`."""
+        total = self.comm.sum_over_workers(self._local_sums, (batch, more))
+        scalars, extra = LAYOUT.unpack(total[:SCALARS]), self.extra.split(total[SCALARS:])
+        losses = self.objective.means(LossSum(scalars.loss, scalars.weight), extra[self.objective], self.divides)
+        loss = losses.loss + regularization_loss(self.model.trainable_variables)
+        outcome = Outcome(loss, scalars.examples, losses.outputs, applied=scalars.examples > 0)
+        logs = self.extra.settle(extra, outcome)
+        return PACKING.pack(scalars._asdict()), logs
+
+    def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
+        """Return this worker's scalars and extra sums as one flat vector."""
+        rows, accumulator = row_count(batch), GraphAccumulator(LAYOUT)
+        evaluate = functools.partial(self._evaluate, self.comm.worker())
+        if self.jit_compile:
+            evaluate = tf.function(evaluate, jit_compile=True, autograph=False)
+
+        def add(sums: LocalSums, part: tuple[Any, ...], is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+            return sums.plus(evaluate(part), accumulator, is_first, is_last)
+
+        nothing = LocalSums.zeros(accumulator, self.extra.micro_batch_entries)
+        sums = over_micro_batches(add, nothing, batch, self.micro_batch_size)
+        scalars = Scalars(sums.loss, sums.weight, rows, more, stop=tf.zeros((), tf.float64))
+        return tf.concat([LAYOUT.pack(scalars), sums.extra], 0)
+
+    def _evaluate(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> MicroBatch:
+        """Run one micro-batch forward."""
+        x, y, sample_weight = Batch(*batch)
+        y_pred, scope = self.forward.run(x, worker, self.extra.zeroed)
+        seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+        losses = self.objective.losses(seen)
+        self.forward.keep_states(scope, worker)
+        extra = self.extra.of_micro_batch(seen._replace(losses=losses), LAYOUT.dtype)
+        return MicroBatch([], losses.groups[0], extra)
+
+
+LAYOUT = FlatLayout([])  # no gradients: scalars and extra sums alone

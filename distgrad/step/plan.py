@@ -1,7 +1,10 @@
-"""What a step will be made of, as the model, its loss and the first batch tell it, before anything is traced."""
+"""The plan of a step, learned from the model and its first batch before the step is traced, the same on all workers.
 
-import re
-from collections.abc import Mapping, Sequence
+A throw-away trace of the forward and backward pass tells which losses there are, which variables a pass assigns, and
+which gradients are dense, sparse or missing. What may differ between workers is exchanged once, here.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,109 +12,217 @@ import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
+from distgrad.data.batch import any_rows, row_count
 from distgrad.errors import warn
-from distgrad.gradients.flat_vector import Layout
-from distgrad.gradients.sparse import tables_of
-from distgrad.objective.batch_normalization import require_single_pass, synchronised
-from distgrad.objective.extra_sums import Pass, Rider, Riders
-from distgrad.objective.forward import Forward, MovingStatistics
+from distgrad.gradients.flat_vector import FlatLayout
+from distgrad.gradients.micro_batch import Gradient, is_regularized, tensor_of
+from distgrad.gradients.sparse import may_be_sparse
+from distgrad.gradients.window_accumulator import sums_sparse
+from distgrad.objective.batch_normalization import require_single_pass, synchronized_layers
+from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Pass, PassSpecs
+from distgrad.objective.forward import Forward
 from distgrad.objective.objective import Objective
+from distgrad.objective.states import MovingStatistics
+from distgrad.objective.trace import trace
 from distgrad.reports.groups import members_of
-from distgrad.reports.statistics import Contents
-from distgrad.step.graph import Policy
+from distgrad.reports.statistics import OF_ONE_DIVISOR, Contents
+from distgrad.reports.worker_table import WorkerTable
+from distgrad.step.config import StepConfig
+from distgrad.step.drift import Drift
+from distgrad.step.start import require_same_settings
 
 
-class Options(NamedTuple):
-    """What was asked for, see `DistributedStep`; `trains` is False for a step without gradients."""
+class Batch(NamedTuple):
+    """A batch by its parts: nests of tensors or of their specs, (b, ...) each; y and sample_weight may be None."""
 
-    micro_batch_size: int | None
-    reduction: str
-    groups: Mapping[str, re.Pattern[str]]
-    statistics: frozenset[str]
-    on_nonfinite: str
-    jit_compile: bool
-    trains: bool
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
 
 
-@dataclass
-class Plan:
-    """All that is known of a step once it has seen what its batches are like.
+class Trial(NamedTuple):
+    """What the throw-away trace has shown.
 
-    Args:
-        variables: those that are differentiated.
-        like: a batch of `KerasTensor`s.
-        own_riders: what is summed along, besides losses and moving statistics.
+    Attributes:
+        specs: of the batch and the output.
+        assigned: the float variables, not trainable, that a pass assigns.
+        gradients: of each group of losses, one after the other, as the tape gives them; empty in an evaluation.
     """
 
-    comm: Communicator
-    model: keras.Model
+    specs: PassSpecs
+    assigned: list[keras.Variable]
+    gradients: list[Gradient]
+
+
+def try_model(
+    comm: Communicator,
+    forward: Forward,
+    objective: Objective,
+    variables: Sequence[keras.Variable],
+    batch: tuple[Any, ...],
+) -> Trial:
+    """Trace a forward pass, and a backward pass if there are variables; the objective learns its groups from it."""
+    specs = Batch(*tf.nest.map_structure(any_rows, batch))
+    sources = [tensor_of(variable) for variable in variables]
+
+    def trial(*tensors: Any) -> Trial:
+        x, y, sample_weight = Batch(*tensors)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            y_pred, scope = forward.run(x, tf.constant(0))
+            seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+            are_sums: list[bool] = []
+            if scope.losses:
+                with tf.init_scope(), comm.scope():
+                    are_sums = forward.added_sums(specs.x)
+            objective.learn(seen, are_sums)
+            losses = objective.losses(seen)
+        gradients = [one for loss in losses.groups for one in (tape.gradient(loss.total, sources) if sources else [])]
+        pass_specs = PassSpecs(*specs, y_pred=tf.nest.map_structure(any_rows, y_pred))
+        return Trial(pass_specs, forward.assigned_floats(scope), gradients)
+
+    return trace(trial, *specs)
+
+
+@dataclass(frozen=True)
+class GradientKinds:
+    """The kinds of the gradients, the same on all workers.
+
+    Attributes:
+        exists: for each variable, True if it has a gradient on any worker, or is regularized. The others are not
+            updated, as Keras would not.
+        sparse: the numbers of the variables of which only touched rows are summed.
+    """
+
+    exists: tuple[bool, ...]
+    sparse: tuple[int, ...]
+
+
+DENSE, SPARSE, MISSING = "dsm"
+
+
+def agree_on_gradients(
+    comm: Communicator,
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    trial: Trial,
+    may_use_sparse: bool,
+) -> GradientKinds:
+    """Exchange the kinds of the gradients that each worker's trace has shown. Every worker calls it.
+
+    Args:
+        may_use_sparse: False adds up all gradients densely.
+    """
+    own = "".join(_kind(gradient) for gradient in trial.gradients)
+    by_rank = [text for text in comm.exchange(own) if text]
+    anywhere = [set(column) for column in zip(*by_rank, strict=True)]
+    kinds = [set[str]().union(*anywhere[number :: len(variables)]) for number in range(len(variables))]
+    exists = [kinds[n] != {MISSING} or is_regularized(variable) for n, variable in enumerate(variables)]
+    candidates = may_be_sparse(model, variables) if may_use_sparse and sums_sparse(comm) else []
+    return GradientKinds(tuple(exists), tuple(number for number in candidates if SPARSE in kinds[number]))
+
+
+def _kind(gradient: Gradient) -> str:
+    if gradient is None:
+        return MISSING
+    return SPARSE if isinstance(gradient, tf.IndexedSlices) else DENSE
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All that a training step is made of.
+
+    Attributes:
+        variables: those that are differentiated.
+        kinds: of their gradients.
+        objective, forward: the losses of a micro-batch.
+        extra: all extra sums; the objective, drift and workers are among them.
+        drift: the comparison of the workers' weights.
+        workers: the table of workers; None if no statistics need it.
+        contents: of the reports.
+        is_synchronized: True if layers sum over the workers in the midst of a pass.
+        keeps_gradient: True to keep the global gradient for the report.
+    """
+
+    variables: Sequence[keras.Variable]
+    kinds: GradientKinds
     objective: Objective
     forward: Forward
-    options: Options
-    variables: list[keras.Variable]
-    like: tuple[Any, ...]
-    own_riders: Sequence[Rider]
+    extra: ExtraSums
+    drift: Drift
+    workers: WorkerTable | None
+    contents: Contents
+    is_synchronized: bool
+    keeps_gradient: bool
 
-    def __post_init__(self) -> None:
-        self._synchronised = synchronised(self.model) if self.options.trains else []
-        require_single_pass(self._synchronised, self.options.micro_batch_size)
-        self.riders = self._try_on()
-        self.contents = self._reported()
 
-    @property
-    def divides(self) -> bool:
-        """Whether the gradient is divided by N."""
-        return self.options.reduction == "mean" and self.objective.divides
+def make_plan(
+    comm: Communicator,
+    model: keras.Model,
+    objective: Objective,
+    config: StepConfig,
+    batch: tuple[Any, ...],
+    *,
+    extra: Sequence[ExtraSum],
+    compared: Callable[[], Sequence[Any]],
+    is_eager: bool,
+    keeps_gradient: bool,
+) -> StepPlan:
+    """Learn what a step is made of. Every worker calls it, with a first batch that may differ.
 
-    @property
-    def sent(self) -> Layout:
-        """Of each group's sums, one after the other."""
-        return Layout(self.variables * self.objective.groups)
+    Args:
+        extra: what is summed along besides losses and moving statistics.
+        compared: returns the variables that must stay the same on all workers.
+        is_eager: True if the step is not compiled.
+        keeps_gradient: see `StepPlan`.
+    """
+    variables, forward = model.trainable_variables, Forward(model, training=True)
+    synchronized = synchronized_layers(model)
+    require_single_pass(synchronized, config.micro_batch_size)
+    trial = try_model(comm, forward, objective, variables, batch)
+    contents = _contents(comm, variables, objective, config)
+    require_same_settings(comm, _settings(config, contents, objective))
+    kinds = agree_on_gradients(comm, model, variables, trial, objective.groups == 1 and not is_eager)
+    drift = Drift(comm, compared)
+    workers = WorkerTable(comm.size, FlatLayout(variables).dtype) if contents.by_worker else None
+    sums = [objective, MovingStatistics(trial.assigned), *extra, drift, *([workers] if workers else [])]
+    return StepPlan(
+        variables,
+        kinds,
+        objective,
+        forward,
+        ExtraSums(sums, trial.specs),
+        drift,
+        workers,
+        contents,
+        is_synchronized=bool(synchronized),
+        keeps_gradient=keeps_gradient,
+    )
 
-    def policy(self, keeps_gradient: bool) -> Policy:
-        """How the step is taken."""
-        options = self.options
-        how = (options.micro_batch_size, options.on_nonfinite, options.jit_compile)
-        return Policy(*how, self.divides, bool(self._synchronised), keeps_gradient)
 
-    def may_be_tables(self) -> list[int]:
-        """Variables of whose gradients the touched rows alone are summed, if they turn out to be sparse."""
-        return [] if self.objective.groups > 1 else tables_of(self.model, self.variables)
+def _contents(
+    comm: Communicator, variables: Sequence[keras.Variable], objective: Objective, config: StepConfig
+) -> Contents:
+    """Return what the reports will tell."""
+    described = [(variable.path, tuple(variable.shape)) for variable in variables]
+    groups = members_of(config.groups or {}, [path for path, _ in described], comm)
+    asked, impossible = config.statistics, config.statistics & {*OF_ONE_DIVISOR}
+    if objective.groups > 1:
+        asked -= impossible
+        if impossible and comm.is_root:
+            warn(f"no statistics {', '.join(sorted(impossible))}: the losses are divided by several numbers")
+    divides = config.reduction == "mean" and objective.divides
+    return Contents(described, groups, comm.size, comm.rank, asked, divides)
 
-    def settings(self) -> list[str]:
-        """What must be the same on all workers, each as "name=value"."""
-        policy = [f"reduction={'mean' if self.divides else 'sum'}", f"on_nonfinite={self.options.on_nonfinite}"]
-        asked = [f"statistics={','.join(sorted(self.contents.asked))}", f"by variable={self.contents.by_variable}"]
-        return [*policy, f"micro_batch_size={self.options.micro_batch_size}", *asked, *self.objective.settings()]
 
-    def _try_on(self) -> Riders:
-        """Learn what the model gives, and who rides along."""
-
-        def look(seen: Pass) -> None:
-            are_sums: list[bool] = []
-            if seen.scope.losses:
-                with tf.init_scope(), self.comm.scope():
-                    are_sums = self.forward.added_sums(self.like[0])
-            self.objective.learn(seen, are_sums)
-
-        y_pred, moving = self.forward.try_on(self.like, look)
-        statistics = MovingStatistics(moving if self.options.trains else [])
-        riders = Riders([self.objective, statistics, *self.own_riders])
-        x, y, sample_weight = (*self.like, None, None)[:3]
-        riders.prepare(Pass(x, y, sample_weight, y_pred, keras.KerasTensor(()), keras.StatelessScope()))
-        return riders
-
-    def _reported(self) -> Contents:
-        """What the reports will tell."""
-        variables = [(variable.path, tuple(variable.shape)) for variable in self.variables]
-        paths = [path for path, _ in variables]
-        groups = members_of(self.options.groups, paths, self.comm) if self.options.trains else {}
-        return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self.divides)
-
-    def _asked(self) -> frozenset[str]:
-        """What statistics there will be of those that were asked for."""
-        asked = self.options.statistics if self.options.trains else frozenset()
-        of_one_sum = asked & {"workers", "noise"}
-        if self.objective.groups > 1 and of_one_sum and self.comm.is_root:
-            warn(f"no statistics {', '.join(sorted(of_one_sum))}: the losses are divided by several numbers")
-        return asked if self.objective.groups == 1 else asked - of_one_sum
+def _settings(config: StepConfig, contents: Contents, objective: Objective) -> list[str]:
+    return [
+        f"reduction={'mean' if contents.divides else 'sum'}",
+        f"on_nonfinite={config.on_nonfinite}",
+        f"micro_batch_size={config.micro_batch_size}",
+        f"statistics={','.join(sorted(contents.asked))}",
+        f"by variable={contents.by_variable}",
+        *objective.settings(),
+        f"check_every={config.check_every}",
+        f"max_skipped={config.max_skipped}",
+    ]

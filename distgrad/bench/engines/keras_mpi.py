@@ -1,6 +1,9 @@
 """distgrad over MPI, and the same steps without communication."""
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +15,10 @@ from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.mpi import Mpi
 from distgrad.collectives.vectors import DividedSum
+from distgrad.gradients.flat_vector import SCALARS
 from distgrad.native import functions
-from distgrad.step.distributed_step import DistributedStep
-from distgrad.step.graph import StepGraph
-from distgrad.step.plan import Plan
+from distgrad.step import plan
+from distgrad.step.training_graph import TrainingGraph
 
 # Everything is told; of each turn's steps one in so many is printed, and compared with the weights.
 TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": LOGGED}
@@ -28,25 +31,17 @@ OPTIONS = {
 }
 
 
-class _Undescribed(StepGraph):
-    def _sum_over_workers(self, *batch: Any) -> DividedSum:
-        return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
+def _sum_without_statistics(graph: TrainingGraph, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
+    rest = SCALARS + graph._plan.extra.entries
+    return graph._comm.sum_and_divide(graph._local_sums, (batch, flags), rest, graph._divisor(), describe=False)
 
 
-class WithoutStatistics(DistributedStep):
-    """A step that describes nothing, to tell what describing costs. It takes every gradient for finite."""
-
-    _kind = _Undescribed
-
-
-class Densified(DistributedStep):
-    """A step that sums whole tables, whatever of them was touched."""
-
-    def _may_be_tables(self, plan: Plan) -> list[int]:
-        return []
-
-
-KINDS = {"step without statistics": WithoutStatistics, "step densified": Densified}
+# Steps that the package does not offer, to tell what a part of a step costs: one describes nothing, and takes every
+# gradient for finite; one sums whole tables, whatever of them was touched.
+ALTERED: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "step without statistics": lambda: mock.patch.object(TrainingGraph, "_all_reduce", _sum_without_statistics),
+    "step densified": lambda: mock.patch.object(plan, "sums_sparse", return_value=False),
+}
 
 
 class KerasMpi(own.Worker):
@@ -108,8 +103,8 @@ class KerasMpi(own.Worker):
             return by_hand.oracle(case, self.size)
         if " fits of " in turn:
             return self._fit(turn, case)
-        kind = KINDS.get(turn, DistributedStep)
-        return own.step(self._comm, case, self.rank, kind=kind, **OPTIONS.get(turn, {}))
+        with ALTERED.get(turn, contextlib.nullcontext)():  # while its first step is traced
+            return own.step(self._comm, case, self.rank, **OPTIONS.get(turn, {}))
 
     def _fit(self, turn: str, case: str) -> Prepared:
         who, steps = turn.split(" fits of ")

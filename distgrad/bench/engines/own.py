@@ -10,7 +10,7 @@ from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
 from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.communicator import Communicator
-from distgrad.step.distributed_step import DistributedStep
+from distgrad.step import DistributedStep
 
 
 class Worker:
@@ -33,14 +33,15 @@ def step(
     case: str,
     rank: int,
     micro_batches: int = MICRO_BATCHES,
-    kind: type[DistributedStep] = DistributedStep,
     **options: Any,
 ) -> Prepared:
     """A whole step, as a user calls it, on tensors that are in memory."""
     with comm.scope():
         model = models.build(case)
         optimizer = sgd(model)
-    take = kind(model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, **{"log_every": 0, **options})
+    take = DistributedStep(
+        model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, **{"log_every": 0, **options}
+    )
     x, y = batch(case, rank, micro_batches)
 
     def turn() -> None:

@@ -1,0 +1,218 @@
+"""One training step inside the compiled graph, on every worker alike.
+
+local sums       forward and backward passes, micro-batch by micro-batch, into one flat vector
+one reduction    its sum over the workers, divided once by the N that came with it
+gradient         the global gradient and its statistics, regularization included
+update           the optimizer clips and applies it, unless the step is skipped
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.vectors import DividedSum, Vector
+from distgrad.data.batch import one_row_at_least, row_count, zero_unless
+from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
+from distgrad.gradients.flat_vector import SCALARS, WEIGHT_TERMS, FlatLayout, Scalars
+from distgrad.gradients.global_gradient import GradientReader
+from distgrad.gradients.micro_batch import Gradient, LossSum, Scaling, change_values, regularization, tensor_of
+from distgrad.gradients.window_accumulator import accumulator_for
+from distgrad.objective.batch_normalization import moments_over_workers
+from distgrad.objective.extra_sums import Outcome, Pass, WorkerShare
+from distgrad.reports.graph_clock import seconds_since, start_clock
+from distgrad.reports.report import GlobalGradientEntries
+from distgrad.step.config import StepConfig
+from distgrad.step.plan import Batch, StepPlan
+from distgrad.step.update import adjust_loss_scale, apply_gradient, loss_scale
+
+
+class Flags(NamedTuple):
+    """What a worker says of one step.
+
+    Attributes:
+        more: it has another batch after this one.
+        stop: it was asked to stop.
+        compares_weights: the step compares the weights of the workers.
+    """
+
+    more: bool
+    stop: bool
+    compares_weights: bool
+
+
+class StepOutput(NamedTuple):
+    """What the compiled step returns.
+
+    Attributes:
+        values: the step's numbers, packed as `Contents.packing` says.
+        blocks, touched: the global gradient, for reports that tell it entry by entry; empty if it is not kept.
+        logs: the entries of Keras's logs.
+    """
+
+    values: tf.Tensor
+    blocks: list[tf.Tensor]
+    touched: list[tf.Tensor]
+    logs: dict[str, tf.Tensor]
+
+
+class TrainingGraph:
+    """A training step, once the workers have agreed on it. Every worker makes one at the same time.
+
+    Attributes:
+        sent: layout of what a worker sends: the gradients of each group of losses, one after the other.
+        layout: of the global gradient.
+    """
+
+    def __init__(
+        self, comm: Communicator, optimizer: keras.optimizers.Optimizer, config: StepConfig, plan: StepPlan
+    ) -> None:
+        self._comm, self._optimizer, self._config, self._plan = comm, optimizer, config, plan
+        groups = plan.objective.groups
+        self.sent = FlatLayout([*plan.variables] * groups, plan.kinds.sparse)
+        self.layout = self.sent if groups == 1 else FlatLayout(plan.variables)
+        self._reader = GradientReader(self.sent, self.layout, plan.contents.by_variable)
+        self._accumulator = accumulator_for(comm, self.sent, plan.extra.entries, plan.contents.by_worker)
+        self._packing, self._places = plan.contents.packing(), self.layout.places()
+
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+        """Take one step.
+
+        Args:
+            batch: this process's share, (x, [y, [sample_weight]]).
+            flags: (3,) float64, `Flags`.
+        """
+        began, batch = self._start_clock(batch)
+        total = self._all_reduce(batch, flags)  # the only communication of a step, and its one division
+        scalars = self.sent.unpack(total.rest[:SCALARS])
+        extra = self._plan.extra.split(total.rest[SCALARS : SCALARS + self._plan.extra.entries])
+        losses = self._plan.objective.means(
+            LossSum(scalars.loss, scalars.weight), extra[self._plan.objective], self._plan.contents.divides
+        )
+        penalty = regularization(self._plan.variables)  # a function of the weights alone, counted once
+        gradient = self._reader.read(total, losses.counts, penalty.gradients, self._scale())
+
+        finite = tf.equal(gradient.statistics.nonfinite, 0)
+        applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply"))
+        self._update(self.layout.unflatten(gradient.blocks, gradient.sparse), finite, applied)
+        loss, found = losses.loss + penalty.loss, gradient.statistics
+        outcome = Outcome(loss, scalars.examples, losses.outputs, applied, found.gradient_sum, found.gradient_norm)
+        logs = self._plan.extra.settle(extra, outcome)
+
+        values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
+        values |= {"drifted": self._plan.drift.differs(extra[self._plan.drift]), "nonfinite_workers": total.nonfinite}
+        values |= {"by_variable": gradient.by_variable}
+        if self._plan.workers is not None:
+            values |= {"scale": self._scale(), "summed_squares": total.moments[1]}
+            values |= {"summed_after": seconds_since(began, total.blocks), "worker_table": extra[self._plan.workers][0]}
+        blocks, touched = (list(gradient.blocks), gradient.touched) if self._plan.keeps_gradient else ([], [])
+        return StepOutput(self._packing.pack(values), blocks, touched, logs)
+
+    # ---- one worker's share
+
+    def _local_sums(self, batch: tuple[Any, ...], flags: tf.Tensor) -> Vector:
+        """Return this worker's part of the sum: its gradients, scalars and extra sums as one flat vector."""
+        more, stop, compares_weights = tf.unstack(flags, len(Flags._fields))
+        worker, rows, is_present = self._comm.worker(), row_count(batch), None
+        if self._plan.is_synchronized:  # the others wait for this worker's pass, even if it has no rows
+            is_present, batch = rows > 0, one_row_at_least(batch)
+        began, batch = self._start_clock(batch)
+        differentiate = functools.partial(self._differentiate, worker, is_present)
+        if self._config.jit_compile and not self._plan.is_synchronized:  # XLA compiles no communication
+            differentiate = tf.function(differentiate, jit_compile=True, autograph=False)
+
+        def add(sums: LocalSums, part: tuple[Any, ...], is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+            return sums.plus(differentiate(part), self._accumulator, is_first, is_last)
+
+        nothing = LocalSums.zeros(
+            self._accumulator, self._plan.extra.micro_batch_entries, self._plan.contents.by_worker
+        )
+        if self._plan.is_synchronized:
+            sums = add(nothing, batch, tf.constant(True), tf.constant(True))
+        else:
+            sums = over_micro_batches(add, nothing, batch, self._config.micro_batch_size)
+        share = WorkerShare(worker, sums, began, tf.equal(compares_weights, 1))
+        scalars = self.sent.pack(Scalars(sums.loss, sums.weight, rows, more, stop))
+        rest = tf.concat([scalars, sums.extra, self._plan.extra.of_worker(share, self.sent.dtype)], 0)
+        return self._accumulator.vector(sums.gradients, rows > 0, rest)
+
+    def _differentiate(self, worker: tf.Tensor, is_present: tf.Tensor | None, batch: tuple[Any, ...]) -> MicroBatch:
+        """Run one micro-batch forward and backward.
+
+        Args:
+            is_present: () bool, False if its rows are made up; None if they never are.
+        """
+        x, y, sample_weight = Batch(*batch)
+        sources = [tensor_of(variable) for variable in self._plan.variables]
+        scaling = Scaling(loss_scale(self._optimizer), of_means=self._divides_loss)
+        with tf.GradientTape(persistent=self._plan.objective.groups > 1, watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            with moments_over_workers(self._comm, is_present):
+                y_pred, scope = self._plan.forward.run(x, worker, self._plan.extra.zeroed)
+            seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+            found = self._plan.objective.losses(seen)
+            losses = zero_unless(is_present, list(found.groups))
+            targets = [scaling.target(loss) for loss in losses]
+        gradients = [
+            change_values(scaling.gradient_of_sum(gradient, loss), functools.partial(zero_unless, is_present))
+            for target, loss in zip(targets, losses, strict=True)
+            for gradient in tape.gradient(target, sources)
+        ]
+        self._plan.forward.keep_states(scope, worker)
+        extra = self._plan.extra.of_micro_batch(seen._replace(losses=found), self.sent.dtype)
+        return MicroBatch(gradients, losses[0], zero_unless(is_present, extra))
+
+    # ---- the reduction
+
+    def _all_reduce(self, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
+        ranges = self.sent.ranges() if self._plan.contents.by_variable and self._plan.objective.groups == 1 else []
+        return self._comm.sum_and_divide(
+            self._local_sums, (batch, flags), SCALARS + self._plan.extra.entries, self._divisor(), ranges=lambda: ranges
+        )
+
+    def _divisor(self) -> tf.Tensor:
+        """Return the terms of the divisor: N times the loss scale, or that alone."""
+        divides = self._plan.contents.divides and not self._divides_loss
+        scalars = [0.0, *WEIGHT_TERMS] if divides else [1.0, *[0.0] * SCALARS]
+        divisor = tf.constant([*scalars, *[0.0] * self._plan.extra.entries], tf.float64)
+        return divisor if loss_scale(self._optimizer) is None else divisor * self._scale()
+
+    @property
+    def _divides_loss(self) -> bool:
+        """True if N is known before there are gradients: then it divides the loss, and spares a pass over them."""
+        all_at_once = self._comm.alone and self._config.micro_batch_size is None
+        return (
+            all_at_once
+            and self._plan.contents.divides
+            and self._plan.objective.groups == 1
+            and not self._plan.contents.by_worker
+        )
+
+    def _scale(self) -> tf.Tensor:
+        """Return () float64, the loss scale that gradients have until they are divided."""
+        scale = loss_scale(self._optimizer)
+        return tf.cast(1.0 if scale is None else scale, tf.float64)
+
+    # ---- the update
+
+    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, applied: tf.Tensor) -> None:
+        pairs = [
+            (gradient, variable)
+            for gradient, variable, exists in zip(gradients, self._plan.variables, self._plan.kinds.exists, strict=True)
+            if exists
+        ]
+        if pairs:
+            tf.cond(applied, lambda: apply_gradient(self._optimizer, *zip(*pairs, strict=True)), lambda: None)
+        adjust_loss_scale(self._optimizer, finite)
+
+    # ---- what is told of it
+
+    def entries(self, output: StepOutput) -> GlobalGradientEntries | None:
+        """Return the global gradient of a step that was taken, if it is kept."""
+        return GlobalGradientEntries(output.blocks, output.touched, self._places) if output.blocks else None
+
+    def _start_clock(self, batch: Any) -> tuple[tf.Tensor, Any]:
+        return start_clock(batch) if self._plan.contents.by_worker else (tf.zeros((), tf.float64), batch)
