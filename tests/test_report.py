@@ -10,8 +10,10 @@ import tensorflow as tf
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
 from distgrad.gradients.flat_vector import Place
+from distgrad.gradients.global_gradient import GradientStatistics
 from distgrad.reports.lines import Lines
-from distgrad.reports.statistics import Contents, GradientStatistics
+from distgrad.reports.report import GlobalGradientEntries
+from distgrad.reports.statistics import Contents
 
 LINE = re.compile(
     r"step (\d+) \| loss (-?\d+\.\d{5}|nan|inf) \| gradient sum (-?\d\.\d{4}e[+-]\d\d|nan)"
@@ -22,7 +24,7 @@ LINE = re.compile(
 class Watched:
     """A value that knows whether it was fetched."""
 
-    def __init__(self, values: list[float]) -> None:
+    def __init__(self, values: np.ndarray) -> None:
         self.values, self.fetched = values, 0
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
@@ -42,13 +44,14 @@ PLACES = [Place(1, 0, None), Place(0, 0, 2)]
 
 
 def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> StepReport:
-    whole = [loss, 2048, 2000.5, 1, applied, 0, 0, -32.184, 1.9203, 0.5, nonfinite]
-    by_worker = [0, float(nonfinite > 0)]
-    by_variable = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
-    values = Watched([*whole, *by_worker, *np.ravel(by_variable)])
-    in_two_blocks, table = [tf.constant([np.nan]), tf.constant([3.0])], tf.constant([1.0, -2.0, 2.0])
-    gradient = [in_two_blocks, [table]]
-    return StepReport(12, 2, 0.0123, values, CONTENTS, gradient, PLACES)
+    numbers = {"loss": loss, "examples": 2048, "weight": 2000.5, "more": 1, "applied": applied, "stop": 0, "drifted": 0}
+    numbers |= {"gradient_sum": -32.184, "gradient_norm": 1.9203, "gradient_max": 0.5, "nonfinite": nonfinite}
+    numbers["nonfinite_workers"] = [0, float(nonfinite > 0)]
+    numbers["by_variable"] = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
+    exact = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
+    values = Watched(CONTENTS.packing().pack(exact).numpy())
+    in_two_blocks, sparse = [tf.constant([np.nan]), tf.constant([3.0])], tf.constant([1.0, -2.0, 2.0])
+    return StepReport(12, 2, 0.0123, values, CONTENTS, GlobalGradientEntries(in_two_blocks, [sparse], PLACES))
 
 
 def test_the_line_is_the_one_that_people_grep() -> None:

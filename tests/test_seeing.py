@@ -13,8 +13,7 @@ import rich.console
 import distgrad
 from distgrad import DistributedStep, StepReport
 from distgrad.errors import BadArgument
-from distgrad.reports.report import HEAD
-from distgrad.reports.statistics import Contents
+from distgrad.reports.statistics import SCALARS, Contents
 from distgrad.seeing import Alarms, Live, LogFile
 
 ROWS = 8
@@ -128,12 +127,18 @@ CONTENTS = Contents([("a", (2,))], {}, 2, 0, frozenset({"variables", "workers"})
 
 
 def report(step: int, norm: float = 1.0, zeros: float = 0, odd: float = 1.0, seconds: float = 0.01) -> StepReport:
-    known = {"loss": 0.5, "examples": 8, "weight": 8.0, "applied": 1}
-    head = [*(known.get(name, 0) for name in HEAD), norm, norm, norm, 0, 0, 0]
+    numbers: dict[str, Any] = dict.fromkeys(SCALARS, 0) | {"loss": 0.5, "examples": 8, "weight": 8.0, "applied": 1}
+    numbers |= {"gradient_sum": norm, "gradient_norm": norm, "gradient_max": norm, "nonfinite_workers": [0, 0]}
+    numbers |= {
+        "scale": 1.0,
+        "summed_squares": 64.0,
+        "summed_after": 0.005,
+        "by_variable": [[norm, norm, norm, 0, zeros]],
+    }
     workers = [[norm * 4, norm * 4, 1.0, 1, 4.0, 0.001], [odd * norm * 4, odd * norm * 4, 1.0, 1, 4.0, 0.001]]
-    table = np.hstack([workers, np.zeros_like(workers)])
-    values = [*head, 1.0, 64.0, 0.005, norm, norm, norm, 0, zeros, *table.ravel()]
-    return StepReport(step, 2, seconds, np.array(values), CONTENTS, None, [])
+    numbers["worker_table"] = np.hstack([workers, np.zeros_like(workers)])
+    exact = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
+    return StepReport(step, 2, seconds, CONTENTS.packing().pack(exact).numpy(), CONTENTS, None)
 
 
 def alarms(reports: list[StepReport], capsys: pytest.CaptureFixture[str], **thresholds: Any) -> list[str]:

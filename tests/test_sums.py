@@ -1,8 +1,6 @@
 """The pure parts of the sum: losses as numerator and divisor, micro-batches, the flat vector, its statistics."""
 
-import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,9 +14,9 @@ from hypothesis.extra import numpy as arrays
 from distgrad import connect
 from distgrad.collectives.moments import moments, rows, statistics, whole
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
-from distgrad.gradients.accumulate import Accumulated, Carried, accumulate, add
-from distgrad.gradients.flat_vector import LANES, LARGE, Lanes, Layout
-from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
+from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatch, add, over_micro_batches
+from distgrad.gradients.flat_vector import LARGE, SCALARS, FlatLayout, Scalars
+from distgrad.gradients.micro_batch import LossSum, Scaling
 from distgrad.gradients.window_accumulator import WindowAccumulator, accumulator_for
 from distgrad.objective import loss as losses
 
@@ -80,7 +78,7 @@ def test_names_functions_and_objects_mean_what_they_mean_to_compile() -> None:
 def test_labels_without_a_last_axis_meet_predictions_with_one() -> None:
     loss = losses.resolve(lambda y_true, y_pred: tf.abs(y_true - y_pred))
     term = losses.summed(loss, tf.constant([1, 2]), tf.constant([[0.0], [0.0]]), tf.constant([1.0, 3.0]))
-    assert (float(term.loss), int(term.weight)) == (7.0, 2)
+    assert (float(term.total), int(term.weight)) == (7.0, 2)
 
 
 @pytest.mark.parametrize("loss", [None, ["mse", "mse"], {"a": "mse"}, 3])
@@ -98,18 +96,22 @@ def test_any_cut_into_micro_batches_is_the_whole(rows: int, size: int | None, in
     unused = tf.Variable(1.0)
     ids = np.arange(rows) * 7 % 4
 
-    def objective(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        looked_up = tf.gather(table, ids) if indexed else tf.one_hot(ids, 4) @ table
-        return tf.reduce_sum(tf.square(looked_up)), tf.size(ids)
+    accumulator = GraphAccumulator(FlatLayout([table, unused]))
 
-    one = functools.partial(micro_batch_sum, objective, [table, unused])
-    totals = Carried(Layout([table, unused]))
-    run = tf.function(lambda ids: accumulate(with_rows(one), (ids,), size, totals, 2, riders=tf.zeros(1))[:4])
-    sums = Accumulated(*run(tf.constant(ids)), [], [])
-    assert sums.riders.numpy().tolist() == [rows]
+    def add_one(sums: LocalSums, ids: tf.Tensor, is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+        with tf.GradientTape() as tape:
+            looked_up = tf.gather(table, ids) if indexed else tf.one_hot(ids, 4) @ table
+            loss = LossSum(tf.reduce_sum(tf.square(looked_up)), tf.size(ids))
+        extra = tf.cast([tf.size(ids)], tf.float32)
+        one = MicroBatch(tape.gradient(loss.total, [table, unused]), loss, extra)
+        return sums.plus(one, accumulator, is_first, is_last)
+
+    run = tf.function(lambda ids: over_micro_batches(add_one, LocalSums.zeros(accumulator, 1), ids, size))
+    sums = run(tf.constant(ids))
+    assert sums.extra.numpy().tolist() == [rows]
     counts = np.bincount(ids, minlength=4)[:, None]
-    np.testing.assert_array_equal(sums.carried[0].numpy(), 2 * table.numpy() * counts)
-    assert float(sums.carried[1]) == 0
+    np.testing.assert_array_equal(sums.gradients[0].numpy(), 2 * table.numpy() * counts)
+    assert float(sums.gradients[1]) == 0
     assert float(sums.loss) == float((np.square(table.numpy()) * counts).sum())
     assert float(sums.weight) == rows
 
@@ -123,7 +125,7 @@ def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few
     """In micro-batches that touch any rows, the same again or none; of a row's number, its value is arithmetic."""
     expected = np.zeros((ROWS, 2), "float32")
     with connect("solo") as comm:
-        totals = accumulator_for(comm, Layout([tf.Variable(tf.zeros((ROWS, 2)))]), 0, describes, candidates=[0])
+        totals = accumulator_for(comm, FlatLayout([tf.Variable(tf.zeros((ROWS, 2)))], [0]), 0, describes)
         for number, part in enumerate([[], *parts]):
             rows = np.array(part, np.int64) % (3 if few else ROWS)
             values = np.stack([rows + 1.0, rows * number], axis=1).astype("float32")
@@ -131,9 +133,8 @@ def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few
             gradient = tf.IndexedSlices(tf.constant(values), tf.constant(rows))
             last = tf.constant(number == len(parts))
             _, found = totals.add([], [gradient], tf.constant(number == 0), last)
-        lanes = tf.zeros(LANES)
-        vector = totals.vector([], tf.constant(True), lanes)
-        total = comm.sum_and_divide(lambda: vector, (), LANES, tf.constant([2.0], tf.float64))
+        vector = totals.vector([], tf.constant(True), tf.zeros(SCALARS))
+        total = comm.sum_and_divide(lambda: vector, (), SCALARS, tf.constant([2.0], tf.float64))
         slices = total.tables[0]
         assert slices.indices.numpy().tolist() == sorted({row % (3 if few else ROWS) for part in parts for row in part})
         np.testing.assert_array_equal(tf.convert_to_tensor(slices).numpy(), expected / 2)
@@ -142,18 +143,6 @@ def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few
         assert total.rows.numpy().tolist() == [row]
         if describes:
             assert np.sum(found, axis=0)[1:].tolist() == row[:2]
-
-
-def with_rows(one: Callable[[Any], GradientSum]) -> Callable[[Any], tuple[GradientSum, tf.Tensor]]:
-    """The number of rows rides along."""
-    return lambda batch: (one(batch), tf.cast([tf.size(batch[0])], tf.float32))
-
-
-def test_it_tells_which_variables_the_loss_depends_on() -> None:
-    used, unused = tf.Variable(2.0), tf.Variable(3.0)
-    one = functools.partial(micro_batch_sum, lambda x: (tf.reduce_sum(used * x), tf.size(x)), [used, unused])
-    sums = accumulate(with_rows(one), (tf.ones(5),), 2, Carried(Layout([used, unused])), 2, riders=tf.zeros(1))
-    assert sums.depends == [True, False]
 
 
 def test_half_precision_gradients_are_added_in_float32() -> None:
@@ -167,12 +156,12 @@ def test_scaled_gradients_do_not_overflow_before_they_are_summed() -> None:
     """64 examples of gradient 1 at scale 2^14 sum to 2^20, sixteen times what float16 holds."""
     variable = tf.Variable(1.0)
 
-    def objective(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    scaling, x = Scaling(scale=2.0**14), tf.ones(64, tf.float16)
+    with tf.GradientTape() as tape:
         half = tf.cast(variable, tf.float16) * x
-        return tf.reduce_sum(tf.cast(half, tf.float32)), tf.size(x)
-
-    sums = micro_batch_sum(objective, [variable], (tf.ones(64, tf.float16),), scale=2.0**14)
-    assert float(sums.gradients[0]) == 64 * 2.0**14
+        loss = LossSum(tf.reduce_sum(tf.cast(half, tf.float32)), tf.size(x))
+        target = scaling.target(loss)
+    assert float(scaling.gradient_of_sum(tape.gradient(target, variable), loss)) == 64 * 2.0**14
 
 
 # ---- the flat vector
@@ -190,20 +179,20 @@ def test_the_vector_gives_back_what_went_in(
     shapes: Any, dtypes: Any, absent: set[int], weight: int, rows: int, loss: float
 ) -> None:
     variables = [tf.Variable(tf.zeros(shape, dtype)) for shape, dtype in zip(shapes, dtypes, strict=False)]
-    layout = Layout(variables)
+    layout = FlatLayout(variables)
     values = [tf.fill(variable.shape, tf.cast(i + 1, variable.dtype)) for i, variable in enumerate(variables)]
     given_values = [None if i in absent else value for i, value in enumerate(values)]
-    lanes = Lanes(
+    scalars = Scalars(
         tf.constant(loss, tf.float64),
         tf.constant(weight, tf.int64),
         tf.constant(rows, tf.int64),
         tf.constant(1.0, tf.float64),
         tf.constant(2.0, tf.float64),
     )
-    vector = tf.concat([*layout.flatten(given_values), layout.flat_lanes(lanes)], 0)
+    vector = tf.concat([*layout.flatten(given_values), layout.pack(scalars)], 0)
     assert vector.dtype == (tf.float64 if "float64" in dtypes[: len(shapes)] else tf.float32)
-    entries, rest = tf.split(vector * 3, [layout.entries, LANES])  # as if three workers had sent the same
-    back = layout.lanes(rest)
+    entries, rest = tf.split(vector * 3, [layout.entries, SCALARS])  # as if three workers had sent the same
+    back = layout.unpack(rest)
     for i, value in enumerate(layout.unflatten([entries])):
         np.testing.assert_array_equal(value.numpy(), np.full(variables[i].shape, 0 if i in absent else 3 * (i + 1)))
     assert (int(back.weight), int(back.examples), int(back.more), int(back.stop)) == (3 * weight, 3 * rows, 3, 6)
@@ -212,7 +201,7 @@ def test_the_vector_gives_back_what_went_in(
 
 def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
     sizes = [3, 5, LARGE, 7, LARGE + 1, 2]
-    layout = Layout([tf.Variable(tf.zeros(size)) for size in sizes])
+    layout = FlatLayout([tf.Variable(tf.zeros(size)) for size in sizes])
     assert layout.ranges() == [
         (0, 3),
         (3, 8),
@@ -229,18 +218,18 @@ def test_large_gradients_travel_as_they_are_and_small_ones_together() -> None:
 
 
 def test_an_infinite_loss_travels_as_infinity() -> None:
-    layout = Layout([])
+    layout = FlatLayout([])
     nothing = tf.zeros((), tf.float64)
     for loss in (np.inf, -np.inf, np.nan, 1e300):
-        lanes = Lanes(tf.constant(loss, tf.float64), nothing, nothing, nothing, nothing)
-        back = layout.lanes(layout.flat_lanes(lanes))
+        scalars = Scalars(tf.constant(loss, tf.float64), nothing, nothing, nothing, nothing)
+        back = layout.unpack(layout.pack(scalars))
         np.testing.assert_equal(float(back.loss), np.inf if loss == 1e300 else loss)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
 def test_what_is_no_float_is_refused(dtype: str) -> None:
     with pytest.raises(UnsupportedDtype, match=rf"odd:0 {dtype} \(2,\)"):
-        Layout([tf.Variable(tf.zeros(2)), tf.Variable(tf.cast(tf.zeros(2), dtype), name="odd")])
+        FlatLayout([tf.Variable(tf.zeros(2)), tf.Variable(tf.cast(tf.zeros(2), dtype), name="odd")])
 
 
 # ---- its statistics
@@ -337,5 +326,5 @@ def test_what_is_added_is_described_on_the_way(size: int, scale: float, dtype: s
 
 
 def in_window(comm: Any, variable: tf.Variable) -> WindowAccumulator:
-    """Totals that describe, in the memory of a lone worker's window."""
-    return WindowAccumulator(comm.window, Layout([variable]), 0, True, candidates=[], exchange=comm.exchange)
+    """An accumulator that describes, in the memory of a lone worker's window."""
+    return WindowAccumulator(comm.window, FlatLayout([variable]), 0, True)

@@ -70,7 +70,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
     code = f"""
         import numpy as np, tensorflow as tf
         from distgrad.collectives import mpi
-        from distgrad.gradients.flat_vector import LANES, Layout
+        from distgrad.gradients.flat_vector import SCALARS, FlatLayout
         from distgrad.gradients.window_accumulator import accumulator_for
         world = mpi.MPI.COMM_WORLD
         mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
@@ -87,14 +87,14 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
                 np.testing.assert_array_equal(total.rest, [*expected[size // 2 :], 4])
                 moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
                 np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
-        totals = accumulator_for(comm, Layout([tf.Variable(tf.zeros((4200, 4)))]), 1, candidates=[0])
+        totals = accumulator_for(comm, FlatLayout([tf.Variable(tf.zeros((4200, 4)))], [0]), 1)
 
         @tf.function
         def add_rows(ids, value):
             gradient = tf.IndexedSlices(tf.fill((3, 4), value), ids)
             carried, _ = totals.add([], [gradient], tf.constant(True), tf.constant(True))
-            vector = totals.vector(carried, tf.constant(world.rank != 1), tf.fill([LANES + 1], 0.5))
-            return comm.sum_and_divide(lambda: vector, (), LANES + 1, tf.constant([0.0, 1.0], tf.float64))
+            vector = totals.vector(carried, tf.constant(world.rank != 1), tf.fill([SCALARS + 1], 0.5))
+            return comm.sum_and_divide(lambda: vector, (), SCALARS + 1, tf.constant([0.0, 1.0], tf.float64))
 
         for ids, last in (([0, 7, 7], 4.0), ([1, 4199, 5], np.inf), ([2, 2, 2], 4.0)):
             total = add_rows(tf.constant(ids), tf.constant([1.0, 2.0, 3.0, last][world.rank]))
