@@ -121,7 +121,7 @@ def slurm_environment() -> Iterator[dict[str, str]]:
 
 
 def submit(environment: dict[str, str], log: Path, *words: object) -> str:
-    command = ["sbatch", "--parsable", f"--output={log}", ROOT / "launch" / "slurm.sbatch", *words]
+    command = ["sbatch", "--parsable", f"--output={log}", ROOT / "launch" / "clusters" / "slurm.sbatch", *words]
     job = run([str(word) for word in command], env=environment)
     assert job.status == 0, job.err
     return job.out.strip()

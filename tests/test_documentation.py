@@ -1,4 +1,4 @@
-"""Every example in the README and in a docstring runs."""
+"""Examples in the README, in the guides of distgrad's folders and in docstrings run; links lead to what is there."""
 
 import doctest
 import importlib
@@ -15,15 +15,20 @@ import distgrad
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 README = (ROOT / "README.md").read_text()
-PROGRAM = "\n".join(textwrap.dedent(body) for _, body in BLOCK.findall(README))
+GUIDES = sorted(ROOT.glob("distgrad/*/README.md"))  # whose examples go on from the README's
+EXAMPLES = [README, *(guide.read_text() for guide in GUIDES)]
+PROGRAM = "\n".join(textwrap.dedent(body) for page in EXAMPLES for _, body in BLOCK.findall(page))
+PAGES = [*ROOT.glob("*.md"), *GUIDES, *ROOT.glob("launch/*.md"), *ROOT.glob("docker/*.md"), *ROOT.glob("tests/*.md")]
+LINK = re.compile(r"\]\(((?!http)[^)]+)\)")
+LINKS = sorted({(str(page.relative_to(ROOT)), link) for page in PAGES for link in LINK.findall(page.read_text())})
 
 
 def program(folder: Path) -> str:
-    """What the README says, in a folder of its own."""
+    """All examples, in a folder of their own."""
     return f"import os\nos.chdir({str(folder)!r})\n{PROGRAM}"
 
 
-def test_the_readme_s_examples_run_in_order(tmp_path: Path) -> None:
+def test_the_examples_run_in_order(tmp_path: Path) -> None:
     assert PROGRAM.count("distgrad.") >= 4
     job = run([sys.executable, "-W", "error::UserWarning", "-c", program(tmp_path)])
     assert job.status == 0, job.err
@@ -37,9 +42,9 @@ def test_and_on_two_workers(tmp_path: Path) -> None:
     assert "workers 2" in job.out
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
-def test_the_readme_links_to_what_is_there(link: str) -> None:
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_to_what_is_there(page: str, link: str) -> None:
+    assert ((ROOT / page).parent / link).exists()
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"\./launch/\S+?(?=[`\s])", README))))

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from distgrad.launching.commands import free_addresses
 
 LAUNCH = ROOT / "launch"
+CLUSTERS, EXAMPLES = LAUNCH / "clusters", LAUNCH / "examples"
 WHO = """
 import os
 names = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK")
@@ -27,7 +28,7 @@ print(f"worker {rank} {os.environ['TF_NUM_INTRAOP_THREADS']}\\n", end="", flush=
 def test_two_workers(command: str, tmp_path: Path) -> None:
     script = tmp_path / "who.py"
     script.write_text(WHO)
-    words = [LAUNCH / command, "-np", "2", script] if command == "local" else [LAUNCH / command, script]
+    words = [CLUSTERS / command, "-np", "2", script] if command == "local" else [CLUSTERS / command, script]
     job = run(words, env={"HOSTS": "localhost:2"})
     assert job.status == 0, job.err
     assert sorted(job.lines("worker")) == ["worker 0 1", "worker 1 1"]
@@ -35,19 +36,19 @@ def test_two_workers(command: str, tmp_path: Path) -> None:
 
 def test_the_wrapped_model_learns_the_same_on_tensorflow_s_own_workers() -> None:
     addresses = ",".join(free_addresses(2))
-    script = LAUNCH / "wrap_existing.py"
-    workers = [start([LAUNCH / "tf_workers", str(index), addresses, script], {}) for index in (0, 1)]
+    script = EXAMPLES / "wrap_existing.py"
+    workers = [start([CLUSTERS / "tf_workers", str(index), addresses, script], {}) for index in (0, 1)]
     root, other = (finish(worker, 120) for worker in workers)
     assert (root.status, other.status) == (0, 0), root.err[-3000:] + other.err[-3000:]
     alone = run(["python", script])
     (one,), (two,) = alone.lines("loss"), root.lines("loss")
     assert (one.endswith("1 workers"), two.endswith("2 workers"), other.out) == (True, True, "")
     assert float(one.split()[1]) == pytest.approx(float(two.split()[1]), rel=1e-4)
-    assert run([LAUNCH / "tf_workers"]).status == 64
+    assert run([CLUSTERS / "tf_workers"]).status == 64
 
 
 def test_the_transformer_learns_python() -> None:
-    job = run([LAUNCH / "mpirun.sh", LAUNCH / "train_text.py", "--steps", "60"])
+    job = run([CLUSTERS / "mpirun.sh", EXAMPLES / "train_text.py", "--steps", "60"])
     assert job.status == 0, job.err[-3000:]
     losses = [float(loss) for loss in re.findall(r"\| loss (\S+) a letter", job.out)]
     assert losses[-1] < 3.0  # nats a letter; to know nothing is 4.85
@@ -58,7 +59,7 @@ def test_the_transformer_learns_python() -> None:
 def test_the_mpi_job_has_the_fields_of_the_published_schema() -> None:
     """tests/mpijob_fields.json: MPIJob v2beta1 and the parts of the Kubernetes API that stand in it."""
     schema = json.loads((ROOT / "tests" / "mpijob_fields.json").read_text())
-    job, policy = yaml.safe_load_all((LAUNCH / "kubernetes" / "mpijob.yaml").read_text())
+    job, policy = yaml.safe_load_all((CLUSTERS / "kubernetes" / "mpijob.yaml").read_text())
     assert list(wrong_fields(schema, "Job", job, "")) == []
     broken = {**job, "spec": {**job["spec"], "slots": 1, "slotsPerWorker": "1", "mpiImplementation": "LAM"}}
     assert len(list(wrong_fields(schema, "Job", broken, ""))) == 3
@@ -86,7 +87,7 @@ def wrong_fields(schema: dict[str, Any], kind: str, value: Any, path: str) -> An
 
 
 def test_shell_scripts_say_what_they_are() -> None:
-    for path in LAUNCH.iterdir():
+    for path in LAUNCH.rglob("*"):
         if path.is_file() and os.access(path, os.X_OK):
             assert path.read_text().startswith("#!/usr/bin/env bash\n# ")
             assert run(["bash", "-n", path]).status == 0

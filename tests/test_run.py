@@ -61,7 +61,7 @@ def test_what_cannot_be_launched_is_said_at_once(tmp_path: Path) -> None:
     refused(distgrad("-H", "h1:x", here), 64, "DG002", "'h1:x'")
     refused(distgrad("nowhere.py"), 64, "DG002", "there is no file nowhere.py")
     refused(distgrad("-np", 2, "--expect-size", 4, here), 76, "DG005", "4 are expected")
-    refused(distgrad("--backend", "tf", "-H", "h1,h2", here), 64, "DG002", "launch/tf_workers")
+    refused(distgrad("--backend", "tf", "-H", "h1,h2", here), 64, "DG002", "launch/clusters/tf_workers")
     assert distgrad("-np", "many", here).status == 64
 
 

@@ -157,7 +157,7 @@ class _Plan:
         if self._choice.launcher == "TF_CONFIG" and not self._is_local():
             raise BadArgument(
                 "TensorFlow's own workers have no launcher that reaches other hosts",
-                "start one on each host as launch/tf_workers shows, or choose --backend mpi or horovod",
+                "start one on each host as launch/clusters/tf_workers shows, or choose --backend mpi or horovod",
             )
         if not self._request.oversubscribe:
             _require_slots(self.size, self._request.hosts, self._environment)

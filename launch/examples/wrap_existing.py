@@ -1,7 +1,7 @@
 """An existing Keras model in the distributed step: the lines marked with # 1 to # 4 are all that is new.
 
-python launch/wrap_existing.py                     alone
-distgrad run -np 2 launch/wrap_existing.py         on two workers, with the same weights in the end
+python launch/examples/wrap_existing.py                     alone
+distgrad run -np 2 launch/examples/wrap_existing.py         on two workers, with the same weights in the end
 """
 
 import distgrad

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# By hand with Open MPI: HOSTS=h1:4,h2:4 launch/mpirun.sh train.py    (or HOSTS=localhost:2, which is the default)
+# By hand with Open MPI: HOSTS=h1:4,h2:4 launch/clusters/mpirun.sh train.py    (the default is HOSTS=localhost:2)
 # `distgrad run -H "$HOSTS"` does the same with Open MPI 5 and MPICH, too, and launches again after a lost worker.
 set -euo pipefail
 hosts=${HOSTS:-localhost:2}
-if [ $# = 0 ]; then set -- "$(dirname "$0")/train_digits.py"; fi
+if [ $# = 0 ]; then set -- "$(dirname "$0")/../train_digits.py"; fi
 
 # As many compute threads as cores for each worker. More threads than cores only take turns.
 workers=$(echo "$hosts" | tr , '\n' | head -n 1 | cut -s -d : -f 2)

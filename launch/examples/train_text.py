@@ -1,7 +1,7 @@
 """A small transformer that learns to write Python, letter by letter, from the standard library's own source text.
 
-    python launch/train_text.py                              alone
-    distgrad run -np 2 launch/train_text.py --steps 500      on two workers, with the same batches
+    python launch/examples/train_text.py                              alone
+    distgrad run -np 2 launch/examples/train_text.py --steps 500      on two workers, with the same batches
 
 The text is on every machine that has Python, so nothing is downloaded. Every worker reads it and takes its rows of each
 global batch. The root shows a progress bar on a terminal, else a line every 50 steps, and then writes some Python.
