@@ -24,7 +24,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from distgrad.checkpoint.file import Archive
 from distgrad.checkpoint.fit_progress import Fitting
 from distgrad.collectives import agreement
-from distgrad.data.cursor import Position
+from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, CheckpointMismatch
 from distgrad.step.distributed_step import DistributedStep
 
@@ -87,7 +87,7 @@ class Return:
         self._own = ranks[step.comm.rank] if step.comm.rank < len(ranks) else None
         _set_global_random_state(self._own)
         seeds = None if self._own is None else self._own["data"]
-        position = Position(**meta["position"], seeds=None if fitting else seeds, speaks=step.comm.is_root)
+        position = DataCursor(**meta["position"], seeds=None if fitting else seeds, warns=step.comm.is_root)
         step.go_to(meta["step"], position, self)
         if fitting is not None:
             fitting.go_to(meta["fit"], seeds)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector
-from distgrad.data.batch import row_count, tensors
+from distgrad.data.batch import as_tensors, row_count
 from distgrad.gradients.accumulate import Accumulated, Totals, accumulate
 from distgrad.gradients.flat_vector import Lanes, Layout
 from distgrad.gradients.micro_batch import GradientSum, micro_batch_sum
@@ -59,7 +59,7 @@ def sum_gradients(
     layout = Layout(variables)
     agreement.require_same_variables_once(comm, variables)
     totals = accumulator_for(comm, layout, riders=0)
-    arguments = tensors(batch if isinstance(batch, tuple) else (batch,))
+    arguments = as_tensors(batch if isinstance(batch, tuple) else (batch,))
 
     def objective(*micro_batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         name = getattr(per_example_loss, "__name__", "loss")

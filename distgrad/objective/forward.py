@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend import compute_output_spec
 
-from distgrad.data.batch import as_ragged, filled, row_count
+from distgrad.data.batch import as_ragged, row_count, synthetic_batch
 from distgrad.objective.extra_sums import Outcome, Pass
 
 ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
@@ -56,7 +56,7 @@ class Forward:
         Args:
             x: a nest of `KerasTensor`s.
         """
-        once = filled(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
+        once = synthetic_batch(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
         twice = tf.nest.map_structure(lambda rows: tf.concat([rows, rows], 0), once)
         once, twice = (as_ragged(rows, x) for rows in (once, twice))
         values = [

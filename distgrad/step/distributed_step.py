@@ -22,8 +22,8 @@ import tensorflow as tf
 import distgrad
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import any_rows, no_rows_like, one_row_like, symbolic, tensors
-from distgrad.data.cursor import Position
+from distgrad.data.batch import as_keras_tensor, as_tensors, no_rows_like, one_row_like, spec_with_any_rows
+from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples, VersionMismatch
 from distgrad.gradients.flat_vector import Layout
 from distgrad.gradients.window_accumulator import accumulator_for
@@ -121,7 +121,7 @@ class DistributedStep:
         speaks = comm.is_root and self._trains
         self._listeners = listeners_of(log_every, log_format, log_file, listeners) if speaks else Listeners(())
         self.steps = 0  # how many were taken, before a resume included
-        self.position = Position()
+        self.position = DataCursor()
         self.checkpoint: Checkpoint | None = None  # what it was saved to or resumed from
         self._set_alike: Restore = comm.broadcast
         self._joined = self._alike = False
@@ -150,7 +150,7 @@ class DistributedStep:
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
         given = (x, y, sample_weight)
-        return self._take(tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=None)
+        return self._take(as_tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=None)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
         """Take a step for every batch (x, y) or (x, y, sample_weight), until the worker with most batches is done.
@@ -160,9 +160,9 @@ class DistributedStep:
         """
         self._listeners.begin(_length(dataset))
         coming, passed = self.position.begin(dataset)
-        batches = (tensors(batch) for batch in coming)
+        batches = (as_tensors(batch) for batch in coming)
         batch = next(batches, None)
-        like = getattr(dataset, "element_spec", None) if passed is None else tensors(passed)
+        like = getattr(dataset, "element_spec", None) if passed is None else as_tensors(passed)
         nothing = no_rows_like(like if batch is None else batch)
         more = True
         while more:
@@ -204,7 +204,7 @@ class DistributedStep:
             self._variables = self._differentiated()
         return self._state()
 
-    def go_to(self, step: int, position: Position, restore: Restore) -> None:
+    def go_to(self, step: int, position: DataCursor, restore: Restore) -> None:
         """Count from another step and place in the data; before the next step, `restore` sets what all start from."""
         self.steps, self.position, self._set_alike, self._alike = step, position, restore, False
 
@@ -287,7 +287,7 @@ class DistributedStep:
                 self.model(one_row_like(batch[0]))
         self._variables = self._differentiated()
         agreement.require_same_variables(self.comm, self._variables)  # before a loss meets a model of another shape
-        like = keras.tree.map_structure(symbolic, batch)
+        like = keras.tree.map_structure(as_keras_tensor, batch)
         how = (self._objective, self._forward, self._options)
         self._plan = plan = Plan(self.comm, self.model, *how, self._variables, like, self._own_riders)
         agreement.require_same_settings(self.comm, [*plan.settings(), *self._guards.settings()])
@@ -299,7 +299,7 @@ class DistributedStep:
         if not self.run_eagerly:
             self.compiled = tf.function(self._graph.run, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
-            first = tf.nest.map_structure(any_rows, batch)
+            first = tf.nest.map_structure(spec_with_any_rows, batch)
             self.compiled.get_concrete_function(first, tf.TensorSpec(FLAGS, tf.float64))
         if self._trains:
             self.comm.stop.listen(self.comm.timeout)
