@@ -105,7 +105,7 @@ class Plan:
         """What the reports will tell."""
         variables = [(variable.path, tuple(variable.shape)) for variable in self.variables]
         paths = [path for path, _ in variables]
-        groups = members_of(self.options.groups, paths, self.comm) if self.options.trains else {}
+        groups = members_of(self.options.groups, paths, is_root=self.comm.is_root) if self.options.trains else {}
         return Contents(variables, groups, self.comm.size, self.comm.rank, self._asked(), self.divides)
 
     def _asked(self) -> frozenset[str]:
