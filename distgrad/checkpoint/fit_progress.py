@@ -1,4 +1,4 @@
-"""How far a call of `fit` has come: Keras's epoch and batch, which a checkpoint saves beside the step's own cursor.
+"""Progress of a call of `fit`: Keras's epoch and batch, which a checkpoint saves beside the step's own cursor.
 
 A `fit` that is resumed in the middle of an epoch gets the batches before once more, so that Keras and its callbacks
 count as they would have. No step is taken for them, and their logs are those that were saved.

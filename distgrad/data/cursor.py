@@ -1,4 +1,4 @@
-"""How far a training has come in its data, and how to get there again: by skipping the batches that are done.
+"""The place of a training in its data, and the way back to it: skipping the batches that are done.
 
 That needs no help from the data, and holds for any number of workers, as long as the data come in the same order again.
 `tf.data` draws another order for every pass over a shuffled dataset. So after a resume, as many iterators are made as
