@@ -1,4 +1,4 @@
-"""The public names of `distgrad.reports`: listeners that are given to `DistributedStep(listeners=...)`."""
+"""Public names of `distgrad.reports`: listeners for `DistributedStep(listeners=...)`, imported when first used."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

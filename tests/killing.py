@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from distgrad.checkpoint.directory import Shelf
-from distgrad.checkpoint.file import Archive
+from distgrad.checkpoint.directory import CheckpointDirectory
+from distgrad.checkpoint.file import CheckpointContent
 
 TRACE_ME, NEXT_CALL = 0, 24  # requests of ptrace(2)
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def content(step: int) -> Archive:
-    return Archive({"weights": np.full((300, 50), step, "float32")}, {"step": step})
+def content(step: int) -> CheckpointContent:
+    return CheckpointContent({"weights": np.full((300, 50), step, "float32")}, {"step": step})
 
 
 def save_traced(folder: Path, stops: int) -> bool:
@@ -31,7 +31,7 @@ def save_traced(folder: Path, stops: int) -> bool:
         if LIBC.ptrace(TRACE_ME, 0, 0, 0) != 0:
             os._exit(os.EX_NOPERM)
         os.kill(os.getpid(), signal.SIGSTOP)
-        Shelf(folder, keep=1).put(2, content(2))
+        CheckpointDirectory(folder, keep=1).write(2, content(2))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     for _ in range(stops):
@@ -50,7 +50,7 @@ def save_traced(folder: Path, stops: int) -> bool:
 
 def newest(folder: Path) -> int:
     """The step that a resume would take; its weights are whole."""
-    found = Shelf(folder, keep=1).newest()
+    found = CheckpointDirectory(folder, keep=1).read_newest()
     assert found is not None
     assert (found.arrays["weights"] == found.meta["step"]).all()
     return int(found.meta["step"])
@@ -62,12 +62,12 @@ def main(folder: Path) -> None:
     while not through:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        Shelf(folder, keep=1).put(1, content(1))
+        CheckpointDirectory(folder, keep=1).write(1, content(1))
         through = save_traced(folder, len(found))
         found.append(newest(folder))
-        shelf = Shelf(folder, keep=1)
-        shelf.require()
-        shelf.put(3, content(3))
+        directory = CheckpointDirectory(folder, keep=1)
+        directory.prepare()
+        directory.write(3, content(3))
         assert [path.name for path in folder.iterdir()] == ["step-0000000003.npz"]
     print(f"killed at {len(found) - 1} places, at {found.count(2) - 1} of them when the file was complete")
 

@@ -28,8 +28,8 @@ import numpy as np
 from launching import BIN, ROOT, start
 from processes import mpiruns, with_environment, workers
 
-from distgrad.checkpoint import file as archive
-from distgrad.checkpoint.directory import Shelf
+from distgrad.checkpoint import file as checkpoint_file
+from distgrad.checkpoint.directory import CheckpointDirectory
 
 TRAINING = str(ROOT / "tests" / "soaking.py")
 FOLDER, UNBROKEN = apart.SHM / "soak", apart.SHM / "unbroken"
@@ -168,7 +168,7 @@ class Soak:
 
     def damage(self, how: Callable[[bytearray], None]) -> None:
         """Damage the newest checkpoint, once, if there is another to go back to."""
-        newest, *others = [path.name for path in Shelf(FOLDER, 1).paths()] or [""]
+        newest, *others = [path.name for path in CheckpointDirectory(FOLDER, 1).paths()] or [""]
         if newest not in self._damaged and set(others) - self._damaged:
             content = bytearray((FOLDER / newest).read_bytes())
             how(content)
@@ -255,7 +255,7 @@ def signalled(pid: int | None, number: signal.Signals) -> bool:
 
 def steps_in(folder: Path) -> int:
     """Of the newest checkpoint that is whole."""
-    found = Shelf(folder, 1).newest()
+    found = CheckpointDirectory(folder, 1).read_newest()
     return found.meta["step"] if found else 0
 
 
@@ -280,7 +280,7 @@ def _unlike(one: Path, other: Path) -> Iterator[str]:
     """What two checkpoints do not have alike, and the values where they are short."""
     if one.read_bytes() == other.read_bytes():
         return
-    ours, theirs = archive.read(one), archive.read(other)
+    ours, theirs = checkpoint_file.read(one), checkpoint_file.read(other)
     yield one.name
     for entry in theirs.meta:
         if ours.meta[entry] != theirs.meta[entry]:

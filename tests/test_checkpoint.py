@@ -18,19 +18,21 @@ import pytest
 from apart import needs_mounts, on
 from launching import ROOT, launch, run, start
 
-from distgrad.checkpoint import directory as shelf
-from distgrad.checkpoint import file as archive
-from distgrad.checkpoint.file import Archive, Damaged, Hostile
+from distgrad.checkpoint import file as checkpoint_file
+from distgrad.checkpoint.directory import CheckpointDirectory
+from distgrad.checkpoint.file import CheckpointContent, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint
 
 PLACES = 200
-CONTENT = Archive({f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7})
+CONTENT = CheckpointContent(
+    {f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7}
+)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "step-0000000007.npz"
-    archive.write(file, *CONTENT)
+    checkpoint_file.write(file, CONTENT)
     return file
 
 
@@ -38,13 +40,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_is_read_and_numpy_can_read_it(path: Path) -> None:
-    found = archive.read(path)
+    found = checkpoint_file.read(path)
     assert found.meta == CONTENT.meta
     for name, array in CONTENT.arrays.items():
         np.testing.assert_array_equal(found.arrays[name], array)
         np.testing.assert_array_equal(np.load(path)[name], array)
     before = path.read_bytes()
-    archive.write(path, *CONTENT)
+    checkpoint_file.write(path, CONTENT)
     assert path.read_bytes() == before
 
 
@@ -59,7 +61,7 @@ def test_one_flipped_bit_anywhere_is_found(path: Path) -> None:
         flipped[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         with pytest.raises(Damaged):
-            archive.read(path)
+            checkpoint_file.read(path)
 
 
 @pytest.mark.fault(29)
@@ -68,18 +70,18 @@ def test_a_file_cut_anywhere_is_found(path: Path) -> None:
     for length in [0, 1, *np.random.default_rng(2).choice(len(whole), PLACES, replace=False)]:
         path.write_bytes(whole[:length])
         with pytest.raises(Damaged):
-            archive.read(path)
+            checkpoint_file.read(path)
 
 
 def test_a_damaged_file_is_not_the_last_complete_one_until_it_is_written_again(path: Path) -> None:
-    kept = shelf.Shelf(path.parent, keep=3)
-    kept.put(9, CONTENT)
+    kept = CheckpointDirectory(path.parent, keep=3)
+    kept.write(9, CONTENT)
     newest = path.with_name("step-0000000009.npz")
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert kept.newest() is not None
-    assert kept.good() == [path]
-    kept.put(9, CONTENT)
-    assert kept.good() == [newest, path]
+    assert kept.read_newest() is not None
+    assert kept.undamaged() == [path]
+    kept.write(9, CONTENT)
+    assert kept.undamaged() == [newest, path]
 
 
 @pytest.mark.fault(28)
@@ -111,8 +113,8 @@ def sealed(path: Path, name: str, data: bytes, method: int = zipfile.ZIP_STORED)
     with path.open("w+b") as file:
         with zipfile.ZipFile(file, "w", method) as packed:
             packed.writestr(name, data)
-            packed.comment = archive.SEAL + b"0" * archive.DIGEST
-        archive._seal(file)
+            packed.comment = checkpoint_file.SEAL + b"0" * checkpoint_file.DIGEST
+        checkpoint_file._seal(file)
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -139,9 +141,9 @@ def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
     for name, make in files.items():
         make()
         with pytest.raises(Hostile):
-            archive.read(path)
+            checkpoint_file.read(path)
         with pytest.raises(HostileCheckpoint, match="no checkpoint"):
-            shelf.Shelf(tmp_path, keep=1).newest()
+            CheckpointDirectory(tmp_path, keep=1).read_newest()
         assert not mark.exists(), name
 
 
@@ -149,7 +151,7 @@ def test_a_pipe_is_not_waited_for(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(Hostile, match="no regular file"):
-        archive.read(path)
+        checkpoint_file.read(path)
 
 
 # ---- in real jobs
@@ -206,7 +208,7 @@ FILL = """
     fill()
     next(steps)
     checkpoint.save(step)
-    checkpoint._settle()
+    checkpoint._wait_for_writer()
     next(steps)
     print("full", sorted(os.listdir(folder)), flush=True)
     os.unlink(folder + "/filler")

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 import distgrad
-from distgrad.data.cursor import Position
-from distgrad.data.pipeline import untuned
+from distgrad.data.cursor import DataCursor
+from distgrad.data.pipeline import without_autotune
 from distgrad.fit.data import share_of
 
 ROWS = 12
@@ -31,10 +31,10 @@ def test_what_was_set_by_hand_is_kept_and_what_is_no_dataset_stays_as_it_is() ->
     options = tf.data.Options()
     options.autotune.enabled = True
     assert is_tuned(batches())
-    assert not is_tuned(untuned(batches()))
-    assert is_tuned(untuned(batches().with_options(options)))
+    assert not is_tuned(without_autotune(batches()))
+    assert is_tuned(without_autotune(batches().with_options(options)))
     rows = [1, 2]
-    assert untuned(rows) is rows
+    assert without_autotune(rows) is rows
 
 
 def test_shares_are_not_tuned(comm: distgrad.Communicator) -> None:
@@ -49,9 +49,9 @@ def test_shares_are_not_tuned(comm: distgrad.Communicator) -> None:
 def test_an_epoch_is_not_tuned_and_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
     passes = tf.data.Dataset.__iter__
-    for kind in {type(batches()), type(untuned(batches()))}:
+    for kind in {type(batches()), type(without_autotune(batches()))}:
         monkeypatch.setattr(kind, "__iter__", lambda data: begun.append(data) or passes(data), raising=False)
-    found, _ = Position().begin(batches())
+    found, _ = DataCursor().begin(batches())
     first = [batch.numpy().tolist() for batch in found]
     assert first == [batch.numpy().tolist() for batch in batches()]
     assert not is_tuned(begun[0])

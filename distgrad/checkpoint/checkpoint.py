@@ -1,38 +1,36 @@
-"""Checkpoints: where a training goes on bit for bit, whatever has ended it.
+"""The public `Checkpoint`.
 
-    archive.py     one file, there whole or not at all, believed only if its checksum holds
-    shelf.py       the directory of such files
-    training_state.py    what one holds of a step
-    position.py    the place in the data
-
-The root reads and writes. What it finds every worker hears, so that all go on from the same place, or fail alike.
+The root alone reads and writes files. It tells every worker what it has read, or why it could not, so that all go on
+from the same place, or raise the same error.
 """
 
 import atexit
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from distgrad import errors
 from distgrad.checkpoint import training_state
-from distgrad.checkpoint.directory import Shelf
-from distgrad.checkpoint.file import Archive
-from distgrad.checkpoint.fit_progress import Fitting
+from distgrad.checkpoint.directory import CheckpointDirectory
+from distgrad.checkpoint.file import CheckpointContent
+from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument, CheckpointNotWritten, DistgradError, warn
 from distgrad.step.distributed_step import DistributedStep
 
+Result = TypeVar("Result")
+
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves a training into a directory, and takes it up again from there: a loop's, or as a callback `fit`'s.
+    """Saves a training into a directory and resumes it from there: in a loop of your own, or as a callback of `fit`.
 
     Every worker makes one and calls its methods alike; the root reads and writes. A file `step-NNNNNNNNNN.npz` is there
-    whole or not at all, and is used only if its SHA-256 holds. What is taken up is bit for bit what was saved: weights,
+    whole or not at all, and is used only if its SHA-256 holds. Restored, bit for bit as they were saved, are weights,
     optimizer, loss scale, random numbers, the step's number and the place in the data.
 
     As a callback it resumes when `fit` begins, and saves every `every` steps and at the end, or after each epoch.
@@ -40,12 +38,12 @@ class Checkpoint(keras.callbacks.Callback):
     Args:
         directory: must exist and be writable on the root's host. One for each training.
         comm: what `distgrad.connect()` gave.
-        keep: how many files stay; older ones are removed once a new one is complete.
+        keep: number of files that stay; older ones are removed once a new one is complete.
         every: under `fit`, the number of steps between saves; None saves after each epoch.
 
     Raises:
         BadArgument: a number is less than 1.
-        NoCheckpointDirectory: on every worker.
+        NoCheckpointDirectory: the directory is missing, or nothing can be written into it; on every worker.
     """
 
     def __init__(
@@ -56,170 +54,170 @@ class Checkpoint(keras.callbacks.Callback):
             if value is not None and value < 1:
                 raise BadArgument(f"{name}={value!r}", "give 1 or more", everywhere=True)
         self._comm, self._every = comm, every
-        self._shelf = Shelf(Path(directory), keep)
+        self._directory = CheckpointDirectory(Path(directory), keep)
         self._writer = ThreadPoolExecutor(1, "distgrad-checkpoint")
         self._writing: Future[None] | None = None
-        self._failure, self._said = "", True
-        self._fitting: Fitting | None = None
-        self._fits = 0
-        self._saved = self._resumed = 0  # at which step
-        self._from_root(self._shelf.require)
+        self._failure, self._has_warned = "", True  # of the last save
+        self._saved_step = self._resumed_step = 0
+        self._fit_progress: FitProgress | None = None  # of the call of `fit` that is running
+        self._has_resumed_fit = False
+        self._run_on_root(self._directory.prepare)
         atexit.register(self.surface)
 
     # ---- what a user calls
 
     @property
     def latest(self) -> Path | None:
-        """The newest file as this host sees it; its checksum is not looked at."""
-        self._settle()
-        return next(iter(self._shelf.paths()), None)
+        """Path of the newest file as this host sees it; its checksum is not looked at."""
+        self._wait_for_writer()
+        return next(iter(self._directory.paths()), None)
 
     def save(self, step: DistributedStep) -> None:
-        """Save a step as it is now. The values are copied; they are written while training goes on.
+        """Save a step as it is now. The values are copied, and written while training goes on.
 
-        What goes wrong with writing is said once, as a warning before the next step; `wait` raises it.
+        If they cannot be written, one warning says so before the next step; `wait` raises an error.
 
         Raises:
             BadArgument: nothing was trained yet.
         """
         step.checkpoint = self
-        if step.steps and step.steps == self._resumed:
-            return  # it is there
-        taken = training_state.take(step, self._fitting)
-        self._settle()
+        if step.steps and step.steps == self._resumed_step:
+            return  # its file is there
+        content = training_state.capture(step, self._fit_progress)
+        self._wait_for_writer()
         self.surface()
-        self._failure, self._saved = "", step.steps
-        if self._comm.is_root:
-            self._shelf.warn_of_later(step.steps)
-            self._writing = self._writer.submit(self._shelf.put, step.steps, taken)
+        self._failure, self._saved_step = "", step.steps
+        if content is not None:
+            self._directory.warn_of_later(step.steps)
+            self._writing = self._writer.submit(self._directory.write, step.steps, content)
 
     def resume(self, step: DistributedStep) -> int:
-        """Take up the training from the newest file that is whole.
+        """Resume the training from the newest file that is whole.
 
         Returns:
-            How many steps had been taken; 0 if there is no file, and then nothing was changed.
+            Number of steps that had been taken; 0 if there is no file, and then nothing was changed.
 
         Raises:
             NoValidCheckpoint: there are files, and all of them are damaged.
             HostileCheckpoint: one was made to do harm.
             CheckpointMismatch: it is that of another model or optimizer.
         """
-        self._settle()
+        self._wait_for_writer()
         step.checkpoint = self
-        found = Archive({}, {})
-
-        def find() -> Mapping[str, Any]:
-            nonlocal found
-            found = self._shelf.newest() or found
-            return found.meta
-
-        meta = self._from_root(find)
+        content = self._run_on_root(self._directory.read_newest)
+        meta = json.loads(self._comm.from_root(json.dumps(content.meta if content else {})))
         if not meta:
             return 0
-        training_state.Return(step, meta, found.arrays, self._fitting)
-        self._saved = self._resumed = step.steps
+        arrays = content.arrays if content else {}
+        training_state.restore(step, CheckpointContent(arrays, meta), self._fit_progress)
+        self._saved_step = self._resumed_step = step.steps
         return step.steps
 
     def wait(self) -> None:
-        """Wait until what was saved is on the disk.
+        """Wait until the last save is on the disk.
 
         Raises:
-            CheckpointNotWritten: it is not.
+            CheckpointNotWritten: it could not be written.
         """
-        self._settle()
-        self._from_root(self._raise_failure)
+        self._wait_for_writer()
+        self._run_on_root(self._raise_failure)
 
     def surface(self) -> None:
-        """Say once that what was saved could not be written. For one worker alone; the step calls it."""
+        """Warn once if the last save could not be written. The step calls it; nothing is exchanged with others."""
         if self._writing is not None and self._writing.done():
-            self._settle()
-        if not self._said:
-            self._said = True
-            warn(f"{self._failure}; training goes on, and the last complete checkpoint is {self._last()}")
+            self._wait_for_writer()
+        if not self._has_warned:
+            self._has_warned = True
+            warn(f"{self._failure}; training goes on, and the last complete checkpoint is {self._last_complete()}")
 
     # ---- what fit calls
 
-    def follow(self, fitting: Fitting) -> None:
-        """Belong to a call of `fit` from now until it ends."""
-        self._fitting = fitting
+    def set_fit_progress(self, progress: FitProgress) -> None:
+        """Save and resume a call of `fit`, from now until it ends."""
+        self._fit_progress = progress
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Resume, the first time.
+        """Resume, if this is the first call of `fit`.
 
         Raises:
             BadArgument: the model was not distributed.
         """
-        if not self._fits:
+        if not self._has_resumed_fit:
             self.resume(self._in_fit.step)
             self.model._initial_epoch = self._in_fit.epoch or None
-        self._fits += 1
+        self._has_resumed_fit = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Know where fit is."""
+        """Note which epoch begins."""
         self._in_fit.begin_epoch(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Save every so many steps."""
+        """Save every `every` steps."""
         step = self._in_fit.step
-        if self._every and step.steps // self._every > self._saved // self._every:
+        if self._every and step.steps // self._every > self._saved_step // self._every:
             self.save(step)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Save after each epoch."""
+        """Save after each epoch, if `every` is None."""
         self._in_fit.end_epoch()
         if self._every is None:
             self.save(self._in_fit.step)
 
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Save the end of training."""
-        if self._every and self._in_fit.step.steps > self._saved:
+        """Save the end of training, if its last step is not saved yet."""
+        if self._every and self._in_fit.step.steps > self._saved_step:
             self.save(self._in_fit.step)
-        self._settle()
+        self._wait_for_writer()
         self.surface()
-        self._fitting = self.model._initial_epoch = None
+        self._fit_progress = self.model._initial_epoch = None
 
     @property
-    def _in_fit(self) -> Fitting:
-        if self._fitting is None:
+    def _in_fit(self) -> FitProgress:
+        """Progress of the call of `fit` that is running."""
+        if self._fit_progress is None:
             raise BadArgument(
                 "a Checkpoint among the callbacks of a model that is not distributed",
                 "call distgrad.distribute(model, comm) before fit()",
             )
-        return self._fitting
+        return self._fit_progress
 
     # ---- the root's part
 
-    def _settle(self) -> None:
-        """Wait for what is being written."""
+    def _wait_for_writer(self) -> None:
+        """Wait until the file that is being written is complete, or could not be written."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
             writing.result()
         except OSError as error:
-            self._said = False
-            self._failure = f"the checkpoint of step {self._saved} could not be written ({error.strerror})"
+            self._has_warned = False
+            self._failure = f"the checkpoint of step {self._saved_step} could not be written ({error.strerror})"
 
     def _raise_failure(self) -> None:
         if self._failure:
-            self._said = True
-            raise CheckpointNotWritten(
-                self._failure, f"make room for it; the last complete checkpoint is {self._last()}", step=self._saved
-            )
+            self._has_warned = True
+            fix = f"make room for it; the last complete checkpoint is {self._last_complete()}"
+            raise CheckpointNotWritten(self._failure, fix, step=self._saved_step)
 
-    def _last(self) -> str:
-        return next((path.name for path in self._shelf.good()), "none")
+    def _last_complete(self) -> str:
+        return next((path.name for path in self._directory.undamaged()), "none")
 
-    def _from_root(self, ask: Callable[[], Any]) -> Any:
-        """Ask the root alone, and give every worker its answer, in a form that JSON knows, or raise its error."""
-        answer: dict[str, Any] = {}
+    def _run_on_root(self, function: Callable[[], Result]) -> Result | None:
+        """Call a function on the root alone, and raise its error on every worker.
+
+        Returns:
+            Its result on the root, None on the other workers.
+        """
+        result: Result | None = None
+        error: list[Any] | None = None
         if self._comm.is_root:
             try:
-                answer["found"] = ask()
-            except DistgradError as error:
-                answer["error"] = [type(error).__name__, error.cause, error.fix, error.step]
-        answer = json.loads(self._comm.from_root(json.dumps(answer)))
-        if "error" in answer:
-            kind, cause, fix, step = answer["error"]
+                result = function()
+            except DistgradError as raised:
+                error = [type(raised).__name__, raised.cause, raised.fix, raised.step]
+        error = json.loads(self._comm.from_root(json.dumps(error)))
+        if error is not None:
+            kind, cause, fix, step = error
             raise getattr(errors, kind)(cause, fix, step=step, everywhere=True)
-        return answer["found"]
+        return result

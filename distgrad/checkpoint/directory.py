@@ -1,33 +1,33 @@
-"""The directory with a training's checkpoints, as the root sees it: one file each, the newest whole one is used."""
+"""The directory with a training's checkpoints, one file each, as the root sees it."""
 
 import os
 import re
 from pathlib import Path
 
 from distgrad.checkpoint import file
-from distgrad.checkpoint.file import TEMPORARY, Archive, Damaged, Hostile
+from distgrad.checkpoint.file import TEMPORARY, CheckpointContent, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint, NoCheckpointDirectory, NoValidCheckpoint, warn
 
 NAME = re.compile(r"step-(\d+)\.npz")
 
 
-class Shelf:
+class CheckpointDirectory:
     """The files `step-NNNNNNNNNN.npz` of a directory.
 
     Args:
-        directory: where they are.
-        keep: how many of them stay.
+        directory: their directory.
+        keep: number of files that stay when another one is written.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
         self._directory, self._keep = directory, keep
-        self._refused: set[Path] = set()  # which do not count among those kept
+        self._damaged: set[Path] = set()  # which do not count among those kept
 
-    def require(self) -> None:
-        """Make sure that something can be written here, and clear away what killed processes left half-written.
+    def prepare(self) -> None:
+        """Make sure that files can be written, and remove what killed processes left half-written.
 
         Raises:
-            NoCheckpointDirectory: it cannot.
+            NoCheckpointDirectory: the directory is missing, or nothing can be written into it.
         """
         folder = self._directory
         if not folder.is_dir():
@@ -48,37 +48,38 @@ class Shelf:
             ) from None
 
     def paths(self) -> list[Path]:
-        """The files, newest first; whether they are whole is not known."""
+        """List the files, newest first, without looking into them."""
         found = [path for path in self._directory.glob("step-*") if NAME.fullmatch(path.name)]
         return sorted(found, key=_step_of, reverse=True)
 
-    def good(self) -> list[Path]:
-        """Those of them that have not been found damaged, newest first."""
-        return [path for path in self.paths() if path not in self._refused]
+    def undamaged(self) -> list[Path]:
+        """List the files that have not been found damaged so far, newest first."""
+        return [path for path in self.paths() if path not in self._damaged]
 
-    def put(self, step: int, content: Archive) -> None:
-        """Write a file; once it is complete, remove those that are too many.
+    def write(self, step: int, content: CheckpointContent) -> None:
+        """Write the file of a step; once it is complete, remove the oldest ones beyond `keep`.
 
         Raises:
             OSError: it could not be written; nothing is left of it.
         """
         path = self._directory / f"step-{step:010d}.npz"
-        file.write(path, content.arrays, content.meta)
-        self._refused.discard(path)
-        own = [path for path in self.good() if _step_of(path) <= step]
-        for path in own[self._keep :]:
+        file.write(path, content)
+        self._damaged.discard(path)
+        until_now = [path for path in self.undamaged() if _step_of(path) <= step]
+        for path in until_now[self._keep :]:
             path.unlink(missing_ok=True)
 
-    def newest(self) -> Archive | None:
-        """Read the newest file that is whole, and say which were not.
+    def read_newest(self) -> CheckpointContent | None:
+        """Read the newest file that is whole, and warn of newer ones that are damaged.
 
         Returns:
-            None if there is no file.
+            Its content; None if there is no file.
 
         Raises:
-            NoValidCheckpoint, HostileCheckpoint.
+            NoValidCheckpoint: there are files, and all of them are damaged.
+            HostileCheckpoint: a file was made to do harm.
         """
-        refused = []
+        reasons = []
         for path in self.paths():
             try:
                 found = file.read(path)
@@ -88,22 +89,22 @@ class Shelf:
                     "find out who put it there, and remove it",
                 ) from None
             except (Damaged, OSError) as reason:
-                refused.append(f"{path.name} is damaged ({reason})")
-                self._refused.add(path)
+                reasons.append(f"{path.name} is damaged ({reason})")
+                self._damaged.add(path)
                 continue
-            if refused:
-                warn(f"checkpoint {', '.join(refused)}; {path.name} is used")
+            if reasons:
+                warn(f"checkpoint {', '.join(reasons)}; {path.name} is used")
             return found
-        if refused:
+        if reasons:
             raise NoValidCheckpoint(
-                f"no checkpoint in {self._directory} is whole: {', '.join(refused)}",
+                f"no checkpoint in {self._directory} is whole: {', '.join(reasons)}",
                 "bring back a copy of one, or begin again in another directory",
             )
         return None
 
     def warn_of_later(self, step: int) -> None:
-        """Say if a resume would not take the file of this step, because there is that of a later one."""
-        later = [path.name for path in self.good() if _step_of(path) > step]
+        """Warn if there is the file of a later step, which a resume would read instead of this step's."""
+        later = [path.name for path in self.undamaged() if _step_of(path) > step]
         if later:
             warn(f"{self._directory} holds {later[0]} already, which a resume would take before that of step {step}")
 

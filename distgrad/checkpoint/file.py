@@ -1,10 +1,10 @@
-"""One checkpoint in one file, which is there whole or not at all and is believed only if its checksum holds.
+"""One checkpoint in one file, which is there whole or not at all and is used only if its checksum holds.
 
-The file is NumPy's own .npz, so that `numpy.load` opens it without distgrad: an uncompressed zip with one .npy an
-array, and `meta.json`. Its zip comment ends in the SHA-256 of every byte before that, so that a flipped bit anywhere is
-found, in the checksum as well as in what it is of.
+The file is NumPy's own .npz, so that `numpy.load` opens it without distgrad: an uncompressed zip with one .npy file for
+each array, and `meta.json`. Its zip comment ends in the SHA-256 of all bytes before, so that a flipped bit is found
+anywhere, in the data or in the checksum.
 
-Nothing in it is ever unpickled: an array of Python objects, which NumPy would have to, is refused by its header.
+Nothing is ever unpickled: an array of Python objects, which NumPy would unpickle, is refused by its header.
 """
 
 import contextlib
@@ -15,39 +15,39 @@ import os
 import pickletools
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 META = "meta.json"
-SEAL = b"distgrad checkpoint 1 sha256="
-DIGEST = 64  # hexadecimal digits
-CHUNK = 1 << 20
-TEMPORARY = ".tmp"
+SEAL = b"distgrad checkpoint 1 sha256="  # in the zip comment, before the checksum
+DIGEST = 64  # hexadecimal digits of the checksum
+CHUNK = 1 << 20  # bytes that are read at once
+TEMPORARY = ".tmp"  # ends the name of a file that is not complete
 
 
-class Archive(NamedTuple):
-    """What a file holds: arrays by name, and whatever JSON can say."""
+class CheckpointContent(NamedTuple):
+    """The content of a file: arrays by name, and anything that JSON can say."""
 
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
 
 class Damaged(Exception):
-    """A file that is not what was once written; the text says how."""
+    """A file that has changed since it was written; the text says in which way."""
 
 
 class Hostile(Exception):
-    """A file that somebody else has made, in order to be unpickled or to fill the memory; the text says how."""
+    """A file that somebody made to be unpickled or to fill the memory; the text says in which way."""
 
 
 # ---- writing
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write a file so that after a crash at any moment there is the whole new one, or what was there before.
+def write(path: Path, content: CheckpointContent) -> None:
+    """Write a file. After a crash at any moment there is either the whole new file or what was there before.
 
     Raises:
         OSError: it could not be written; nothing is left of it.
@@ -55,34 +55,36 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any])
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("x+b") as file:
-            _pack(file, arrays, meta)
+            _pack(file, content)
             _seal(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _pack(file: IO[bytes], arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def _pack(file: IO[bytes], content: CheckpointContent) -> None:
+    """Write everything but the checksum, and zeros in its place."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
         # A ZipInfo has no time of day: the same state gives the same bytes.
-        packed.writestr(zipfile.ZipInfo(META), json.dumps(meta))
-        for name, array in arrays.items():
+        packed.writestr(zipfile.ZipInfo(META), json.dumps(content.meta))
+        for name, array in content.arrays.items():
             with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
         packed.comment = SEAL + b"0" * DIGEST
 
 
 def _seal(file: IO[bytes]) -> None:
+    """Write the checksum, which is all that is missing."""
     digest = _digest(file)
     file.seek(-DIGEST, os.SEEK_END)
     file.write(digest)
 
 
 def _digest(file: IO[bytes]) -> bytes:
-    """SHA-256, in hexadecimal digits, of all but the last DIGEST bytes."""
+    """SHA-256, as hexadecimal digits, of all but the last DIGEST bytes of a file."""
     left = file.seek(0, os.SEEK_END) - DIGEST
     file.seek(0)
     found = hashlib.sha256()
@@ -92,8 +94,8 @@ def _digest(file: IO[bytes]) -> bytes:
     return found.hexdigest().encode()
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder outlast a loss of power."""
+def _sync_directory(folder: Path) -> None:
+    """Make sure that a rename in a folder survives a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -104,28 +106,28 @@ def _sync(folder: Path) -> None:
 # ---- reading
 
 
-def read(path: Path) -> Archive:
+def read(path: Path) -> CheckpointContent:
     """Read a file that `write` wrote.
 
     Raises:
-        Damaged: it is not as it was written.
+        Damaged: it has changed since it was written.
         Hostile: it was made to do harm.
         OSError: it cannot be read.
     """
     with _opened(path) as file:
         if not _is_sealed(file):
-            _refuse(file)
+            _raise_why_refused(file)
         try:
             return _unpacked(file)
         except OSError:
             raise
-        except Exception as error:  # whatever somebody has thought of
+        except Exception as error:  # a hostile file may raise anything
             raise Hostile(f"its checksum holds, but distgrad did not write it: {error}") from None
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    # Without O_NONBLOCK, opening a pipe would wait for ever for who writes into it.
+    # Without O_NONBLOCK, opening a pipe would wait for ever for a process that writes into it.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise Hostile("it is no regular file")
@@ -133,6 +135,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_sealed(file: IO[bytes]) -> bool:
+    """True if the checksum holds."""
     size = file.seek(0, os.SEEK_END)
     if size < len(SEAL) + DIGEST:
         return False
@@ -140,13 +143,13 @@ def _is_sealed(file: IO[bytes]) -> bool:
     return file.read() == _digest(file)
 
 
-def _unpacked(file: IO[bytes]) -> Archive:
+def _unpacked(file: IO[bytes]) -> CheckpointContent:
     with zipfile.ZipFile(file) as packed:
         for entry in packed.infolist():
-            _require_plain(packed, entry)
+            _require_safe_entry(packed, entry)
         names = [name for name in packed.namelist() if name != META]
         arrays = {name.removesuffix(".npy"): _array(packed, name) for name in names}
-        return Archive(arrays, json.loads(packed.read(META)))
+        return CheckpointContent(arrays, json.loads(packed.read(META)))
 
 
 def _array(packed: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -154,11 +157,11 @@ def _array(packed: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(entry, allow_pickle=False)
 
 
-def _require_plain(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Refuse by its header what would be unpickled, or would need more memory than it has bytes.
+def _require_safe_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Refuse an entry, by its header, that would be unpickled or take more memory than it has bytes.
 
     Raises:
-        ValueError: its name, or its dtype, or its size is not one that `write` gives.
+        ValueError: its name, its dtype or its size is none that `write` gives.
     """
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{entry.filename!r} is compressed")
@@ -177,10 +180,15 @@ def _require_plain(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         raise ValueError(f"{entry.filename!r} claims the shape {shape}, which it is too small for")
 
 
-# ---- what is wrong with a file whose checksum does not hold
+# ---- a file whose checksum does not hold
 
 
-def _refuse(file: IO[bytes]) -> None:
+def _raise_why_refused(file: IO[bytes]) -> NoReturn:
+    """Tell a damaged file from a hostile one.
+
+    Raises:
+        Damaged, Hostile.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - len(SEAL) - DIGEST))
     tail = file.read()
@@ -194,7 +202,7 @@ def _refuse(file: IO[bytes]) -> None:
 
 
 def _is_pickle(start: bytes) -> bool:
-    """Whether bytes are a pickle's, which is read here and not obeyed."""
+    """True if a file starts as a pickle does. The pickle's instructions are read and not run."""
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
     try:
@@ -204,7 +212,7 @@ def _is_pickle(start: bytes) -> bool:
 
 
 def _refuse_foreign_zip(file: IO[bytes]) -> None:
-    """A zip that distgrad did not seal is no damaged checkpoint of it."""
+    """Raise `Hostile` for a zip without distgrad's seal that holds what distgrad never writes."""
     try:
         packed = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
@@ -212,6 +220,6 @@ def _refuse_foreign_zip(file: IO[bytes]) -> None:
     with packed:
         for entry in packed.infolist():
             try:
-                _require_plain(packed, entry)
-            except Exception as error:  # whatever somebody has thought of
+                _require_safe_entry(packed, entry)
+            except Exception as error:  # a hostile file may raise anything
                 raise Hostile(f"distgrad did not write it: {error}") from None

@@ -1,19 +1,19 @@
-"""What a checkpoint holds of a step, taken at one moment, and given back to all workers.
+"""The state of a training: captured from a step, and restored on all workers.
 
     variables   weights, moving statistics, optimizer state, loss scale: the same on every worker, so the root's
     metrics     under `fit`, in the middle of an epoch: what they have summed up so far
-    random      each worker's own: the states of its layers' random numbers, its counters, and the state of Python's,
+    random      each worker's own: the states of its layers' random numbers, its counters, and the states of Python's,
                 NumPy's and Keras's generators
-    position    the step's number, and how many batches of its data are done
+    position    the place in the data, beside the step's number
 
-A worker that did not exist when a snapshot was taken has the root's random numbers for its layers.
+A worker that did not exist when the state was captured has the root's random numbers for its layers.
 """
 
 import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,97 +21,142 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
-from distgrad.checkpoint.file import Archive
-from distgrad.checkpoint.fit_progress import Fitting
+from distgrad.checkpoint.file import CheckpointContent
+from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
-from distgrad.data.cursor import Position
+from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, CheckpointMismatch
 from distgrad.step.distributed_step import DistributedStep
 
 
-def take(step: DistributedStep, fitting: Fitting | None) -> Archive:
-    """Copy all that it takes to go on from here; every worker calls it, and the root's is the one to keep.
+class TrainingState(NamedTuple):
+    """The description of a training at one moment, as JSON can say it. Its fields are the keys of a file's meta.json.
+
+    The values of variables and metrics are arrays beside it, see `CheckpointContent`.
+
+    Attributes:
+        step: number of steps taken.
+        workers, versions: for people who read the file; nothing depends on them.
+        position: the data cursor's fields.
+        fit: the progress of a call of `fit`; None in a loop of the user's own.
+        variables, metrics: path, shape and dtype of each, in the order of their arrays.
+        random: by rank, the states of the worker's random numbers, and as "data" the seeds of its data's shuffling.
+    """
+
+    step: int
+    workers: int
+    versions: Mapping[str, str]
+    position: Mapping[str, int]
+    fit: Mapping[str, Any] | None
+    variables: Sequence[str]
+    metrics: Sequence[str]
+    random: Sequence[Mapping[str, Any] | None]
+
+
+def capture(step: DistributedStep, fit: FitProgress | None) -> CheckpointContent | None:
+    """Copy everything that a training needs to go on from here. Every worker calls it.
 
     Args:
-        fitting: the call of `fit` that takes the steps, if one does.
+        fit: the call of `fit` that takes the steps, if one does.
+
+    Returns:
+        The content of a checkpoint on the root, None on the other workers.
 
     Raises:
         BadArgument: the model is not built; on every worker.
     """
-    fit = None if fitting is None else fitting.as_dict()
-    variables, metrics = step.variables(), _metrics(step) if fit and fit["batch"] else []
+    progress = None if fit is None else fit.as_dict()
+    variables, metrics = step.variables(), _metrics(step) if progress and progress["batch"] else []
     if not variables:
         raise BadArgument("there is nothing to save", "call save() after a step", everywhere=True)
-    seeds = step.position.seeds if fitting is None else fitting.share.seeds
-    own = step.comm.exchange(json.dumps(_random_state(step.model) | {"data": seeds}))
+    seeds = step.cursor.seeds if fit is None else fit.data.seeds
+    random_states = step.comm.exchange(json.dumps(_random_state(step.model) | {"data": seeds}))
     if not step.comm.is_root:
-        return Archive({}, {})
-    meta = {
-        "step": step.steps,
-        "workers": step.comm.size,
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "position": step.position.as_dict(),
-        "fit": fit,
-        "variables": [agreement.describe(variable) for variable in variables],
-        "metrics": [agreement.describe(variable) for variable in metrics],
-        "random": [json.loads(text or "null") for text in own],
-    }
-    return Archive(_arrays("variables", variables) | _arrays("metrics", metrics), meta)
+        return None
+    state = TrainingState(
+        step=step.steps,
+        workers=step.comm.size,
+        versions={"tensorflow": tf.__version__, "keras": keras.__version__},
+        position=step.cursor.as_dict(),
+        fit=progress,
+        variables=[agreement.describe(variable) for variable in variables],
+        metrics=[agreement.describe(variable) for variable in metrics],
+        random=[json.loads(text or "null") for text in random_states],
+    )
+    return CheckpointContent(_arrays("variables", variables) | _arrays("metrics", metrics), state._asdict())
 
 
-class Return:
-    """A step's way back to a snapshot.
+def restore(step: DistributedStep, content: CheckpointContent, fit: FitProgress | None) -> None:
+    """Take a step back to a captured state. Every worker calls it.
 
-    Values are given as soon as there are variables for them, and once: what the user changes between the resume and the
-    next step, a learning rate perhaps, stays changed. What is a worker's own comes last, after all have become alike.
+    Restored now: the random numbers of Python, NumPy and Keras, the step's number, the data cursor, the progress of
+    `fit`, and, if the model is built, the variables: what the user changes before the next step, a learning rate
+    perhaps, stays changed. Restored before the next step: the variables of a model that is not built yet, the metrics
+    and, once all else is the same on every worker, the random numbers of its own layers.
 
     Args:
-        meta: the snapshot's, on every worker.
-        arrays: the snapshot's, on the root.
-        fitting: the call of `fit` that is to go on, if one is.
+        content: that of a checkpoint. The other workers need no arrays: they receive the root's.
+        fit: the call of `fit` that is to go on, if one is.
 
     Raises:
-        CheckpointMismatch: it is one of other variables; on every worker, and nothing was assigned.
+        CheckpointMismatch: the state is that of other variables, or not that of a `fit`; on every worker, and no
+            variable was assigned.
+    """
+    state = TrainingState(**{field: content.meta[field] for field in TrainingState._fields})
+    own = state.random[step.comm.rank] if step.comm.rank < len(state.random) else None
+    _set_global_random_state(own)
+    seeds = None if own is None else own["data"]
+    cursor = DataCursor(**state.position, seeds=None if fit else seeds, warns=step.comm.is_root)
+    restorer = _Restorer(step, state, content.arrays, own, with_metrics=fit is not None and bool(state.metrics))
+    step.go_to(state.step, cursor, restorer.before_next_step)
+    if fit is not None:
+        fit.go_to(state.fit, seeds)
+    restorer.now()
+
+
+class _Restorer:
+    """Assigns the saved values, as soon as there are variables for them, and once.
+
+    Args:
+        random_state: this worker's own; None if there was no such worker.
+        with_metrics: True if metrics are to be restored, too.
     """
 
     def __init__(
         self,
         step: DistributedStep,
-        meta: Mapping[str, Any],
+        state: TrainingState,
         arrays: Mapping[str, np.ndarray],
-        fitting: Fitting | None,
+        random_state: Mapping[str, Any] | None,
+        *,
+        with_metrics: bool,
     ) -> None:
-        self._step, self._meta, self._arrays = step, meta, arrays
-        self._given, self._with_metrics = False, fitting is not None and bool(meta["metrics"])
-        ranks = meta["random"]
-        self._own = ranks[step.comm.rank] if step.comm.rank < len(ranks) else None
-        _set_global_random_state(self._own)
-        seeds = None if self._own is None else self._own["data"]
-        position = Position(**meta["position"], seeds=None if fitting else seeds, speaks=step.comm.is_root)
-        step.go_to(meta["step"], position, self)
-        if fitting is not None:
-            fitting.go_to(meta["fit"], seeds)
-        variables = step.variables()
-        if variables:
-            self._give(variables)
-            _set_own_state(step.model, self._own)
+        self._step, self._state, self._arrays = step, state, arrays
+        self._random_state, self._with_metrics = random_state, with_metrics
+        self._has_assigned = False
 
-    def __call__(self, variables: Sequence[keras.Variable]) -> None:
-        """Make all workers alike, before the first step after the resume."""
-        if self._given:
+    def now(self) -> None:
+        """Assign the variables if the model is built."""
+        variables = self._step.variables()
+        if variables:
+            self._assign("variables", self._state.variables, variables)
+            self._has_assigned = True
+            _set_layer_random_state(self._step.model, self._random_state)
+
+    def before_next_step(self, variables: Sequence[keras.Variable]) -> None:
+        """Make all workers start the next step from the same values; see `DistributedStep.go_to`."""
+        if self._has_assigned:
             self._step.comm.broadcast(variables)
         else:
-            self._give(variables)
-        _set_own_state(self._step.model, self._own)
+            self._assign("variables", self._state.variables, variables)
+            self._has_assigned = True
+        _set_layer_random_state(self._step.model, self._random_state)
         if self._with_metrics:
-            self._assign("metrics", _metrics(self._step))
+            self._assign("metrics", self._state.metrics, _metrics(self._step))
 
-    def _give(self, variables: Sequence[keras.Variable]) -> None:
-        self._assign("variables", variables)
-        self._given = True
-
-    def _assign(self, kind: str, variables: Sequence[keras.Variable]) -> None:
-        _require_same(self._meta[kind], variables, self._meta["step"])
+    def _assign(self, kind: str, saved: Sequence[str], variables: Sequence[keras.Variable]) -> None:
+        """Assign the root's arrays of a kind, and give every worker its values."""
+        _require_same(saved, variables, self._state.step)
         values = [array for name, array in self._arrays.items() if name.startswith(f"{kind}/")]
         for variable, value in zip(variables, values, strict=False):  # only the root has any
             dtype = variable.numpy().dtype
@@ -124,12 +169,15 @@ def _metrics(step: DistributedStep) -> list[keras.Variable]:
 
 
 def _arrays(kind: str, variables: Sequence[keras.Variable]) -> dict[str, np.ndarray]:
-    """Copies, by names that are no two variables' and keep their order."""
+    """Copy the values, under names that are unique and keep the variables' order."""
     return {f"{kind}/{i:05d}/{variable.path}": np.array(variable.numpy()) for i, variable in enumerate(variables)}
 
 
 def _require_same(saved: Sequence[str], variables: Sequence[keras.Variable], step: int) -> None:
-    """Keras numbers layers of one class through the process, so numbers in their names tell nothing."""
+    """Compare the saved descriptions with the variables', but for numbers in their names.
+
+    Keras numbers the layers of a class through the whole process, so these numbers depend on what was built before.
+    """
     found = [agreement.describe(variable) for variable in variables]
     for index in range(max(len(saved), len(found))):
         theirs, ours = (lines[index] if index < len(lines) else "missing" for lines in (saved, found))
@@ -146,9 +194,10 @@ def _require_same(saved: Sequence[str], variables: Sequence[keras.Variable], ste
 
 
 def _random_state(model: keras.Model) -> dict[str, Any]:
+    """Read all of this worker's random numbers: "own" are those of the model's layers."""
     generator = np.random.get_state(legacy=False)
     return {
-        "own": [variable.numpy().tolist() for variable in _own(model)],
+        "own": [variable.numpy().tolist() for variable in _layer_states(model)],
         "python": random.getstate(),
         "numpy": json.loads(json.dumps(generator, default=np.ndarray.tolist)),
         "keras": [state.numpy().tolist() for state in _global_seeds()],
@@ -167,18 +216,18 @@ def _set_global_random_state(state: Mapping[str, Any] | None) -> None:
         _global_seeds()[0].assign(value)
 
 
-def _set_own_state(model: keras.Model, state: Mapping[str, Any] | None) -> None:
+def _set_layer_random_state(model: keras.Model, state: Mapping[str, Any] | None) -> None:
     if state is not None:
-        for variable, value in zip(_own(model), state["own"], strict=True):
+        for variable, value in zip(_layer_states(model), state["own"], strict=True):
             variable.assign(np.asarray(value, variable.numpy().dtype))
 
 
-def _own(model: keras.Model) -> list[keras.Variable]:
-    """What may differ between workers: see `Forward.keep_states`."""
+def _layer_states(model: keras.Model) -> list[keras.Variable]:
+    """Random states and integer counters of layers, which may differ between workers: see `Forward.keep_states`."""
     return [v for v in model.non_trainable_variables if not tf.as_dtype(v.dtype).is_floating]
 
 
 def _global_seeds() -> list[keras.Variable]:
-    """The state behind `keras.random` without a seed, once that was used."""
+    """State of the generator behind `keras.random` without a seed; none if it was never used."""
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return [] if generator is None else [generator.state]

@@ -30,7 +30,7 @@ from distgrad.collectives import agreement
 from distgrad.collectives.moments import all_finite, moments, rows, whole
 from distgrad.collectives.vectors import DividedSum, Vector, divisor_of, pieces_of
 from distgrad.data.batch import share
-from distgrad.data.pipeline import untuned
+from distgrad.data.pipeline import without_autotune
 from distgrad.errors import BadArgument
 from distgrad.liveness.peers import INSIDE, LEFT, TURN, Page, Peer, kill
 from distgrad.liveness.stop_signals import StopRequest
@@ -270,7 +270,7 @@ class Communicator:
             return tf.nest.map_structure(cut, whole)
 
         # Autograph would write a file, which stays when this process is killed.
-        return untuned(dataset.map(tf.autograph.experimental.do_not_convert(cut_batch)))
+        return without_autotune(dataset.map(tf.autograph.experimental.do_not_convert(cut_batch)))
 
     def process_sum(self, part: np.ndarray) -> np.ndarray:
         """Sum one array a process, at once and outside any graph.

@@ -1,6 +1,6 @@
-"""Batches and datasets: their rows, how those are cut for the workers, and how far a training has come in them.
+"""Batches and datasets: rows, how they are cut for the workers, and how far a training has come in them.
 
 batch.py      nests of tensors with rows: converting, counting, cutting
-pipeline.py   what tf.data does not tell: its shuffling, its tuning thread
+pipeline.py   the shuffling and the autotuning thread of a tf.data pipeline
 cursor.py     how far a training has come in its data, and how to get there again
 """

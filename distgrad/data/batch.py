@@ -12,17 +12,20 @@ import tensorflow as tf
 from distgrad.errors import BadArgument
 
 
-def tensors(batch: Any) -> tuple[Any, ...]:
-    """A batch as a tuple (x, [y, [sample_weight]]) of nests of tensors.
+def as_tensors(batch: Any) -> tuple[Any, ...]:
+    """Convert a batch to a tuple (x, [y, [sample_weight]]) of nests of tensors.
+
+    Args:
+        batch: x alone, or a tuple or list whose None parts at the end are left out; arrays, tensors or nests of them.
 
     Raises:
-        BadArgument: its parts have different numbers of rows.
+        BadArgument: its parts have different numbers of rows, or one is a scalar.
     """
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     while parts and parts[-1] is None:
         parts.pop()
     converted = tf.nest.map_structure(_tensor, tuple(parts))
-    rows = [_rows(tensor) for tensor in tf.nest.flatten(converted)]
+    rows = [_static_rows(tensor) for tensor in tf.nest.flatten(converted)]
     if not rows or None in rows or len(set(rows) - {"?"}) > 1:
         raise BadArgument(
             f"the parts of a batch have {rows} rows", "give arrays whose first axis counts the same examples"
@@ -34,15 +37,15 @@ def _tensor(value: Any) -> Any:
     return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
 
 
-def _rows(tensor: Any) -> Any:
-    """Number of rows, "?" where a graph does not know it yet, None for a scalar."""
+def _static_rows(tensor: Any) -> int | str | None:
+    """Number of rows by the tensor's shape, "?" if a graph leaves it open, None for a scalar."""
     if tensor.shape.rank == 0:
         return None
-    return "?" if tensor.shape[0] is None else tensor.shape[0]
+    return "?" if tensor.shape[0] is None else int(tensor.shape[0])
 
 
-def any_rows(tensor: Any) -> tf.TypeSpec:
-    """The tensor's type with its number of rows left open."""
+def spec_with_any_rows(tensor: Any) -> tf.TypeSpec:
+    """Type of a tensor with its number of rows left open."""
     spec = tf.type_spec_from_value(tensor)
     shape = [None, *spec.shape[1:]]
     if isinstance(spec, tf.RaggedTensorSpec):
@@ -51,7 +54,7 @@ def any_rows(tensor: Any) -> tf.TypeSpec:
 
 
 def _zeros(rows: int, like: Any) -> Any:
-    """So many rows of zeros in the form of a tensor or of its spec; axes of unknown length get 1 entry."""
+    """Rows of zeros, dense, ragged or sparse as `like`, a tensor or its spec; axes of unknown length get 1 entry."""
     dense = tf.zeros([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
     spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
     if isinstance(spec, tf.RaggedTensorSpec):
@@ -60,16 +63,18 @@ def _zeros(rows: int, like: Any) -> Any:
 
 
 def one_row_like(x: Any) -> Any:
-    """Zeros for a model to be built on: one row, so that no layer meets an empty batch."""
+    """One row of zeros in the form of `x`, to build a model on: some layers fail on an empty batch."""
     return tf.nest.map_structure(functools.partial(_zeros, 1), x)
 
 
-def filled(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
+def synthetic_batch(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
     """Make up a batch.
 
     Args:
         like: nest of `tf.TypeSpec`, or None. Axes of unknown length get 3 entries; sparse tensors become dense ones.
-        draw: shape -> an array of numbers; integers that it gives between -1 and 1 are 0.
+        rows: number of rows.
+        draw: shape -> array of numbers. They are cast to the tensor's dtype, so an integer tensor drops their
+            fractions. Tensors of strings are not drawn: they are empty strings.
     """
 
     def fill(spec: tf.TypeSpec) -> Any:
@@ -83,7 +88,14 @@ def filled(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
 
 
 def no_rows_like(batch: Any) -> tuple[Any, ...]:
-    """What a worker without a batch contributes: the same structure with 0 rows."""
+    """Batch of 0 rows with the structure of `batch`: the contribution of a worker that has run out of data.
+
+    Args:
+        batch: a batch, or a dataset's `element_spec`.
+
+    Raises:
+        BadArgument: `batch` is None.
+    """
     if batch is None:
         raise BadArgument(
             "this worker's iterable has no batch at all, which leaves its shapes unknown",
@@ -93,7 +105,10 @@ def no_rows_like(batch: Any) -> tuple[Any, ...]:
 
 
 def one_row_at_least(batch: Any) -> Any:
-    """The batch, or a row of ones if it has none: zeros are what masks leave out, and a mean of nothing is NaN."""
+    """Return the batch, or one row of ones if it has no rows.
+
+    A mean over no rows would be NaN, and a mask would leave out a row of zeros.
+    """
 
     def padded(tensor: tf.Tensor) -> tf.Tensor:
         missing = tf.maximum(1 - tf.shape(tensor)[:1], 0)
@@ -103,14 +118,14 @@ def one_row_at_least(batch: Any) -> Any:
 
 
 def zero_unless(present: tf.Tensor | None, values: Any) -> Any:
-    """A nest of tensors: as they are, or zeros; () bool or, for what is always there, None."""
+    """Zero all tensors of a nest unless `present`, () bool; None means always present."""
     if present is None:
         return values
     return tf.nest.map_structure(lambda value: tf.where(present, value, tf.zeros_like(value)), values)
 
 
 def row_count(batch: Any) -> tf.Tensor:
-    """() int32: rows of the batch, by its first tensor."""
+    """Number of rows of a batch, () int32, by its first tensor."""
     return _count(tf.nest.flatten(batch)[0])
 
 
@@ -121,7 +136,7 @@ def _count(tensor: Any) -> tf.Tensor:
 
 
 def rows_between(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
-    """The rows first..last-1, or as many of them as there are."""
+    """Rows first..last-1 of a dense, ragged or sparse tensor, or as many of them as there are."""
     if not isinstance(tensor, tf.SparseTensor):
         return tensor[first:last]
     first, last = tf.cast(first, tf.int64), tf.cast(last, tf.int64)

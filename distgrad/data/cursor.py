@@ -1,26 +1,40 @@
-"""How far a training has come in its data, and how to get there again: by passing over the batches it has had.
+"""The place of a training in its data, and the way back to it: skipping the batches that are done.
 
 That needs no help from the data, and holds for any number of workers, as long as the data come in the same order again.
-`tf.data`'s shuffling draws another order for every pass; as many passes as there were are begun, which costs nothing,
-before the one that goes on.
+`tf.data` draws another order for every pass over a shuffled dataset. So after a resume, as many iterators are made as
+there were passes before; nothing is read from them, which makes them cheap, and the next one has the right order.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from distgrad.data.pipeline import seeds_of, shuffles_of, untuned
+from distgrad.data.pipeline import shuffle_seeds, shuffled_datasets, without_autotune
 from distgrad.errors import warn
 
 
-class Position:
-    """Where the next batch comes from.
+class DataPass(NamedTuple):
+    """One pass over the data.
 
     Attributes:
-        epochs: how often `DistributedStep.epoch` has come to an end.
-        passes: how many passes over the same shuffled data have gone before this one.
-        taken: how many batches of this pass are done.
-        seeds: those of its shuffling; None where they are not known.
-        speaks: whether this worker warns of others.
+        batches: those that are not done yet.
+        last_skipped: the last one that was done before the resume; None if none was.
+    """
+
+    batches: Iterator[Any]
+    last_skipped: Any
+
+
+class DataCursor:
+    """The place of a training in its data.
+
+    Attributes:
+        epochs: number of times that `DistributedStep.epoch` has come to an end.
+        passes: number of passes over the same shuffled data that were begun before this one.
+        taken: number of batches of this pass that are done.
+        seeds: seeds of the data's shuffling; None if they are not known.
+
+    Args:
+        warns: True on the one worker that prints warnings.
     """
 
     def __init__(
@@ -29,56 +43,57 @@ class Position:
         passes: int = 0,
         taken: int = 0,
         seeds: Sequence[int] | None = None,
-        speaks: bool = True,
+        warns: bool = True,
     ) -> None:
         self.epochs, self.passes, self.taken = epochs, passes, taken
-        self.seeds, self._speaks = seeds, speaks
-        self._shuffles: list[Any] | None = None  # until there was a pass in this process
-        self._renewed = False
+        self.seeds, self._warns = seeds, warns
+        self._shuffles: list[Any] | None = None  # of the previous pass in this process; None before the first one
+        self._has_new_shuffles = False  # True if the dataset was made anew for this pass
 
     def as_dict(self) -> dict[str, int]:
-        """What is the same on every worker."""
+        """Collect the fields that are the same on every worker, to be saved."""
         return {"epochs": self.epochs, "passes": self.passes, "taken": self.taken}
 
-    def begin(self, data: Iterable[Any]) -> tuple[Iterator[Any], Any]:
-        """Begin a pass; the first one after a resume goes on where the last was left.
-
-        Returns:
-            (the batches to come, the last one passed over or None).
-        """
-        data, shuffles, seeds = untuned(data), shuffles_of(data), seeds_of(data)
+    def begin(self, data: Iterable[Any]) -> DataPass:
+        """Begin a pass over the data; the first one after a resume skips the batches that were done before."""
+        data, shuffles, seeds = without_autotune(data), shuffled_datasets(data), shuffle_seeds(data)
         if self._shuffles is None:
-            self._return(data, seeds)
+            self._begin_first_pass(data, seeds)
         else:
-            self._follow(shuffles)
+            self._begin_next_pass(shuffles)
         self._shuffles, self.seeds = shuffles, seeds
-        batches, passed = iter(data), None
+        batches, skipped = iter(data), None
         for _ in range(self.taken):
-            passed = next(batches, passed)
-        return batches, passed
+            skipped = next(batches, skipped)
+        return DataPass(batches, skipped)
 
     def advance(self, more: bool) -> None:
-        """Another batch is done; `more` says whether any worker has a next one."""
+        """Count another batch as done.
+
+        Args:
+            more: True if any worker has a next one; the pass is over otherwise.
+        """
         self.taken += 1
         if not more:
-            self.epochs, self.passes, self.taken = self.epochs + 1, 0 if self._renewed else self.passes + 1, 0
+            passes = 0 if self._has_new_shuffles else self.passes + 1
+            self.epochs, self.passes, self.taken = self.epochs + 1, passes, 0
 
-    def _return(self, data: Any, seeds: list[int]) -> None:
-        """The first pass in this process; after a resume there were others before."""
+    def _begin_first_pass(self, data: Any, seeds: list[int]) -> None:
+        """Draw the orders of the passes before the resume, if there was one."""
         if self.seeds is not None and seeds != self.seeds:
-            if self.taken and self._speaks:
-                warn_of_seed()
+            if self.taken and self._warns:
+                warn_of_changed_seed()
             self.passes = 0
         for _ in range(self.passes if seeds else 0):
             iter(data)
 
-    def _follow(self, shuffles: list[Any]) -> None:
-        """A further pass."""
-        self._renewed = shuffles != self._shuffles  # whoever makes the dataset anew for each pass starts it anew
-        self.passes = 0 if self._renewed else self.passes + bool(self.taken)
+    def _begin_next_pass(self, shuffles: list[Any]) -> None:
+        # A dataset that is made anew for each pass draws its first order again.
+        self._has_new_shuffles = shuffles != self._shuffles
+        self.passes = 0 if self._has_new_shuffles else self.passes + bool(self.taken)
         self.taken = 0
 
 
-def warn_of_seed() -> None:
-    """The order of the data before a resume cannot be had again."""
+def warn_of_changed_seed() -> None:
+    """Warn that the data no longer come in the order that they had before the resume."""
     warn("the data are shuffled with another seed than before the resume; give shuffle() one, or TensorFlow")

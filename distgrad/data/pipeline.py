@@ -1,4 +1,4 @@
-"""What tf.data keeps to itself: which parts of a pipeline shuffle, and the thread that tunes it."""
+"""The shuffles of a `tf.data` pipeline, which TensorFlow keeps private, and its autotuning thread."""
 
 from typing import Any
 
@@ -6,25 +6,30 @@ import tensorflow as tf
 from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
 
 
-def shuffles_of(data: Any) -> list[Any]:
-    """The shuffled datasets that a dataset is made of: they know how often they were gone through."""
+def shuffled_datasets(data: Any) -> list[Any]:
+    """List the shuffles in a pipeline, as `tf.data.Dataset`s; each counts the iterators that were made of it.
+
+    Args:
+        data: a dataset; anything else has none.
+    """
     if not isinstance(data, tf.data.Dataset):
         return []
     own = [data] if isinstance(data, _ShuffleDataset) else []
-    return own + [found for part in data._inputs() for found in shuffles_of(part)]
+    return own + [found for part in data._inputs() for found in shuffled_datasets(part)]
 
 
-def seeds_of(data: Any) -> list[int]:
-    """Those of its shuffling: the same in the next run if `shuffle`, or TensorFlow, was given a seed."""
-    return [int(seed) for shuffle in shuffles_of(data) for seed in (shuffle._seed, shuffle._seed2)]
+def shuffle_seeds(data: Any) -> list[int]:
+    """Seeds of a pipeline's shuffles, two each: the same in the next run if `shuffle`, or TensorFlow, was given one."""
+    return [int(seed) for shuffle in shuffled_datasets(data) for seed in (shuffle._seed, shuffle._seed2)]
 
 
-def untuned(data: Any) -> Any:
-    """A dataset without its tuning thread; whatever else data are, they stay as they are.
+def without_autotune(data: Any) -> Any:
+    """Return a dataset without its autotuning thread, and anything that is no dataset as it is.
 
-    An iterator's end wakes that thread before it tells it to end, so that the thread may sleep on, for as long as the
-    iterator has lived and up to a minute; and the interpreter sleeps with it, as do the workers that wait for this one.
-    AUTOTUNE then means TensorFlow's defaults. Whoever sets `options.autotune.enabled` keeps it.
+    When an iterator ends, TensorFlow wakes that thread before it tells it to end, so the thread may go back to sleep,
+    for as long as the iterator has lived and up to a minute. The interpreter waits for it, and the other workers for
+    this one. Without the thread, AUTOTUNE means TensorFlow's defaults. A dataset whose `options.autotune.enabled` was
+    set by the user keeps it.
     """
     if not isinstance(data, tf.data.Dataset) or data.options().autotune.enabled is not None:
         return data

@@ -20,8 +20,8 @@ from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import share
-from distgrad.data.cursor import warn_of_seed
-from distgrad.data.pipeline import seeds_of, untuned
+from distgrad.data.cursor import warn_of_changed_seed
+from distgrad.data.pipeline import shuffle_seeds, without_autotune
 from distgrad.errors import TooFewSamples
 
 READY = 2  # batches that wait for their step
@@ -126,7 +126,7 @@ class OwnData(Share):
 
     def __init__(self, comm: Communicator, whole: TFDatasetAdapter, keeps_iterator: bool) -> None:
         super().__init__(comm, whole)
-        self._passes, self._keeps = _Passes(untuned(whole.get_tf_dataset())), keeps_iterator
+        self._passes, self._keeps = _Passes(without_autotune(whole.get_tf_dataset())), keeps_iterator
         own = whole.num_batches
         texts = [text for text in comm.exchange("-1" if own is None else str(own)) if text]
         self._most = None if "-1" in texts else max(map(int, texts))
@@ -143,14 +143,14 @@ class OwnData(Share):
     def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:
         """Begin so many."""
         if seeds is not None and seeds != self.seeds and self._comm.is_root:
-            warn_of_seed()
+            warn_of_changed_seed()
         for _ in range(*order):
             iter(self._passes)
 
     @property
     def seeds(self) -> list[int]:
         """Those of this worker's shuffling."""
-        return seeds_of(self._whole.get_tf_dataset())
+        return shuffle_seeds(self._whole.get_tf_dataset())
 
     @property
     def num_batches(self) -> int | None:
@@ -187,7 +187,7 @@ class SharedArrays(Share):
         # An element is a batch of row numbers. The arrays come as a dataset of one element: what a function captures
         # becomes a constant of its graph, which would be copied and written out for every iterator.
         with_arrays = tf.data.Dataset.zip(batches, tf.data.Dataset.from_tensors(arrays).repeat())
-        return untuned(with_arrays.map(self._own_rows).prefetch(READY)).with_options(_plain())
+        return without_autotune(with_arrays.map(self._own_rows).prefetch(READY)).with_options(_plain())
 
     def _own_rows(self, rows: tf.Tensor, arrays: Any) -> Any:
         """This worker's rows of a batch of row numbers."""

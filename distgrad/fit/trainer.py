@@ -17,7 +17,7 @@ from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from distgrad.checkpoint.checkpoint import Checkpoint
-from distgrad.checkpoint.fit_progress import Fitting
+from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import no_rows_like, share
@@ -71,7 +71,7 @@ class Trainer:
     def __init__(self, model: keras.Model, comm: Communicator, options: dict[str, Any]) -> None:
         self._model, self._comm, self._options = model, comm, options
         self._step: DistributedStep | None = None
-        self._fitting: Fitting | None = None
+        self._fit_progress: FitProgress | None = None
         model._maybe_symbolic_build = lambda **_: None  # the first step builds the model, on every worker alike
         if model._distribute_strategy is not None:
             model._distribute_strategy = NoStrategy()
@@ -157,12 +157,12 @@ class Trainer:
             if not isinstance(iterator, tf.data.Iterator):
                 return step(*self._own_part(next(iterator))).keras_logs()
             steps = self._model.steps_per_execution
-            if self._fitting is not None and self._fitting.step is step:
-                steps = self._fitting.steps_of(steps)
+            if self._fit_progress is not None and self._fit_progress.step is step:
+                steps = self._fit_progress.skip(steps)
                 if not steps:
                     step.join(no_rows_like(iterator.element_spec))
-                    current[:] = [iterator, iter(())] if self._fitting.over else [None, None]
-                    return self._fitting.logs
+                    current[:] = [iterator, iter(())] if self._fit_progress.data_exhausted else [None, None]
+                    return self._fit_progress.logs
             if current[0] is not iterator:
                 current[:] = [iterator, step.epoch(iterator)]
             return _last_of(current[1], steps).keras_logs()
@@ -214,10 +214,10 @@ class Trainer:
         self._model._assert_compile_called("fit")
         self.make_train_function()
         step = cast(DistributedStep, self._step)
-        self._fitting = Fitting(step, own)
+        self._fit_progress = FitProgress(step, own)
         for callback in on_this_worker(callbacks, is_root=True).callbacks:
             if isinstance(callback, Checkpoint):
-                callback.follow(self._fitting)
+                callback.set_fit_progress(self._fit_progress)
         return step
 
     def _keras(self, method: str, given: dict[str, Any], *ours: keras.callbacks.Callback) -> Any:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector
-from distgrad.data.batch import row_count, tensors
+from distgrad.data.batch import as_tensors, row_count
 from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import GradientSum, tensor_of, unweighted_sum
@@ -71,6 +71,6 @@ def sum_gradients(
         scalars = Scalars(sums.loss, sums.weight, rows, more=nobody, stop=nobody)
         return accumulator.vector(sums.gradients, rows > 0, layout.pack(scalars))
 
-    total = comm.sum_over_workers(local_sums, tensors(batch if isinstance(batch, tuple) else (batch,)))
+    total = comm.sum_over_workers(local_sums, as_tensors(batch if isinstance(batch, tuple) else (batch,)))
     scalars = layout.unpack(total[-SCALARS:])
     return GradientSum(layout.unflatten([total[:-SCALARS]]), scalars.loss, scalars.weight)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distgrad.data.batch import filled
+from distgrad.data.batch import synthetic_batch
 
 ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
 
@@ -66,7 +66,7 @@ class Forward:
         Args:
             x: a nest of `tf.TypeSpec`.
         """
-        once = filled(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
+        once = synthetic_batch(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
         twice = tf.nest.map_structure(lambda rows: tf.concat([rows, rows], 0), once)
         values = [
             np.array([float(tf.reduce_sum(loss)) for loss in self.run(rows, tf.constant(0))[1].losses])

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distgrad.data.batch import filled
+from distgrad.data.batch import synthetic_batch
 from distgrad.errors import UnsupportedMetric
 from distgrad.objective.extra_sums import ExtraSum, Outcome, Pass, PassSpecs
 from distgrad.objective.trace import trace
@@ -130,8 +130,8 @@ def _made_up(like: PassSpecs, seed: int) -> tuple[Any, ...]:
     rng = np.random.default_rng(seed)
 
     return (
-        filled(like.x, ROWS, np.zeros),
-        filled(like.y, ROWS, lambda shape: rng.integers(0, 2, shape)),
-        filled(like.y_pred, ROWS, lambda shape: rng.uniform(0.05, 0.95, shape)),
-        filled(like.sample_weight, ROWS, lambda shape: rng.uniform(0.5, 1.5, shape)),
+        synthetic_batch(like.x, ROWS, np.zeros),
+        synthetic_batch(like.y, ROWS, lambda shape: rng.integers(0, 2, shape)),
+        synthetic_batch(like.y_pred, ROWS, lambda shape: rng.uniform(0.05, 0.95, shape)),
+        synthetic_batch(like.sample_weight, ROWS, lambda shape: rng.uniform(0.5, 1.5, shape)),
     )

@@ -1,17 +1,16 @@
-"""Groups of variables: labels, and regular expressions over the variables' paths."""
+"""Groups of variables, each a label and a regular expression that is searched in the variables' paths."""
 
 import re
 from collections.abc import Mapping, Sequence
 
-from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument, warn
 
 
 def pattern_of(label: str, text: str) -> re.Pattern[str]:
-    """A group's regular expression.
+    """Compile the regular expression of a group.
 
     Raises:
-        BadArgument: it is none.
+        BadArgument: it is not a regular expression.
     """
     try:
         return re.compile(text)
@@ -21,13 +20,21 @@ def pattern_of(label: str, text: str) -> re.Pattern[str]:
         ) from None
 
 
-def members_of(groups: Mapping[str, re.Pattern[str]], paths: Sequence[str], comm: Communicator) -> dict[str, list[int]]:
-    """The variables of each group, by number; the root warns of a group without any."""
+def members_of(groups: Mapping[str, re.Pattern[str]], paths: Sequence[str], *, is_root: bool) -> dict[str, list[int]]:
+    """Find the variables of each group.
+
+    Args:
+        paths: path of each variable.
+        is_root: True on the root, which warns of groups without variables.
+
+    Returns:
+        For each label the indices in `paths`, ascending.
+    """
     members = {
         label: [index for index, path in enumerate(paths) if pattern.search(path)] for label, pattern in groups.items()
     }
     for label, found in members.items():
-        if not found and comm.is_root:
+        if not found and is_root:
             known = ", ".join(paths)
             warn(f"group {label!r}: no variable matches {groups[label].pattern!r}; there are {known}")
     return members

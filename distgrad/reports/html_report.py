@@ -1,4 +1,4 @@
-"""The page of a run: what was logged as pictures, in one file that needs nothing else."""
+"""The HTML page of a run: the logged numbers as pictures, in one file that needs no other and no network."""
 
 import base64
 import html
@@ -29,11 +29,11 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.2,
     "svg.fonttype": "none",
 }
-MOVING = 50  # buckets over which the noise is averaged
+NOISE_WINDOW = 50  # buckets of the noise scale's moving average
 
 
 class Panel(NamedTuple):
-    """One picture."""
+    """One picture: its title, the function that draws it, and its height."""
 
     title: str
     draw: Callable[[Axes], None]
@@ -41,14 +41,14 @@ class Panel(NamedTuple):
 
 
 def panels(run: History) -> Iterator[Panel]:
-    """The pictures there are to draw of what was logged."""
+    """List the pictures of a run; numbers that were not logged have none."""
     yield Panel("loss", lambda axes: _band(axes, run, "loss"))
     yield Panel("gradient sum", lambda axes: _band(axes, run, "gradient_sum"))
     yield Panel("gradient norm", lambda axes: _band(axes, run, "gradient_norm", log=True))
     if np.isfinite(run.column("trace")[1]).any():
         yield Panel("gradient noise scale (moving average), in examples", lambda axes: _noise(axes, run))
     if run.variables:
-        yield Panel("gradient norm by variable", lambda axes: _heat(axes, run), 1.2 + 0.16 * len(run.variables))
+        yield Panel("gradient norm by variable", lambda axes: _variables(axes, run), 1.2 + 0.16 * len(run.variables))
     if run.workers:
         yield Panel("gradient norm by worker", lambda axes: _workers(axes, run))
     if np.isfinite(run.column("compute")[1]).any():
@@ -58,23 +58,23 @@ def panels(run: History) -> Iterator[Panel]:
 
 
 def summary(run: History) -> dict[str, str]:
-    """The run in a few words, by what they say."""
+    """Describe the run in a few values, by name."""
     loss, seconds = run.column("loss")[1], run.column("seconds")[1]
-    said = {"steps": f"{run.lines}", "skipped steps": f"{run.skipped}", "damaged lines": f"{run.damaged}"}
+    values = {"steps": f"{run.lines}", "skipped steps": f"{run.skipped}", "damaged lines": f"{run.damaged}"}
     if run.lines:
-        said |= {"first loss": f"{loss[0]:.5g}", "last loss": f"{loss[-1]:.5g}"}
-        said |= {"median step": f"{1000 * np.nanmedian(seconds):.3g} ms"}
+        values |= {"first loss": f"{loss[0]:.5g}", "last loss": f"{loss[-1]:.5g}"}
+        values |= {"median step": f"{1000 * np.nanmedian(seconds):.3g} ms"}
     noise = average(zip(run.column("trace")[1], run.column("squared_norm")[1], strict=True))
     if not np.isnan(noise.scale):
-        said["noise scale"] = f"{noise.scale:.3g} examples"
-    return said
+        values["noise scale"] = f"{noise.scale:.3g} examples"
+    return values
 
 
 def write_html(path: Path, name: str, run: History) -> None:
-    """Write the page."""
-    rows = "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in summary(run).items())
+    """Write the page. `name` is its title."""
+    rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in summary(run).items())
     pictures = "".join(map(_figure, panels(run)))
-    path.write_text(PAGE.format(name=html.escape(name), summary=rows, pictures=pictures), encoding="utf-8")
+    path.write_text(TEMPLATE.format(name=html.escape(name), summary=rows, pictures=pictures), encoding="utf-8")
 
 
 def _figure(panel: Panel) -> str:
@@ -83,12 +83,12 @@ def _figure(panel: Panel) -> str:
 
 
 def write_png(path: Path, run: History) -> None:
-    """Write all pictures as one."""
+    """Write all pictures below one another as one PNG file."""
     path.write_bytes(base64.b64decode(_picture(list(panels(run)), "png")))
 
 
 def _picture(shown: Sequence[Panel], kind: str) -> str:
-    """Panels below one another, as base64."""
+    """Draw panels below one another, and return the picture as base64."""
     heights = [panel.height for panel in shown]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, sum(heights)), layout="constrained")
@@ -103,7 +103,7 @@ def _picture(shown: Sequence[Panel], kind: str) -> str:
 
 
 def _band(axes: Axes, run: History, name: str, log: bool = False) -> None:
-    """A bucket's mean as a line, its extremes as a band."""
+    """Draw the mean of each bucket as a line, and its extremes as a band."""
     steps = run.column("step")[1]
     low, mean, high = run.column(name)
     axes.fill_between(steps, low, high, alpha=0.25, linewidth=0)
@@ -114,14 +114,14 @@ def _band(axes: Axes, run: History, name: str, log: bool = False) -> None:
 
 def _noise(axes: Axes, run: History) -> None:
     steps, pairs = run.column("step")[1], np.stack([run.column("trace")[1], run.column("squared_norm")[1]], 1)
-    scale = np.array([average(pairs[max(0, last - MOVING) : last]).scale for last in range(1, len(pairs) + 1)])
+    scale = np.array([average(pairs[max(0, last - NOISE_WINDOW) : last]).scale for last in range(1, len(pairs) + 1)])
     shown = np.isfinite(scale) & (scale > 0)
     axes.plot(steps[shown], scale[shown], color="tab:purple")
     if shown.any():
         axes.set_yscale("log")
 
 
-def _heat(axes: Axes, run: History) -> None:
+def _variables(axes: Axes, run: History) -> None:
     norms = np.stack(list(run.variables.values()))
     positive = norms[np.isfinite(norms) & (norms > 0)]
     limits = LogNorm(*np.percentile(positive, [1, 99.5])) if positive.size and np.ptp(positive) else None
@@ -150,7 +150,7 @@ def _times(axes: Axes, run: History) -> None:
     axes.legend(loc="lower right", ncols=3, bbox_to_anchor=(1, 0.97))
 
 
-PAGE = """<!doctype html>
+TEMPLATE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -1,4 +1,4 @@
-"""A line a step on stdout."""
+"""A line on stdout for each step."""
 
 import sys
 
@@ -8,10 +8,10 @@ from distgrad.reports.report import StepReport, blame
 
 
 class Lines(Listener):
-    """Prints every so many steps' report, and a warning on stderr if one of them was skipped.
+    """Prints the report of every `every`-th step, and a warning on stderr if it was skipped.
 
     Args:
-        every: so many steps; 0 never prints.
+        every: number of steps from one line to the next; 0 never prints.
         as_json: JSON lines instead of text.
     """
 
@@ -19,7 +19,7 @@ class Lines(Listener):
         self._every, self._as_json = every, as_json
 
     def hear(self, report: StepReport) -> None:
-        """Print it, if it is its turn."""
+        """Print the report, if its step is one of those to be printed."""
         if not self._every or report.step % self._every:
             return
         print_line(report.as_json() if self._as_json else report.as_text(), sys.stdout)

@@ -1,7 +1,7 @@
-"""Who hears of a step: the root's listeners, each told every report while its gradient is still there.
+"""Listeners: the root's receivers of reports. Each gets every step's report while its gradient is still in memory.
 
 lines.py         a line on stdout, for people or for programs
-logfile.py       JSON lines in a file that is rotated
+log_file.py      JSON lines in a file that is rotated
 tensorboard.py   scalars and histograms
 live.py          a view that stays on the terminal
 alarms.py        a line when something looks wrong
@@ -9,55 +9,58 @@ alarms.py        a line when something looks wrong
 
 import atexit
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from distgrad.reports.report import StepReport
+from distgrad.reports.report import StepReport
 
 
 class Listener:
-    """Hears every step of a run."""
+    """Base of all listeners; does nothing."""
 
     def begin(self, steps: int | None) -> None:
-        """An epoch begins; of so many steps, as far as that is known."""
+        """Take notice that an epoch begins, of so many steps; None if that is not known."""
 
-    def hear(self, report: "StepReport") -> None:
-        """A step has been taken."""
+    def hear(self, report: StepReport) -> None:
+        """Take the report of a step that has been taken."""
 
     def close(self) -> None:
-        """The run is over; it may be called twice."""
+        """Finish when the run is over; may be called twice."""
 
 
-class Call(Listener):
+class FunctionListener(Listener):
     """Calls a function with every report."""
 
-    def __init__(self, function: Callable[["StepReport"], Any]) -> None:
+    def __init__(self, function: Callable[[StepReport], Any]) -> None:
         self._function = function
 
-    def hear(self, report: "StepReport") -> None:
-        """Pass it on."""
+    def hear(self, report: StepReport) -> None:
+        """Call the function."""
         self._function(report)
 
 
 class Listeners(Listener):
-    """Several listeners as one; functions that take a report are listeners, too."""
+    """Several listeners as one, which are closed at the latest when the process ends.
 
-    def __init__(self, listeners: Iterable[Listener | Callable[["StepReport"], Any]]) -> None:
-        self._listeners = [one if isinstance(one, Listener) else Call(one) for one in listeners]
+    Args:
+        listeners: listeners, or functions that take a report.
+    """
+
+    def __init__(self, listeners: Iterable[Listener | Callable[[StepReport], Any]]) -> None:
+        self._listeners = [one if isinstance(one, Listener) else FunctionListener(one) for one in listeners]
         atexit.register(self.close)
 
     def begin(self, steps: int | None) -> None:
-        """Tell them."""
+        """Tell every listener that an epoch begins."""
         for one in self._listeners:
             one.begin(steps)
 
-    def hear(self, report: "StepReport") -> None:
-        """Tell them, one after the other."""
+    def hear(self, report: StepReport) -> None:
+        """Give every listener the report, one after the other."""
         for one in self._listeners:
             one.hear(report)
 
     def close(self) -> None:
-        """Let them finish what they are writing."""
+        """Close every listener."""
         atexit.unregister(self.close)
         for one in self._listeners:
             one.close()

@@ -21,11 +21,11 @@ WIDTH = 60  # steps in a sparkline
 
 
 class Live(Listener):
-    """Shows the run while it goes on. Where the output is no terminal, it is plain lines.
+    """Shows the run on a terminal while it goes on. If the output is no terminal, prints plain lines.
 
     Args:
-        every: lines every so many steps, there.
-        console: where it shows; stdout unless given.
+        every: number of steps from one plain line to the next.
+        console: the output; stdout unless given.
     """
 
     def __init__(self, every: int = 1, console: rich.console.Console | None = None) -> None:
@@ -44,7 +44,7 @@ class Live(Listener):
         self._progress.reset(self._task, total=steps)
 
     def hear(self, report: StepReport) -> None:
-        """Show it."""
+        """Show the step's numbers in place of the last one's."""
         if self._plain is not None:
             self._plain.hear(report)
             return
@@ -54,12 +54,11 @@ class Live(Listener):
         if self._live is None:
             self._live = rich.live.Live(console=self._console, refresh_per_second=8)
             self._live.start()
-        self._live.update(self.view(report))
+        self._live.update(self._view(report))
         if not report.applied:
             warn(f"step {report.step} skipped: {blame(report)}")
 
-    def view(self, report: StepReport) -> rich.console.RenderableType:
-        """What stands on the terminal after this step."""
+    def _view(self, report: StepReport) -> rich.console.RenderableType:
         lines = rich.table.Table.grid(padding=(0, 2))
         lines.add_row("gradient sum", f"{report.gradient_sum: .4e}", rich.text.Text(sparkline(self._sums), "cyan"))
         lines.add_row("gradient norm", f"{report.gradient_norm: .4e}", rich.text.Text(sparkline(self._norms), "green"))
@@ -67,17 +66,17 @@ class Live(Listener):
         if noise is not None:
             lines.add_row("noise scale", f"{noise.scale: .4e}", "")
         size = f"examples {report.examples} | workers {report.workers} | {1000 * report.seconds:.1f} ms"
-        return rich.console.Group(self._progress, lines, *_table(report), rich.text.Text(size, "dim"))
+        return rich.console.Group(self._progress, lines, *_group_tables(report), rich.text.Text(size, "dim"))
 
     def close(self) -> None:
-        """Leave the last view where it is."""
+        """Stop updating, and leave the last view on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:
-    """The values as bars, the smallest lowest; what is not finite as a cross.
+    """Draw the values as a row of bars, the smallest as the lowest one, and NaN and infinity as crosses.
 
     >>> sparkline([0.0, 1.0, 2.0, math.nan, 7.0])
     '▁▂▃×█'
@@ -89,8 +88,8 @@ def sparkline(values: Sequence[float] | deque[float]) -> str:
     return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] if math.isfinite(v) else "×" for v in values)
 
 
-def _table(report: StepReport) -> list[rich.table.Table]:
-    """The groups, if there are any."""
+def _group_tables(report: StepReport) -> list[rich.table.Table]:
+    """One table of all groups, or none if there are no groups."""
     if not report.groups:
         return []
     table = rich.table.Table("group", *("gradient sum", "gradient norm", "max |entry|"), box=None, padding=(0, 2))

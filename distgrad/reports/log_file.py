@@ -1,4 +1,4 @@
-"""JSON lines in a file, one object a step, for programs and for `distgrad report`."""
+"""A file of JSON lines, one object for each step, for programs and for `distgrad report`."""
 
 import contextlib
 import logging
@@ -14,19 +14,19 @@ MEGABYTE = 1_000_000
 
 
 class LogFile(Listener):
-    """Appends every step to a file. Training goes on when that cannot be written; one warning says so.
+    """Appends every step to a file. If that cannot be written, training goes on, and one warning says so.
 
     Args:
-        path: its directory is made if it is not there.
-        max_bytes: a larger file becomes PATH.1, that one PATH.2, and so on.
-        backups: so many are kept besides PATH.
+        path: the file; its directory is made if it is missing.
+        max_bytes: before the file grows beyond this, it is renamed PATH.1, and an older PATH.1 PATH.2, and so on.
+        backups: number of renamed files that are kept.
     """
 
     def __init__(self, path: str | Path, max_bytes: int = 256 * MEGABYTE, backups: int = 9) -> None:
         self._handler = _Handler(path, max_bytes, backups)
 
     def hear(self, report: StepReport) -> None:
-        """Append it."""
+        """Append the step."""
         self._handler.handle(logging.makeLogRecord({"msg": report.as_json()}))
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class _Handler(RotatingFileHandler):
         return super()._open()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 (the base class's names)
-        """Say so once, and let go of what could not be written: the next step opens the file again."""
+        """Warn once, and drop the line that could not be written; the next step opens the file again."""
         if not self._warned:
             self._warned = True
             warn(f"{self.baseFilename} lacks steps from now on: {sys.exc_info()[1]}")

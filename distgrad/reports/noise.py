@@ -6,7 +6,7 @@ The simple noise scale of McCandlish, Kaplan, Amodei et al., "An Empirical Model
 
 where G is the true gradient and Σ the covariance of one example's gradient about it. Batches much smaller than B
 waste steps, batches much larger waste examples. Their appendix A.1 estimates it from the gradients of two batch sizes.
-Here the micro-batches of all workers are used, each for what it is worth:
+Here the micro-batches of all workers are used, whatever their sizes:
 
     Micro-batch i has N_i examples, and its gradients sum to s_i. The global batch has N = Σ N_i and s = Σ s_i.
     Examples are independent, so                E|s_i|² = N_i² |G|² + N_i tr(Σ),    E|s|² = N² |G|² + N tr(Σ).
@@ -15,13 +15,13 @@ Here the micro-batches of all workers are used, each for what it is worth:
                                                 tr(Σ) ≈ (Σ |s_i|²/N_i - |s|²/N) / (k - 1)
                                                 |G|²  ≈ |s|²/N² - tr(Σ)/N
 
-which both are right on average, whatever the sizes; for k equal sizes this is the paper's pair of equations. The first
-is what an analysis of variance calls the mean square between groups. It takes one number a worker, Σ |s_i|²/N_i, and
-what the step has anyway. With one micro-batch in all, nothing can be told from it.
+Both are unbiased, whatever the sizes; for k equal sizes this is the paper's pair of equations. The first is called the
+mean square between groups in an analysis of variance. It takes one number from each worker, Σ |s_i|²/N_i, beside what
+the step knows anyway. With one micro-batch in all there is no estimate.
 
-N is what the loss divides by. Where that is not the number of examples but of tokens, say, B counts tokens. Sample
-weights are part of the examples' gradients. Where they are part of N, too (`mean_with_sample_weight`), examples are not
-alike and the estimate is approximate. Regularisation is no part of it.
+N is the divisor of the loss. If that is not the number of examples but of tokens, say, B counts tokens. Sample weights
+are part of the examples' gradients. If they are part of N, too (`mean_with_sample_weight`), examples are not alike and
+the estimate is approximate. Regularisation is no part of it.
 
 |G|² is the small difference of large numbers when the batch is much smaller than B: take the ratio of averages over
 many steps, not the average of ratios (`average`).
@@ -38,7 +38,7 @@ class GradientNoise(NamedTuple):
     Attributes:
         trace: tr(Σ), the variance of one example's gradient, summed over its entries.
         squared_norm: |G|², without the noise of the batch; chance can make it negative.
-        scale: their ratio B, in examples; infinite where |G|² came out as 0 or less.
+        scale: their ratio B, in examples; infinite if |G|² was estimated as 0 or less.
     """
 
     trace: float
@@ -56,7 +56,7 @@ def estimate(between: float, summed_squares: float, weight: float, micro_batches
         micro_batches: k, those with N_i > 0.
 
     Returns:
-        NaN for all three where k is below 2.
+        The estimates, all NaN if k is below 2.
 
     >>> estimate(between=4.0 + 16.0, summed_squares=36.0, weight=2.0, micro_batches=2)  # s_i = 2 and 4, N_i = 1
     GradientNoise(trace=2.0, squared_norm=8.0, scale=0.25)
@@ -69,7 +69,7 @@ def estimate(between: float, summed_squares: float, weight: float, micro_batches
 
 
 def average(steps: Iterable[tuple[float, float]]) -> GradientNoise:
-    """Take several steps' (trace, |G|²) together; steps that could not be estimated count for nothing."""
+    """Average (trace, |G|²) over several steps, without those that are not finite, and take the ratio."""
     known = [(trace, squared) for trace, squared in steps if math.isfinite(trace) and math.isfinite(squared)]
     if not known:
         return GradientNoise(math.nan, math.nan, math.nan)

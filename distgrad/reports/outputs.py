@@ -1,4 +1,4 @@
-"""Where reports go, by what a step was told."""
+"""The listeners that the arguments of a `DistributedStep` ask for."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +19,11 @@ def listeners_of(
     log_file: str | Path | LogFile | None,
     others: Iterable[Listener | Callable[[StepReport], Any]],
 ) -> Listeners:
-    """The root's listeners; see `DistributedStep` for what the arguments say."""
+    """Make the root's listeners; see `DistributedStep` for the arguments, where `others` are its `listeners`."""
     live = log_format == "live" and log_every
-    listeners: list[Any] = [Live(log_every) if live else Lines(log_every, as_json=log_format == "json")]
+    listeners: list[Listener | Callable[[StepReport], Any]] = [
+        Live(log_every) if live else Lines(log_every, as_json=log_format == "json")
+    ]
     if log_file is not None:
         listeners.append(log_file if isinstance(log_file, LogFile) else LogFile(log_file))
     return Listeners([*listeners, *others])

@@ -1,4 +1,4 @@
-"""`distgrad report`: a log file in a few words, as a page, as a picture."""
+"""`distgrad report`: a log file in a few words, as an HTML page, as a picture."""
 
 import sys
 from pathlib import Path
@@ -13,15 +13,16 @@ except ImportError as failure:
 
 
 def show(file: Path, html_file: Path | None, png_file: Path | None) -> None:
-    """Read a log file, print what it says in a few words, and write what is wanted.
+    """Read a log file, print a summary on one line, and write a page and a picture if their files are given.
 
     Raises:
         BadArgument: there are no steps in it.
+        OSError: a file cannot be read or written.
     """
     run = read(file)
     if not run.lines:
         raise BadArgument(f"{file} holds no steps, and {run.damaged} damaged lines", "give a file that log_file= wrote")
-    print_line(" | ".join(f"{what} {said}" for what, said in summary(run).items()), sys.stdout)
+    print_line(" | ".join(f"{name} {value}" for name, value in summary(run).items()), sys.stdout)
     if html_file is not None:
         write_html(html_file, file.name, run)
     if png_file is not None:

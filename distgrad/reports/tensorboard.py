@@ -12,16 +12,16 @@ from distgrad.reports.report import StepReport
 
 
 class TensorBoard(Listener):
-    """Writes what a step tells as TensorBoard's events, from the root alone.
+    """Writes reports as TensorBoard's events, from the root alone.
 
     Args:
-        log_dir: where `tensorboard --logdir` looks.
-        every: scalars every so many steps.
-        histograms_every: histograms of the gradient's entries every so many steps, one a group, or one a variable where
-            there are no groups; 0 for none.
+        log_dir: the directory for `tensorboard --logdir`.
+        every: number of steps from one set of scalars to the next.
+        histograms_every: number of steps from one set of histograms to the next, 0 for none. They show the gradient's
+            entries, by group, or by variable if there are no groups.
 
     Raises:
-        EngineMissing: TensorBoard, which has TensorFlow's summaries, is not installed.
+        EngineMissing: TensorBoard, which `tf.summary` needs, is not installed.
     """
 
     def __init__(self, log_dir: str | Path, every: int = 1, histograms_every: int = 100) -> None:
@@ -31,7 +31,7 @@ class TensorBoard(Listener):
         self._writer: tf.summary.SummaryWriter | None = None
 
     def hear(self, report: StepReport) -> None:
-        """Write it, if it is its turn."""
+        """Write the scalars and histograms that are due at this step."""
         if self._writer is None:  # not before the first step: other processes would each make an empty file
             self._writer = tf.summary.create_file_writer(self._log_dir, flush_millis=2000)
         with self._writer.as_default(step=report.step):
@@ -43,14 +43,14 @@ class TensorBoard(Listener):
                     tf.summary.histogram(f"entries/{label}", entries)
 
     def close(self) -> None:
-        """Write what is still under way."""
+        """Write everything that is still in memory."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def scalars(report: StepReport) -> Iterator[tuple[str, float]]:
-    """All of a report's numbers under the names they have in TensorBoard."""
+    """List all numbers of a report, by their names in TensorBoard."""
     yield "loss", report.loss
     told = report.told
     parts: dict[str, Any] = {"gradient": report, **{f"groups/{label}": found for label, found in told.groups.items()}}

@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import any_rows, tensors
-from distgrad.data.cursor import Position
+from distgrad.data.batch import as_tensors, spec_with_any_rows
+from distgrad.data.cursor import DataCursor
 from distgrad.errors import NonFiniteGradient, NoSamples
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.objective.extra_sums import ExtraSum
@@ -127,7 +127,7 @@ class DistributedStep:
         outputs = listeners_of(log_every, log_format, log_file, listeners) if comm.is_root else Listeners(())
         self._listeners = outputs
         self.steps = 0  # how many were taken, before a resume included
-        self.position = Position()
+        self.cursor = DataCursor()
         self.checkpoint: Saves | None = None  # where it was saved to or resumed from
         self._restore: Restore = comm.broadcast
         self._has_joined = self._is_in_sync = False
@@ -155,8 +155,7 @@ class DistributedStep:
             Stopped: a signal asked for it; all workers have finished this step, and saved if they have a Checkpoint.
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
-        given = (x, y, sample_weight)
-        return self._take(tensors(given[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=None)
+        return self._take(as_tensors((x, y, sample_weight)), more=None)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
         """Take a step for every batch (x, y) or (x, y, sample_weight), until the worker with most batches is done.
@@ -165,14 +164,14 @@ class DistributedStep:
         first epoch passes over the batches that had been taken of it.
         """
         self._listeners.begin(_length(dataset))
-        batches, passed = self.position.begin(dataset)
-        like = getattr(dataset, "element_spec", None) if passed is None else tensors(passed)
+        batches, passed = self.cursor.begin(dataset)
+        like = getattr(dataset, "element_spec", None) if passed is None else as_tensors(passed)
         yield from until_all_are_done(self._take, batches, like)
 
     @property
     def epochs(self) -> int:
         """How often `epoch` has come to its end, before a resume included."""
-        return self.position.epochs
+        return self.cursor.epochs
 
     @property
     def logs(self) -> Mapping[str, Any]:
@@ -197,13 +196,13 @@ class DistributedStep:
         """Return the weights and the optimizer's state, the loss scale included; none before the model is built."""
         return self._state() if self.model.built else []
 
-    def go_to(self, step: int, position: Position, restore: Restore) -> None:
+    def go_to(self, step: int, cursor: DataCursor, restore: Restore) -> None:
         """Count from another step and place in the data.
 
         Args:
             restore: called once before the next step with `variables()`: sets them to the same values on every worker.
         """
-        self.steps, self.position, self._restore, self._is_in_sync = step, position, restore, False
+        self.steps, self.cursor, self._restore, self._is_in_sync = step, cursor, restore, False
 
     def join(self, batch: tuple[Any, ...]) -> None:
         """Before the first step: make sure that all workers mean the same thing, start alike, and trace the step."""
@@ -225,7 +224,7 @@ class DistributedStep:
         report = self._last = self._run(batch, more)
         if more is not None:
             # Whoever has a batch itself need not wait to hear whether others do.
-            self.position.advance(more or report.more)
+            self.cursor.advance(more or report.more)
         self._raise_if_bad(report, batch)
         if before is not None:
             report.updates = self._updates.after(before)
@@ -296,7 +295,7 @@ class DistributedStep:
         if not self.run_eagerly:
             self.compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
-            first = tf.nest.map_structure(any_rows, batch)
+            first = tf.nest.map_structure(spec_with_any_rows, batch)
             self.compiled.get_concrete_function(first, tf.TensorSpec(len(Flags._fields), tf.float64))
         self.comm.stop.listen(self.comm.timeout)
         self._has_joined = True

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector
-from distgrad.data.batch import any_rows, row_count, tensors
+from distgrad.data.batch import as_tensors, row_count, spec_with_any_rows
 from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatch, over_micro_batches
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import LossSum, regularization_loss
@@ -81,7 +81,9 @@ class Evaluation:
             NoSamples: it has no rows on any worker.
         """
         parts = (x, y, sample_weight)
-        return self._take(tensors(parts[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False)
+        return self._take(
+            as_tensors(parts[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False
+        )
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[EvaluationReport]:
         """Evaluate every batch, until the worker with most batches is done."""
@@ -118,7 +120,7 @@ class Evaluation:
         if not self.run_eagerly:
             self._compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
-            first = tf.nest.map_structure(any_rows, batch)
+            first = tf.nest.map_structure(spec_with_any_rows, batch)
             self._compiled.get_concrete_function(first, tf.TensorSpec((), tf.float64))
         self._has_joined = True
 

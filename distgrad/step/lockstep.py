@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from distgrad.data.batch import no_rows_like, tensors
+from distgrad.data.batch import as_tensors, no_rows_like
 
 
 class Reported(Protocol):
@@ -29,7 +29,7 @@ def until_all_are_done(
         batches: (x, y) or (x, y, sample_weight) each.
         like: a batch, or its `element_spec`, for a worker that has none; None if it is not known.
     """
-    coming = map(tensors, batches)
+    coming = map(as_tensors, batches)
     batch = next(coming, None)
     nothing = no_rows_like(like if batch is None else batch)
     more = True

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import any_rows, row_count
+from distgrad.data.batch import row_count, spec_with_any_rows
 from distgrad.errors import warn
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.gradients.micro_batch import Gradient, is_regularized, tensor_of
@@ -62,7 +62,7 @@ def try_model(
     batch: tuple[Any, ...],
 ) -> Trial:
     """Trace a forward pass, and a backward pass if there are variables; the objective learns its groups from it."""
-    specs = Batch(*tf.nest.map_structure(any_rows, batch))
+    specs = Batch(*tf.nest.map_structure(spec_with_any_rows, batch))
     sources = [tensor_of(variable) for variable in variables]
 
     def trial(*tensors: Any) -> Trial:
@@ -78,7 +78,7 @@ def try_model(
             objective.learn(seen, are_sums)
             losses = objective.losses(seen)
         gradients = [one for loss in losses.groups for one in (tape.gradient(loss.total, sources) if sources else [])]
-        pass_specs = PassSpecs(*specs, y_pred=tf.nest.map_structure(any_rows, y_pred))
+        pass_specs = PassSpecs(*specs, y_pred=tf.nest.map_structure(spec_with_any_rows, y_pred))
         return Trial(pass_specs, forward.assigned_floats(scope), gradients)
 
     return trace(trial, *specs)
@@ -205,7 +205,7 @@ def _contents(
 ) -> Contents:
     """Return what the reports will tell."""
     described = [(variable.path, tuple(variable.shape)) for variable in variables]
-    groups = members_of(config.groups or {}, [path for path, _ in described], comm)
+    groups = members_of(config.groups or {}, [path for path, _ in described], is_root=comm.is_root)
     asked, impossible = config.statistics, config.statistics & {*OF_ONE_DIVISOR}
     if objective.groups > 1:
         asked -= impossible
