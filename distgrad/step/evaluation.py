@@ -80,10 +80,7 @@ class Evaluation:
         Raises:
             NoSamples: it has no rows on any worker.
         """
-        parts = (x, y, sample_weight)
-        return self._take(
-            as_tensors(parts[: 3 if sample_weight is not None else 2 if y is not None else 1]), more=False
-        )
+        return self._take(as_tensors((x, y, sample_weight)), more=False)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[EvaluationReport]:
         """Evaluate every batch, until the worker with most batches is done."""
