@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from distgrad.bench.cases import Job
 from distgrad.launching import commands, selection
-from distgrad.launching.cleanup import end_all, watching
-from distgrad.launching.commands import Command, Order
-from distgrad.launching.environment import launchable, plain
-from distgrad.launching.session import MARK
+from distgrad.launching.cleanup import cleanup_process, end_marked_processes
+from distgrad.launching.commands import Command, JobSpec
+from distgrad.launching.environment import fresh_environment, launcher_settings
+from distgrad.launching.job_folder import JOB_MARK
 
 START = 120.0  # seconds until all ranks of a job must have said hello
 ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
@@ -50,7 +50,7 @@ def why_absent(job: Job) -> str | None:
     program = job.launcher.split()[0]
     if importlib.util.find_spec(needs[program]) is None:
         return f"{needs[program]} is not installed"
-    if program in ("mpirun", "horovodrun") and selection.found(program, os.environ) is None:
+    if program in ("mpirun", "horovodrun") and selection.find_program(program, os.environ) is None:
         return f"{program} is not on PATH"
     return None
 
@@ -65,7 +65,7 @@ class Jobs:
         self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
         self._ranks: dict[str, list[Rank]] = {}
         self._folder = tempfile.mkdtemp(prefix="distgrad-bench-")
-        self._watched = watching(self._folder)
+        self._watched = cleanup_process(self._folder)
 
     def __enter__(self) -> "Jobs":
         self._watched.__enter__()
@@ -138,13 +138,13 @@ class Jobs:
                         env=_environment()
                         | dict(job.environment)
                         | dict(environment)
-                        | {MARK: str(Path(address).parent)},
+                        | {JOB_MARK: str(Path(address).parent)},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
                     )
-                    for command, environment in _commands(job.launcher, Order(worker, self.size))
+                    for command, environment in _commands(job.launcher, JobSpec(worker, self.size))
                 ]
             self._ranks[name] = self._hear(listener, self._processes[name])
         self._pause(name)
@@ -196,7 +196,7 @@ class Jobs:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-        end_all(f"{Path(self._address(name)).parent}\0")
+        end_marked_processes(f"{Path(self._address(name)).parent}\0")
         for process in processes:
             process.wait()
 
@@ -205,20 +205,20 @@ def _environment() -> dict[str, str]:
     """The same for all: one compute thread a rank, no chatter, and no launcher's variables from outside."""
     threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_plm": "isolated"}  # all ranks are on this host: no ssh is needed
-    return plain(os.environ) | launchable(os.environ) | threads | quiet
+    return fresh_environment(os.environ) | launcher_settings(os.environ) | threads | quiet
 
 
-def _commands(launcher: str, order: Order) -> list[Command]:
+def _commands(launcher: str, order: JobSpec) -> list[Command]:
     if launcher == "torch":
         return _torch(order)
     if launcher == "mpirun":
-        mpirun = selection.found("mpirun", os.environ)
+        mpirun = selection.find_program("mpirun", os.environ)
         assert mpirun is not None  # why_absent has looked
         launcher = selection.mpi_kind(mpirun)
-    return commands.LAUNCHERS[launcher](order)
+    return commands.COMMANDS[launcher](order)
 
 
-def _torch(order: Order) -> list[Command]:
+def _torch(order: JobSpec) -> list[Command]:
     host, port = commands.free_addresses(1)[0].split(":")
     common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(order.size)}
     return [Command(list(order.worker), common | {"RANK": str(rank)}) for rank in range(order.size)]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from distgrad.launching.environment import launchable
+from distgrad.launching.environment import launcher_settings
 
 OK, NOTE, ABSENT, PROBLEM = "ok", "note", "absent", "problem"
 CLOCK = 90.0  # seconds for a process of its own
@@ -32,7 +32,7 @@ def ask(program: Sequence[str], environment: Mapping[str, str] | None = None) ->
     Raises:
         Failed: it crashed, hung or printed nothing.
     """
-    done = call([sys.executable, *program], {**launchable(os.environ), **(environment or {})})
+    done = call([sys.executable, *program], {**launcher_settings(os.environ), **(environment or {})})
     if done.returncode:
         raise Failed(telling(done.stderr) or f"it ended with status {done.returncode}")
     try:

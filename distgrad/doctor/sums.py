@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distgrad.connect import installed
 from distgrad.doctor.finding import ABSENT, CLOCK, OK, PROBLEM, Failed, Finding, call, telling
 from distgrad.errors import DistgradError
-from distgrad.launching.selection import found
+from distgrad.launching.engines import is_installed
+from distgrad.launching.selection import find_program
 
 ENGINES = {
     "mpi": ("MPI", ["--backend", "mpi"]),
@@ -41,7 +41,7 @@ def _present(name: str) -> bool:
         return True
     programs = {"mpi": ["mpirun"], "horovod-gloo": ["horovodrun"], "horovod-mpi": ["horovodrun", "mpirun"]}[name]
     package = "mpi4py" if name == "mpi" else "horovod"
-    return installed(package) and all(found(program, os.environ) for program in programs)
+    return is_installed(package) and all(find_program(program, os.environ) for program in programs)
 
 
 def _examine(title: str, options: list[str]) -> Finding:
