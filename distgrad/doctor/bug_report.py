@@ -1,4 +1,4 @@
-"""`distgrad env`: what to paste into a bug report. Only variables that are named here are shown."""
+"""`distgrad env`: the text to paste into a bug report. Only variables that are named here are shown."""
 
 import os
 import platform
@@ -42,7 +42,7 @@ SHOWN = RANK_VARIABLES | {
 
 
 def describe(environment: Mapping[str, str]) -> str:
-    """One `name: value` a line, in a Markdown block."""
+    """Return one `name: value` a line, in a Markdown block: system, machine, versions, variables."""
     system = {"system": f"{_distribution()}, Linux {platform.release()}, {platform.machine()}"}
     machine = {
         "cores": f"{core_count()} of {os.cpu_count()}",
