@@ -1,4 +1,4 @@
-"""All checks in order, printed as a table or JSON."""
+"""The examination: every check in its order, printed as a table or JSON."""
 
 import json
 import os

@@ -23,7 +23,7 @@ Event: TypeAlias = Literal["started", "joining", "loaded", "joined", "error_prin
 
 
 class WorkerEnd(NamedTuple):
-    """How a worker ended.
+    """The end of a worker.
 
     Attributes:
         status: its exit status as `subprocess` has it: below 0 it is a signal.

@@ -1,4 +1,4 @@
-"""How a job ended: the worker that made it fail, one line that says so, and one exit status.
+"""The outcome of a job: the worker that made it fail, one line that says so, and one exit status.
 
 Launchers return different things: Open MPI the first status that is not 0, horovodrun always 1, MPICH a mixture. So the
 status is taken from what the workers' wrappers recorded, and from the launcher only where they recorded nothing.
@@ -18,7 +18,7 @@ RESTART_FIX = "launch it again to go on from the last checkpoint; --max-restarts
 
 
 class Outcome(NamedTuple):
-    """How a job ended.
+    """The outcome of a job.
 
     Attributes:
         status: its exit status.
