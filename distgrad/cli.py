@@ -9,13 +9,13 @@ import click
 
 from distgrad.bench.cases import PEERS, TABLES
 from distgrad.errors import DistgradError, print_line
-from distgrad.launching import hosts
-from distgrad.launching.run import START_TIMEOUT, Request, dry_run
+from distgrad.launching.hosts import parse_hosts
+from distgrad.launching.run import START_TIMEOUT, RunOptions, dry_run
 from distgrad.launching.run import run as run_job
 
 
 class _Commands(click.Group):
-    """Errors end with the statuses that all of distgrad has."""
+    """A command group whose errors end the process with distgrad's exit statuses."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -63,16 +63,16 @@ def run(
     The exit status is that of the worker which failed first. A job that is told to end (SIGTERM, SIGUSR1, Ctrl-C)
     has 30 seconds to save; a second Ctrl-C ends it at once.
     """
-    named = hosts.parse(host_list) if host_list else ()
+    hosts = parse_hosts(host_list) if host_list else ()
     if per_host is not None:
-        named = tuple(host._replace(slots=per_host) for host in named)
-        chosen["size"] = chosen["size"] or per_host * max(1, len(named))
-    patience = start_timeout or chosen["timeout"] or START_TIMEOUT
-    request = Request(hosts=named, start_timeout=patience, **chosen)
+        hosts = tuple(host._replace(slots=per_host) for host in hosts)
+        chosen["size"] = chosen["size"] or per_host * max(1, len(hosts))
+    start_timeout = start_timeout or chosen["timeout"] or START_TIMEOUT
+    options = RunOptions(hosts=hosts, start_timeout=start_timeout, **chosen)
     if only_print:
-        print_line(dry_run(request, os.environ), sys.stdout)
+        print_line(dry_run(options, os.environ), sys.stdout)
     else:
-        sys.exit(run_job(request, os.environ))
+        sys.exit(run_job(options, os.environ))
 
 
 @main.command()

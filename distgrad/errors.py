@@ -1,4 +1,4 @@
-"""Every way distgrad fails: one class, one code and one exit status a failure.
+"""Errors of distgrad: one class, one code and one exit status for each kind of failure.
 
 An error is one line, `distgrad: error[DG020] rank=1 step=0: cause; what to do`, and ends the process with
 the sysexits status of its class, so a scheduler can tell "fix the script" (64, 65, 78) from "try again" (75).
@@ -15,14 +15,18 @@ INTERNAL_STATUS = 70
 
 
 class DistgradError(Exception):
-    """Base of all distgrad errors.
+    """Base class of all distgrad errors.
 
     Args:
         cause: what went wrong, naming the variable or setting.
         fix: what the reader can do about it.
         rank: the worker that is at fault, None where that is not one worker.
         step: the step during which it was found, None before the first.
-        everywhere: True if every worker raises this same error, so that one of them may speak for all.
+        everywhere: True if every worker raises this same error, so that only one of them prints it.
+
+    Attributes:
+        code: the code of the error's class, "DG001" for instance.
+        status: the exit status of a process that the error ends.
     """
 
     code = "DG070"
@@ -47,7 +51,7 @@ class DistgradError(Exception):
 
 
 class UnknownBackend(DistgradError):
-    """The backend's name is none of auto, solo, mpi, horovod, tf."""
+    """A backend's name that is none of auto, solo, mpi, horovod, tf."""
 
     code, status = "DG001", os.EX_USAGE
 
@@ -59,43 +63,43 @@ class BadArgument(DistgradError):
 
 
 class EngineMissing(DistgradError):
-    """mpi4py, an MPI library or Horovod is not installed or does not load."""
+    """An engine, its library or its launcher that is not installed or does not load."""
 
     code, status = "DG003", os.EX_UNAVAILABLE
 
 
 class BadEnvironment(DistgradError):
-    """The launcher's environment variables contradict themselves."""
+    """Environment variables that are broken or contradict each other."""
 
     code, status = "DG004", os.EX_CONFIG
 
 
 class WorldMismatch(DistgradError):
-    """The engine connected another number of workers than the launcher started."""
+    """Another number of workers than the launcher started, or than are expected."""
 
     code, status = "DG005", os.EX_PROTOCOL
 
 
 class ModelMismatch(DistgradError):
-    """Names, shapes, dtypes, order or count of the variables differ between workers."""
+    """Variables whose names, shapes, dtypes, order or count differ between workers."""
 
     code, status = "DG020", os.EX_DATAERR
 
 
 class SettingsMismatch(DistgradError):
-    """Reduction, groups or library versions differ between workers."""
+    """Settings of the step that differ between workers."""
 
     code, status = "DG021", os.EX_DATAERR
 
 
 class Drifted(DistgradError):
-    """A worker's weights are no longer those of the others."""
+    """Weights that have become different on one of the workers."""
 
     code, status = "DG022", INTERNAL_STATUS
 
 
 class VersionMismatch(DistgradError):
-    """Workers have different versions of a library."""
+    """Versions of a library that differ between workers."""
 
     code, status = "DG023", os.EX_PROTOCOL
 
@@ -119,19 +123,19 @@ class NonFiniteGradient(DistgradError):
 
 
 class NoSamples(DistgradError):
-    """No worker had a row this step."""
+    """A step for which no worker had a row."""
 
     code, status = "DG034", os.EX_DATAERR
 
 
 class TooManySkipped(DistgradError):
-    """`max_skipped` steps in a row had NaN or infinity in the global gradient."""
+    """NaN or infinity in the global gradient of `max_skipped` steps in a row."""
 
     code, status = "DG036", os.EX_DATAERR
 
 
 class ReportExpired(DistgradError):
-    """The per-variable table of an older step was read."""
+    """The per-variable table of a step, read after a later step."""
 
     code, status = "DG035", os.EX_USAGE
 
@@ -161,25 +165,25 @@ class ForeignOptimizer(DistgradError):
 
 
 class FitMismatch(DistgradError):
-    """What `fit` or `evaluate` was given differs between workers, callbacks included."""
+    """Arguments of `fit` or `evaluate` that differ between workers, callbacks included."""
 
     code, status = "DG044", os.EX_USAGE
 
 
 class NoCheckpointDirectory(DistgradError):
-    """The directory for checkpoints is missing, or nothing can be written into it."""
+    """A directory for checkpoints that is missing, or into which nothing can be written."""
 
     code, status = "DG050", os.EX_CANTCREAT
 
 
 class CheckpointNotWritten(DistgradError):
-    """A checkpoint could not be written; the one before is kept."""
+    """A checkpoint that could not be written; the one before is kept."""
 
     code, status = "DG051", os.EX_IOERR
 
 
 class NoValidCheckpoint(DistgradError):
-    """There are checkpoints, and every one of them is damaged."""
+    """A directory whose checkpoints are all damaged."""
 
     code, status = "DG052", os.EX_IOERR
 
@@ -197,37 +201,37 @@ class CheckpointMismatch(DistgradError):
 
 
 class WorkerLost(DistgradError):
-    """A worker's process has ended while the others needed it."""
+    """A worker whose process has ended while the others needed it."""
 
     code, status = "DG060", os.EX_TEMPFAIL
 
 
 class NotArrived(DistgradError):
-    """A worker did not come to a sum within `connect(timeout=...)` seconds."""
+    """A worker that did not come to a sum within `connect(timeout=...)` seconds."""
 
     code, status = "DG061", os.EX_TEMPFAIL
 
 
 class LauncherLost(DistgradError):
-    """The program that launched the job has ended."""
+    """A job whose launcher has ended."""
 
     code, status = "DG062", os.EX_TEMPFAIL
 
 
 class Stopped(DistgradError):
-    """A signal has asked the job to stop, and all workers have after the same step."""
+    """A job that a signal has asked to stop; all workers have stopped after the same step."""
 
     code, status = "DG064", 85
 
 
 class WorkerFailed(DistgradError):
-    """A worker ended with a status of its own, which becomes the job's."""
+    """A worker that ended with a status of its own, which becomes the job's."""
 
     code = "DG063"
 
 
 def warn(message: str) -> None:
-    """Print one warning line on stderr; the caller decides which worker speaks."""
+    """Print one warning line on stderr, on whichever workers call this."""
     print_line(f"distgrad: warning: {message}", sys.stderr)
 
 
@@ -240,14 +244,14 @@ def print_line(line: str, stream: TextIO) -> None:
     print(f"{line}\n", end="", file=stream, flush=True)
 
 
-def end_process_on_uncaught(speaks: bool, leave: Callable[[int, bool], None]) -> None:
+def end_process_on_uncaught(prints: bool, leave: Callable[[int, bool], None]) -> None:
     """Turn an uncaught exception into one line or one traceback, and an exit status that the launcher sees.
 
     Python itself would end with status 1 whatever the error says, and under MPI one rank's exception would
     leave the other ranks waiting for ever. Does nothing in an interactive session.
 
     Args:
-        speaks: whether this worker prints an error that every worker raises.
+        prints: True if this worker prints an error that every worker raises.
         leave: ends this worker (second argument True) or the whole job, with the status.
     """
     if hasattr(sys, "ps1"):
@@ -259,7 +263,7 @@ def end_process_on_uncaught(speaks: bool, leave: Callable[[int, bool], None]) ->
             return
         known = isinstance(error, DistgradError)
         everywhere = isinstance(error, DistgradError) and error.everywhere
-        if speaks or not everywhere:
+        if prints or not everywhere:
             text = str(error) if known else "".join(traceback.format_exception(kind, error, trace))
             print_line(text.rstrip(), sys.stderr)
         sys.stdout.flush()

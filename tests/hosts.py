@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launching import CLEAN, Job, finish, start
 
-from distgrad.launching.commands import Order, open_mpi_4
+from distgrad.launching.commands import JobSpec, open_mpi_4
 from distgrad.launching.hosts import Host
 
 CABLE = "cable0"  # the name of either end
@@ -90,7 +90,7 @@ class Hosts:
 def mpirun(ranks: int, command: Sequence[str]) -> list[str]:
     """What runs a Python command line with so many ranks on each host."""
     hosts = [Host(address, ranks) for address in ADDRESSES]
-    return list(open_mpi_4(Order(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words)
+    return list(open_mpi_4(JobSpec(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words)
 
 
 @contextlib.contextmanager

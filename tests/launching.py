@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import pytest
 
-from distgrad.launching.commands import LAUNCHERS, Order
-from distgrad.launching.environment import launchable, plain
+from distgrad.launching.commands import COMMANDS, JobSpec
+from distgrad.launching.environment import fresh_environment, launcher_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings; and a line is one write,
 # so that those of two workers do not run into each other.
 CLEAN = (
-    plain(os.environ)
-    | launchable(os.environ)
+    fresh_environment(os.environ)
+    | launcher_settings(os.environ)
     | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": ""}
 )
 
@@ -104,7 +104,7 @@ def start_workers(
     """The same without waiting for their end."""
     launcher, settings = ENGINES[engine]
     env = {"DISTGRAD_TEST_SIZE": str(size), "DISTGRAD_TEST_LOGICAL_CPUS": str(size)} | settings | dict(env or {})
-    commands = LAUNCHERS[launcher](Order([sys.executable, *map(str, command)], size))
+    commands = COMMANDS[launcher](JobSpec([sys.executable, *map(str, command)], size))
     return [start(words, dict(added) | env) for words, added in commands]
 
 

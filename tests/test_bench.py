@@ -1,5 +1,6 @@
 """The benchmark proves what it measures: right results only, every peer named, nothing left running."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,28 +14,33 @@ from processes import read, state, wait_until, with_environment
 
 from distgrad import DistributedStep, connect
 from distgrad.bench import models, output
-from distgrad.bench.cases import EMBEDDINGS, HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
+from distgrad.bench.cases import DISTGRAD, EMBEDDINGS, HOROVODS, JOBS, PEERS, TABLES, Contestant, Job, takes_part
+from distgrad.bench.compare import Row, compare, is_void, median_interval
 from distgrad.bench.engines import by_hand
-from distgrad.bench.engines.keras_mpi import Densified
+from distgrad.bench.engines.keras_mpi import ALTERED
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
-from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows, unheard
+from distgrad.bench.rounds import Budget, CaseRun, Measurements
 
-BRIEF = Effort(rounds=3, turn=0.001, tries=1)
+BRIEF = Budget(rounds=3, turn=0.001, tries=1)
 STEP = {"table": "step", "case": "small"}
 
 
-def series(name: str, *seconds: float, label: str = "") -> Series:
-    return Series("sum", "4 KB", name, label or name, seconds=list(seconds))
+def series(name: str, *seconds: float, label: str = "") -> Measurements:
+    return Measurements("sum", "4 KB", name, label or name, seconds=list(seconds))
 
 
 def test_a_ratio_above_1_says_that_the_contestant_is_faster() -> None:
-    measured = [series(OWN, 1.0, 2.0, 1.0), series("mpi", 3.0, 6.0, 3.0, label="slow"), series("mpi", 2.0, 4.0, 2.0)]
-    assert rows("sum", measured) == [Row("sum", "4 KB", OWN, "mpi", 2.0, 2.0, 2.0)]
+    measured = [
+        series(DISTGRAD, 1.0, 2.0, 1.0),
+        series("mpi", 3.0, 6.0, 3.0, label="slow"),
+        series("mpi", 2.0, 4.0, 2.0),
+    ]
+    assert compare("sum", measured) == [Row("sum", "4 KB", DISTGRAD, "mpi", 2.0, 2.0, 2.0)]
 
 
 def test_the_best_horovod_is_the_faster_of_both() -> None:
-    measured = [series(OWN, 1.0), series("horovod-mpi", 3.0), series("horovod-gloo", 2.0)]
-    assert {row.against: row.ratio for row in rows("sum", measured)} == {
+    measured = [series(DISTGRAD, 1.0), series("horovod-mpi", 3.0), series("horovod-gloo", 2.0)]
+    assert {row.against: row.ratio for row in compare("sum", measured)} == {
         "horovod-mpi": 3.0,
         "horovod-gloo": 2.0,
         "best-horovod": 2.0,
@@ -43,7 +49,7 @@ def test_the_best_horovod_is_the_faster_of_both() -> None:
 
 @pytest.mark.parametrize(("again", "void"), [(1.02, False), (1.04, True), (0.96, True)])
 def test_a_against_a_must_read_1(again: float, void: bool) -> None:
-    assert is_void(rows("sum", [series(OWN, 1.0), series(f"{OWN} again", again)])) is void
+    assert is_void(compare("sum", [series(DISTGRAD, 1.0), series(f"{DISTGRAD} again", again)])) is void
 
 
 def test_an_interval_of_few_values_is_all_of_them() -> None:
@@ -67,7 +73,9 @@ def test_who_is_not_installed_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
-    chosen = [OWN, "mpi default", "mwms"] + (["horovod-mpi 1 ms", "horovod-gloo 1 ms"] if horovod_installed() else [])
+    chosen = [DISTGRAD, "mpi default", "mwms"] + (
+        ["horovod-mpi 1 ms", "horovod-gloo 1 ms"] if horovod_installed() else []
+    )
     with Jobs({name: JOBS[name] for name in chosen}, 2) as started:
         assert started.lost == {}
         yield started
@@ -84,14 +92,14 @@ def jobs() -> Iterator[Jobs]:
 def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path: Path) -> None:
     """Each contestant's first result is compared with the exact sum, or with the float64 oracle's step."""
     present = [one for one in TABLES[table].contestants if one.job in jobs and takes_part(table, case, one, True)]
-    trial = Trial(jobs, table, case, present)
-    trial.prepare(BRIEF, unheard)
-    measured = trial.measure(BRIEF, unheard)
+    trial = CaseRun(jobs, table, case, present)
+    trial.prepare(BRIEF)
+    measured = trial.measure(BRIEF)
     trial.clear()
     assert trial.failed == {}
-    found = rows(table, measured)
+    found = compare(table, measured)
     peers = {"mwms"} | ({*HOROVODS, "best-horovod"} if horovod_installed() else set())
-    assert {row.against for row in found if row.contestant == OWN} >= peers
+    assert {row.against for row in found if row.contestant == DISTGRAD} >= peers
     assert all(0 < row.low <= row.ratio <= row.high for row in found)
 
     output.write_json(tmp_path / "bench.json", found, measured, {"machine": output.machine()})
@@ -105,34 +113,35 @@ def test_everyone_s_result_is_right(jobs: Jobs, table: str, case: str, tmp_path:
 
 def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
     bare = [one for one in TABLES["accumulate"].contestants if one.turn == "4 bare micro-batches"]
-    trial = Trial(jobs, "accumulate", "transformer", bare)
-    trial.prepare(BRIEF, unheard)
+    trial = CaseRun(jobs, "accumulate", "transformer", bare)
+    trial.prepare(BRIEF)
     trial.clear()
     assert trial.failed == {}
 
 
-@pytest.mark.parametrize(("kind", "whole"), [(DistributedStep, False), (Densified, True)])
-def test_what_is_called_densified_sums_whole_tables(kind: type[DistributedStep], whole: bool) -> None:
+@pytest.mark.parametrize(("turn", "whole"), [("step", False), ("step densified", True)])
+def test_what_is_called_densified_sums_whole_tables(turn: str, whole: bool) -> None:
     model = models.build("embedding 20k")
-    step = kind(model, models.loss(), by_hand.sgd(model), comm=connect("solo"), log_every=0)
-    report = step(*by_hand.batch("embedding 20k", 0, 1))
+    step = DistributedStep(model, models.loss(), by_hand.sgd(model), comm=connect("solo"), log_every=0)
+    with ALTERED.get(turn, contextlib.nullcontext)():
+        report = step(*by_hand.batch("embedding 20k", 0, 1))
     table = next(entries for path, entries in report.entries().items() if "embeddings" in path)
     assert (table.size == EMBEDDINGS["embedding 20k"] * models.WIDTH) is whole
 
 
 def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
     """A step without communication, passed off as one with."""
-    wrong = Contestant("impostor", OWN, "step alone")
-    trial = Trial(jobs, "step", "small", [wrong])
-    trial.prepare(BRIEF, unheard)
+    wrong = Contestant("impostor", DISTGRAD, "step alone")
+    trial = CaseRun(jobs, "step", "small", [wrong])
+    trial.prepare(BRIEF)
     assert "differs from the oracle's" in trial.failed[wrong.label]
 
 
 def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
     broken, well = (Contestant("mpi", "mpi default", turn) for turn in ("no such turn", "Allreduce"))
-    trial = Trial(jobs, "sum", "4 KB", [broken, well])
-    trial.prepare(BRIEF, unheard)
-    assert [one.label for one in trial.measure(BRIEF, unheard)] == [well.label]
+    trial = CaseRun(jobs, "sum", "4 KB", [broken, well])
+    trial.prepare(BRIEF)
+    assert [one.label for one in trial.measure(BRIEF)] == [well.label]
     trial.clear()
     assert list(trial.failed) == [broken.label]
     assert "no such turn" in trial.failed[broken.label]
@@ -140,12 +149,12 @@ def test_a_turn_that_fails_on_every_rank_is_lost_alone(jobs: Jobs) -> None:
 
 
 def test_without_an_oracle_nobody_takes_part(jobs: Jobs) -> None:
-    well = Contestant(OWN, OWN, "step")
-    trial = Trial(jobs, "step", "no such model", [well])
-    trial.prepare(BRIEF, unheard)
-    assert trial.measure(BRIEF, unheard) == []
+    well = Contestant(DISTGRAD, DISTGRAD, "step")
+    trial = CaseRun(jobs, "step", "no such model", [well])
+    trial.prepare(BRIEF)
+    assert trial.measure(BRIEF) == []
     assert "there is no oracle" in trial.failed[well.label]
-    assert OWN in jobs
+    assert DISTGRAD in jobs
 
 
 def test_a_turn_that_fails_on_some_ranks_loses_the_job(jobs: Jobs) -> None:
@@ -161,7 +170,7 @@ def test_a_job_that_is_lost_is_named_and_the_others_go_on(jobs: Jobs) -> None:
     with pytest.raises(JobLost):
         jobs.ask("mpi default", do="clear")
     assert "mpi default" in jobs.lost
-    assert jobs.ask(OWN, do="clear") == [{}, {}]
+    assert jobs.ask(DISTGRAD, do="clear") == [{}, {}]
 
 
 def test_the_command_line() -> None:
@@ -182,7 +191,10 @@ def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     assert job.status == 0, job.err[-3000:]
     assert "| case | contestant | ms | against |" in job.out
     found = json.loads((tmp_path / "b.json").read_text())
-    assert {(row["contestant"], row["against"]) for row in found["rows"]} >= {(OWN, f"{OWN} again"), (OWN, "limit")}
+    assert {(row["contestant"], row["against"]) for row in found["rows"]} >= {
+        (DISTGRAD, f"{DISTGRAD} again"),
+        (DISTGRAD, "limit"),
+    }
     assert {len(one["seconds"]) for one in found["rounds"]} == {30}
     assert workers() <= before
 

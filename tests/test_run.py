@@ -272,7 +272,7 @@ def test_the_command_that_is_printed_does_the_same(tmp_path: Path) -> None:
     for words in (["-np", 2], ["--nproc-per-node", 2], ["-n", 2, "-H", "localhost:2"], ["-np", 2, "--backend", "tf"]):
         printed = distgrad(*words, "--dry-run", path, "--epochs", "3 4")
         assert printed.status == 0, printed.err
-        assert not re.search("keeper|PASSWORD", printed.out)
+        assert not re.search("worker_wrapper|PASSWORD", printed.out)
         by_hand = run(["sh", "-c", printed.out.strip() + "\nwait"])
         itself = distgrad(*words, path, "--epochs", "3 4")
         assert (

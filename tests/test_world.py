@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrad.errors import BadEnvironment
-from distgrad.launching.world import ALONE, LAUNCHERS, World
+from distgrad.launching.world import LAUNCHER_VARIABLES, SINGLE_PROCESS, World
 
 
 def tf_config(**changes: object) -> str:
@@ -19,7 +19,7 @@ def tf_config(**changes: object) -> str:
 
 
 def test_nothing_set_is_a_world_of_one() -> None:
-    assert World.from_environment({"PATH": "/bin"}) == ALONE == World(None, "solo", 0, 1, 0, 1)
+    assert World.from_environment({"PATH": "/bin"}) == SINGLE_PROCESS == World(None, "solo", 0, 1, 0, 1)
 
 
 def test_open_mpi() -> None:
@@ -44,8 +44,8 @@ def test_slurm_abbreviates_equal_nodes() -> None:
 
 
 def test_a_batch_script_s_own_shell_is_no_worker() -> None:
-    assert World.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == ALONE
-    assert World.from_environment({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == ALONE
+    assert World.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == SINGLE_PROCESS
+    assert World.from_environment({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == SINGLE_PROCESS
 
 
 def test_tf_config_counts_the_chief_first() -> None:
@@ -74,12 +74,12 @@ def test_broken_tf_config_says_how_it_should_look(text: str, says: str) -> None:
     assert (caught.value.code, caught.value.status) == ("DG004", 78)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LAUNCHER_VARIABLES)
 @given(rank=st.integers(-5, 20), size=st.integers(-5, 20))
 def test_ranks_must_fit_their_size(launcher: object, rank: int, size: int) -> None:
     environment = {launcher.rank: str(rank), launcher.size: str(size)}
     if size == 1 and launcher.starts_anything:
-        assert World.from_environment(environment) == ALONE
+        assert World.from_environment(environment) == SINGLE_PROCESS
     elif 0 <= rank < size:
         world = World.from_environment(environment)
         assert (world.rank, world.size) == (rank, size)

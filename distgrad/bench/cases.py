@@ -1,18 +1,22 @@
-"""Who meets whom on what: the tables, their cases, the contestants, and the jobs they run in."""
+"""The tables of the benchmark: their cases, their contestants, and the jobs that these run in."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-OWN, LIMIT = "distgrad", "limit"
+DISTGRAD, LIMIT = "distgrad", "limit"
 HOROVODS = ("horovod-mpi", "horovod-gloo")
 PEERS = ("mpi", *HOROVODS, "mwms", "ddp", "memcpy")
-LOCAL = ("no-communication", "by-hand-no-communication")  # their steps are not the global one, on purpose
+WITHOUT_COMMUNICATION = ("no-communication", "by-hand-no-communication")  # their steps are not the global one
 
 
 class Job(NamedTuple):
-    """Ranks that live through the whole run: which module of `engines` they run, by which launcher, set up how.
+    """A job whose ranks live through the whole run.
 
-    `can_pause` is False where the ranks take each other for dead after some seconds of silence.
+    Attributes:
+        engine: the module of `engines` that the ranks run.
+        launcher: the launcher that starts them.
+        environment: variables to add to their environment.
+        can_pause: False where the ranks take each other for dead after some seconds of silence.
     """
 
     engine: str
@@ -22,7 +26,13 @@ class Job(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """One way to do the work: whom its time counts for, the job whose ranks do it, and which of the engine's turns."""
+    """One way to do the work of a case.
+
+    Attributes:
+        name: the name in the table; one with several configurations is compared in its fastest.
+        job: the job whose ranks do the work.
+        turn: the turn of the job's engine.
+    """
 
     name: str
     job: str
@@ -30,24 +40,29 @@ class Contestant(NamedTuple):
 
     @property
     def peer(self) -> str:
-        """Whom one leaves out by leaving out this contestant: one of PEERS, or OWN, or LIMIT."""
+        """The one of PEERS that it belongs to, or DISTGRAD, or LIMIT."""
         return self.name if self.name in (*PEERS, LIMIT) else self.job.split()[0]
 
     @property
     def label(self) -> str:
-        """All of it, to tell one peer's configurations apart."""
+        """The name with its configuration."""
         return f"{self.name}: {self.turn} ({self.job})"
 
 
 class Case(NamedTuple):
-    """One line of a table; `quick` runs keep only some."""
+    """One case of a table.
+
+    Attributes:
+        name: the size of the sum, or the model.
+        quick: True if it is part of a quick run.
+    """
 
     name: str
     quick: bool = True
 
 
 class Difference(NamedTuple):
-    """A contestant whose time is the difference of two others' in the same round, over `times`."""
+    """A contestant whose time is the difference of two others' in the same round, divided by `times`."""
 
     name: str
     longer: str
@@ -56,10 +71,16 @@ class Difference(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What is measured: on which cases, by whom, and which of them are compared with all the others.
+    """A table of comparisons.
 
-    Of `period` calls one may cost more than the others, so each turn takes a multiple of them. Where contestants differ
-    by less than the few percent that come of having been built first, the building `rotates`: each is first once.
+    Attributes:
+        cases: the cases.
+        contestants: who takes part in them.
+        subjects: names of the contestants that are compared with all others.
+        differences: contestants whose times are differences.
+        period: each turn takes a multiple of so many calls, of which one may cost more than the others.
+        rotates: True where contestants differ by less than the few percent that come of having been built first; then
+            each is built first once.
     """
 
     cases: tuple[Case, ...]
@@ -80,7 +101,7 @@ def _cycle(milliseconds: str) -> dict[str, str]:
 
 
 JOBS = {
-    OWN: Job("keras_mpi", "mpirun"),
+    DISTGRAD: Job("keras_mpi", "mpirun"),
     "mpi default": Job("plain_mpi", "mpirun"),
     "mpi recursive doubling": Job("plain_mpi", "mpirun", _algorithm(3)),
     "mpi ring": Job("plain_mpi", "mpirun", _algorithm(4)),
@@ -108,77 +129,85 @@ def _horovod(*turns: str) -> tuple[Contestant, ...]:
 
 MEGABYTE = 1_000_000
 SUM_BYTES = {"4 KB": 4096, "64 KB": 65536} | {f"{n} MB": n * MEGABYTE for n in (1, 16, 64, 100, 256)}
-LOGGED = 10  # steps, of which one is logged
-MANY = 50  # tensors
-FEW, MORE = 4, 12  # micro-batches
-SHORT, LONG = 1, 5  # steps of a fit
-FIT, FIT_ALONE, KERAS_ALONE = f"{OWN} fit", f"{OWN} fit alone", "keras fit alone"
-FITS = {FIT: "workers", FIT_ALONE: "one", KERAS_ALONE: "Keras"}
+LOGGED_EVERY = 10  # steps
+TENSORS = 50  # that a vector is split into
+FEW_MICRO_BATCHES, MANY_MICRO_BATCHES = 4, 12
+SHORT_FIT, LONG_FIT = 1, 5  # steps
+FIT_ALONE = f"{DISTGRAD} fit alone"
+# The fits by contestant, as their turns name them.
+FITS = {f"{DISTGRAD} fit": "workers", FIT_ALONE: "one", "keras fit alone": "Keras"}
 MODELS = ("small", "deep", "wide", "cnn", "transformer")
 MLPS = ("small", "deep", "wide")
-# Tables of which a step touches 2048 rows, or some fewer where two numbers are the same: from a tenth of them down.
+# Rows of the embedding. A step uses 2048 of them, or fewer where an index occurs twice: at most a tenth.
 EMBEDDINGS = {"embedding 20k": 20_000, "embedding 200k": 200_000, "embedding 1M": 1_000_000}
 
 TABLES = {
     "sum": Table(
         (
             *(Case(name, quick=name in ("4 KB", "1 MB", "100 MB")) for name in SUM_BYTES),
-            Case(f"100 MB in {MANY} tensors"),
+            Case(f"100 MB in {TENSORS} tensors"),
         ),
         (
-            Contestant(OWN, OWN, "graph"),
-            Contestant(f"{OWN} again", OWN, "graph again"),
-            Contestant(f"{OWN} core", OWN, "core"),
+            Contestant(DISTGRAD, DISTGRAD, "graph"),
+            Contestant(f"{DISTGRAD} again", DISTGRAD, "graph again"),
+            Contestant(f"{DISTGRAD} core", DISTGRAD, "core"),
             *(Contestant("mpi", job, turn) for job in MPI_JOBS for turn in ("Allreduce", "Allreduce in place")),
             *_horovod("flat", "per tensor", "grouped"),
-            *(Contestant(f"{OWN} on {job.split()[0]}", job, "graph") for job in HOROVOD_JOBS),
+            *(Contestant(f"{DISTGRAD} on {job.split()[0]}", job, "graph") for job in HOROVOD_JOBS),
             Contestant("mwms", "mwms", "flat"),
             Contestant("mwms", "mwms", "packed"),
             Contestant("memcpy", "mpi default", "memcpy"),
-            Contestant(LIMIT, OWN, "limit"),
-            Contestant(f"{OWN} one tensor", OWN, "one tensor"),
+            Contestant(LIMIT, DISTGRAD, "limit"),
+            Contestant(f"{DISTGRAD} one tensor", DISTGRAD, "one tensor"),
         ),
-        (OWN, f"{OWN} core"),
+        (DISTGRAD, f"{DISTGRAD} core"),
     ),
     "step": Table(
         (*(Case(model) for model in MODELS), *(Case(name, quick="200k" in name) for name in EMBEDDINGS)),
         (
-            Contestant(OWN, OWN, "step"),
-            Contestant(f"{OWN} again", OWN, "step again"),
-            Contestant(f"{OWN} densified", OWN, "step densified"),
-            Contestant(LOCAL[0], OWN, "step alone"),
-            Contestant(LOCAL[1], OWN, "by hand"),
+            Contestant(DISTGRAD, DISTGRAD, "step"),
+            Contestant(f"{DISTGRAD} again", DISTGRAD, "step again"),
+            Contestant(f"{DISTGRAD} densified", DISTGRAD, "step densified"),
+            Contestant(WITHOUT_COMMUNICATION[0], DISTGRAD, "step alone"),
+            Contestant(WITHOUT_COMMUNICATION[1], DISTGRAD, "by hand"),
             *_horovod("flat", "per tensor", "grouped"),
-            *(Contestant(f"{OWN} on {job.split()[0]}", job, "step") for job in HOROVOD_JOBS),
+            *(Contestant(f"{DISTGRAD} on {job.split()[0]}", job, "step") for job in HOROVOD_JOBS),
             Contestant("mwms", "mwms", "flat"),
             Contestant("mwms", "mwms", "packed"),
-            Contestant(f"{OWN} on mwms", "mwms", "step"),
+            Contestant(f"{DISTGRAD} on mwms", "mwms", "step"),
             Contestant("ddp", "ddp", "step"),
             *(
-                Contestant(f"{name} of {steps}", OWN, f"{who} fits of {steps}")
-                for name, who in FITS.items()
-                for steps in (SHORT, LONG)
+                Contestant(f"{name} of {steps}", DISTGRAD, f"{fit} fits of {steps}")
+                for name, fit in FITS.items()
+                for steps in (SHORT_FIT, LONG_FIT)
             ),
         ),
-        (OWN, FIT_ALONE),
+        (DISTGRAD, FIT_ALONE),
         # What a fit costs whatever its length is not part of a step.
-        tuple(Difference(name, f"{name} of {LONG}", f"{name} of {SHORT}", LONG - SHORT) for name in FITS),
+        tuple(
+            Difference(name, f"{name} of {LONG_FIT}", f"{name} of {SHORT_FIT}", LONG_FIT - SHORT_FIT) for name in FITS
+        ),
     ),
     "accumulate": Table(
         tuple(Case(model) for model in MODELS),
         (
             *(
-                Contestant(f"{count} {what}", OWN, f"{count} {what}")
+                Contestant(f"{count} {what}", DISTGRAD, f"{count} {what}")
                 for what in ("micro-batches", "micro-batches again", "bare micro-batches")
-                for count in (FEW, MORE)
+                for count in (FEW_MICRO_BATCHES, MANY_MICRO_BATCHES)
             ),
         ),
-        (OWN,),
+        (DISTGRAD,),
         tuple(
-            Difference(name, f"{MORE} {what}", f"{FEW} {what}", MORE - FEW)
+            Difference(
+                name,
+                f"{MANY_MICRO_BATCHES} {what}",
+                f"{FEW_MICRO_BATCHES} {what}",
+                MANY_MICRO_BATCHES - FEW_MICRO_BATCHES,
+            )
             for name, what in (
-                (OWN, "micro-batches"),
-                (f"{OWN} again", "micro-batches again"),
+                (DISTGRAD, "micro-batches"),
+                (f"{DISTGRAD} again", "micro-batches again"),
                 ("bare", "bare micro-batches"),
             )
         ),
@@ -186,32 +215,31 @@ TABLES = {
     "stats": Table(
         tuple(Case(model) for model in MODELS),
         (
-            Contestant(OWN, OWN, "step"),
-            Contestant(f"{OWN} again", OWN, "step again"),
-            Contestant("no-statistics", OWN, "step without statistics"),
-            Contestant("all-statistics", OWN, "step with all statistics"),
-            Contestant("no-guards", OWN, "step without guards"),
-            Contestant("compared-each-step", OWN, "step compared"),
+            Contestant(DISTGRAD, DISTGRAD, "step"),
+            Contestant(f"{DISTGRAD} again", DISTGRAD, "step again"),
+            Contestant("no-statistics", DISTGRAD, "step without statistics"),
+            Contestant("all-statistics", DISTGRAD, "step with all statistics"),
+            Contestant("no-guards", DISTGRAD, "step without guards"),
+            Contestant("compared-each-step", DISTGRAD, "step compared"),
         ),
-        (OWN,),
-        period=LOGGED,
+        (DISTGRAD,),
+        period=LOGGED_EVERY,
         rotates=True,
     ),
 }
 
 
 def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bool:
-    """Whether this contestant has anything to do in this case, and is among those of a quick run."""
+    """True if this contestant has anything to do in this case and, if the run is quick, is part of quick runs."""
     has_work = _has_work_in_sum if table == "sum" else _has_work_on_model
     only_in_full = _only_in_full(contestant) or " fits of " in contestant.turn
     return has_work(case, contestant) and not (quick and only_in_full)
 
 
 def _has_work_in_sum(case: str, contestant: Contestant) -> bool:
-    many = "tensors" in case
-    of_many = ("per tensor", "grouped", "packed", "one tensor")  # with one tensor they do what "flat" does
-    of_one = ("core", "Allreduce", "Allreduce in place", "memcpy", "limit")
-    if contestant.turn in (of_one if many else of_many):
+    for_tensors = ("per tensor", "grouped", "packed", "one tensor")  # with one tensor they do what "flat" does
+    for_one = ("core", "Allreduce", "Allreduce in place", "memcpy", "limit")
+    if contestant.turn in (for_one if "tensors" in case else for_tensors):
         return False
     if case == "256 MB" and contestant.job in (*FULL_MPI_JOBS, *SHORT_CYCLE_JOBS):
         return False  # all jobs of a case are in memory at once
@@ -226,11 +254,11 @@ def _has_work_on_model(case: str, contestant: Contestant) -> bool:
         return case in ("small", "wide")
     if contestant.turn == "step densified":
         return case in EMBEDDINGS  # elsewhere it does what the step does
-    return case != "embedding 1M" or contestant.job == OWN  # all jobs of a case are in memory at once
+    return case != "embedding 1M" or contestant.job == DISTGRAD  # all jobs of a case are in memory at once
 
 
 def _only_in_full(contestant: Contestant) -> bool:
-    """What has never been the best of its kind here, and needs a job or much tracing of its own."""
+    """True if it has never been the fastest of its kind here, and needs a job or much tracing of its own."""
     full_turns = ("packed", "per tensor")
     full_jobs = (*FULL_MPI_JOBS, "horovod-gloo 0.1 ms")
-    return contestant.job in full_jobs or contestant.turn in full_turns or contestant.name.startswith(f"{OWN} on ")
+    return contestant.job in full_jobs or contestant.turn in full_turns or contestant.name.startswith(f"{DISTGRAD} on ")

@@ -1,28 +1,28 @@
-"""What goes in and what must come out: vectors to sum, rows to train on, first weights. NumPy only."""
+"""Vectors to sum, examples to train on, first weights, and the checks of the results. NumPy only."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from distgrad.bench.cases import EMBEDDINGS, MANY, SUM_BYTES
+from distgrad.bench.cases import EMBEDDINGS, SUM_BYTES, TENSORS
 
-PERIOD = 1000  # entries
+PERIOD = 1000  # entries after which a vector repeats
 MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
 LEARNING_RATE = 0.01
 HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}  # of the MLPs
 VOCABULARY, LENGTH = 128, 16  # the transformer's
-WORDS = 8  # numbers of rows that an example of the embeddings' has
+WORDS = 8  # indices in an example of the embeddings'
 
 
-def own_part(case: str, rank: int) -> np.ndarray:
-    """This rank's vector, (s,) float32: integers that depend on rank and place, so that any mistake shows."""
+def vector_of_rank(case: str, rank: int) -> np.ndarray:
+    """Return a rank's vector, (s,) float32: integers that depend on rank and place, so that any mistake shows."""
     size = SUM_BYTES[case.split(" in ", maxsplit=1)[0]] // 4
     return np.resize((np.arange(PERIOD) * (rank + 1)).astype(np.float32), size)
 
 
-def cut(case: str, part: np.ndarray) -> list[np.ndarray]:
-    """The vector as the tensors that this case hands over."""
-    return np.array_split(part, MANY) if "tensors" in case else [part]
+def split(case: str, vector: np.ndarray) -> list[np.ndarray]:
+    """Split a vector into as many tensors as the case sums."""
+    return np.array_split(vector, TENSORS) if "tensors" in case else [vector]
 
 
 def check(total: np.ndarray, size: int) -> None:
@@ -33,14 +33,14 @@ def check(total: np.ndarray, size: int) -> None:
     """
     expected = np.arange(PERIOD) * (size * (size + 1) / 2)  # float64
     for start in range(0, total.size, PERIOD):
-        part = total[start : start + PERIOD]
-        wrong = np.flatnonzero(part != expected[: part.size])
+        entries = total[start : start + PERIOD]
+        wrong = np.flatnonzero(entries != expected[: entries.size])
         if wrong.size:
-            raise ValueError(f"entry {start + wrong[0]} is {part[wrong[0]]}, not {expected[wrong[0]]}")
+            raise ValueError(f"entry {start + wrong[0]} is {entries[wrong[0]]}, not {expected[wrong[0]]}")
 
 
-def rows(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some of this rank's own data: (count, ...) inputs and (count,) or (count, LENGTH) classes."""
+def examples(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `count` examples of a rank: (count, ...) inputs and (count,) or (count, LENGTH) classes."""
     rng = np.random.default_rng(rank + 1)
     if case == "transformer":
         tokens = rng.integers(0, VOCABULARY, (count, LENGTH + 1)).astype("int32")
@@ -53,7 +53,7 @@ def rows(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights(shapes: Sequence[tuple[int, ...]], initial: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Matrices at random, scaled to their inputs; vectors as they are (zeros, or ones where something is scaled)."""
+    """Return first weights: random matrices, scaled to their inputs; vectors as they are in `initial`."""
     rng = np.random.default_rng(0)
     return [
         rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype("float32") if len(shape) > 1 else vector
@@ -62,6 +62,6 @@ def weights(shapes: Sequence[tuple[int, ...]], initial: Sequence[np.ndarray]) ->
 
 
 def project(changes: Sequence[np.ndarray]) -> list[float]:
-    """Two numbers an array: its sum, and its sum with weights that tell its entries apart."""
-    flat = [change.astype(np.float64).ravel() for change in changes]
-    return [float(f @ weight) for f in flat for weight in (np.ones(f.size), np.cos(np.arange(f.size)))]
+    """Return two numbers for each array: its sum, and its sum with weights that tell its entries apart."""
+    vectors = [change.astype(np.float64).ravel() for change in changes]
+    return [float(v @ factors) for v in vectors for factors in (np.ones(v.size), np.cos(np.arange(v.size)))]

@@ -1,10 +1,9 @@
-"""Jobs: every engine's own launcher, and the ranks it started, which wait stopped until their turn comes.
+"""The jobs of the benchmark: every engine's own launcher, and the ranks it started, stopped except in their turns.
 
 The driver and each rank talk over a Unix socket, one JSON object a line.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -19,56 +18,67 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from distgrad.bench.cases import Job
-from distgrad.launching import commands, selection
-from distgrad.launching.cleanup import end_all, watching
-from distgrad.launching.commands import Command, Order
-from distgrad.launching.environment import launchable, plain
-from distgrad.launching.session import MARK
+from distgrad.launching.cleanup import cleanup_process, end_marked_processes
+from distgrad.launching.commands import COMMANDS, Command, JobSpec, free_addresses
+from distgrad.launching.environment import fresh_environment, launcher_settings
+from distgrad.launching.job_folder import JOB_MARK
+from distgrad.launching.selection import missing_part, select
 
-START = 120.0  # seconds until all ranks of a job must have said hello
-ANSWER = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
+START_TIMEOUT = 120.0  # seconds until all ranks of a job must have connected
+ANSWER_TIMEOUT = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
+PACKAGES = {"mpirun": "mpi4py", "horovodrun": "horovod", "TF_CONFIG": "tensorflow", "torch": "torch"}  # by launcher
 
 
 class TurnFailed(Exception):
-    """No rank of a job could do what it was told. They agree, so that the job can be told the next thing."""
+    """An order that failed on every rank of a job. They agree, so that the job can be given the next one."""
 
 
 class JobLost(TurnFailed):
-    """A job did not start, or one of its ranks failed alone or fell silent; the others go on without it."""
+    """A job that did not start, or of which a rank failed alone or did not answer; the others go on without it."""
 
 
-class Rank(NamedTuple):
-    """One process of a job, seen from the driver."""
+class RankProcess(NamedTuple):
+    """One process of a job, as the driver sees it.
+
+    Attributes:
+        pid: its process number.
+        stream: a text file: a line that is written is an order, a line that is read an answer.
+    """
 
     pid: int
     stream: Any
 
 
 def why_absent(job: Job) -> str | None:
-    """What this machine lacks for a job; None if nothing."""
-    needs = {"mpirun": "mpi4py", "horovodrun": "horovod", "TF_CONFIG": "tensorflow", "torch": "torch"}
-    program = job.launcher.split()[0]
-    if importlib.util.find_spec(needs[program]) is None:
-        return f"{needs[program]} is not installed"
-    if program in ("mpirun", "horovodrun") and selection.found(program, os.environ) is None:
-        return f"{program} is not on PATH"
-    return None
+    """Return what this machine lacks for a job; None if nothing."""
+    launcher = job.launcher.split()[0]
+    programs = [launcher] if launcher in ("mpirun", "horovodrun") else []
+    return missing_part(PACKAGES[launcher], programs, os.environ)
 
 
 class Jobs:
-    """All jobs of a run, by name. A context: at its end none of their processes is left."""
+    """The jobs of a run, by name. A context: at its end none of their processes is left.
+
+    Args:
+        jobs: the jobs to start, by name.
+        size: ranks of each.
+
+    Attributes:
+        lost: why jobs take no part, by name.
+    """
 
     def __init__(self, jobs: Mapping[str, Job], size: int) -> None:
         self.size = size
-        self.lost: dict[str, str] = {}  # by job: why it takes no part
-        self._jobs = {name: job for name, job in jobs.items() if not self._is_absent(name, job)}
+        reasons = {name: why_absent(job) for name, job in jobs.items()}
+        self.lost: dict[str, str] = {name: reason for name, reason in reasons.items() if reason is not None}
+        self._jobs = {name: job for name, job in jobs.items() if name not in self.lost}
         self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
-        self._ranks: dict[str, list[Rank]] = {}
+        self._ranks: dict[str, list[RankProcess]] = {}
         self._folder = tempfile.mkdtemp(prefix="distgrad-bench-")
-        self._watched = watching(self._folder)
+        self._cleanup = cleanup_process(self._folder)
 
     def __enter__(self) -> "Jobs":
-        self._watched.__enter__()
+        self._cleanup.__enter__()
         # One after the other: what a rank does while it starts can ask for all cores.
         for name, job in self._jobs.items():
             try:
@@ -82,17 +92,24 @@ class Jobs:
     ) -> None:
         for name in list(self._processes):
             self._end(name)
-        self._watched.__exit__(None, None, None)
+        self._cleanup.__exit__(None, None, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._jobs and name not in self.lost
 
     def ask(self, name: str, **order: Any) -> list[dict[str, Any]]:
-        """Wake a job, let its ranks do one thing at the same time, and stop it again. Gives their answers by rank.
+        """Wake a job, let its ranks carry out one order at the same time, and stop it again.
+
+        Args:
+            name: the job's name.
+            order: see `worker.serve`.
+
+        Returns:
+            The answers, by rank.
 
         Raises:
             TurnFailed: every rank answered with an error.
-            JobLost: some rank did, or ended, or fell silent, now or before.
+            JobLost: some rank did, or ended, or did not answer in time, now or before.
         """
         if name in self.lost:
             raise JobLost(self.lost[name])
@@ -112,13 +129,8 @@ class Jobs:
             raise self._lose(name, errors[0])
         return answers
 
-    def _is_absent(self, name: str, job: Job) -> bool:
-        reason = why_absent(job)
-        if reason is not None:
-            self.lost[name] = reason
-        return reason is not None
-
     def _lose(self, name: str, error: object) -> JobLost:
+        """End a job and record why, with the last lines of its output. Returns the error to raise."""
         self._end(name)
         words = self._log(name).read_text(errors="replace").split("\n")
         self.lost[name] = f"{error}" + "".join(f"; its last words: {line}" for line in words[-2:] if line)
@@ -130,29 +142,30 @@ class Jobs:
             listener.bind(address)
             listener.listen()
             listener.settimeout(1)
-            worker = [sys.executable, "-m", "distgrad.bench.worker", job.engine, address]
-            with self._log(name).open("wb") as log:
-                self._processes[name] = [
-                    subprocess.Popen(
-                        command,
-                        env=_environment()
-                        | dict(job.environment)
-                        | dict(environment)
-                        | {MARK: str(Path(address).parent)},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
-                    for command, environment in _commands(job.launcher, Order(worker, self.size))
-                ]
-            self._ranks[name] = self._hear(listener, self._processes[name])
+            self._processes[name] = self._launch(name, job, address)
+            self._ranks[name] = self._accept_ranks(listener, self._processes[name])
         self._pause(name)
 
-    def _hear(self, listener: socket.socket, processes: Sequence[subprocess.Popen[bytes]]) -> list[Rank]:
-        """Wait until every rank has said who it is."""
-        ranks: dict[int, Rank] = {}
-        end = time.monotonic() + START
+    def _launch(self, name: str, job: Job, address: str) -> list[subprocess.Popen[bytes]]:
+        worker = [sys.executable, "-m", "distgrad.bench.worker", job.engine, address]
+        mark = {JOB_MARK: str(Path(address).parent)}
+        with self._log(name).open("wb") as log:
+            return [
+                subprocess.Popen(
+                    command,
+                    env={**_environment(), **job.environment, **environment, **mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                for command, environment in _commands(job.launcher, JobSpec(worker, self.size))
+            ]
+
+    def _accept_ranks(self, listener: socket.socket, processes: Sequence[subprocess.Popen[bytes]]) -> list[RankProcess]:
+        """Wait until every rank has connected and sent its number."""
+        ranks: dict[int, RankProcess] = {}
+        end = time.monotonic() + START_TIMEOUT
         while len(ranks) < self.size:
             try:
                 channel, _ = listener.accept()
@@ -160,15 +173,15 @@ class Jobs:
                 if time.monotonic() > end or any(process.poll() is not None for process in processes):
                     raise JobLost("it did not start") from None
                 continue
-            channel.settimeout(ANSWER)
+            channel.settimeout(ANSWER_TIMEOUT)
             stream = channel.makefile("rw")
             channel.close()  # the stream keeps it open
             hello = json.loads(stream.readline())
-            ranks[hello["rank"]] = Rank(hello["pid"], stream)
+            ranks[hello["rank"]] = RankProcess(hello["pid"], stream)
         return [ranks[rank] for rank in range(self.size)]
 
     def _address(self, name: str) -> str:
-        """Where the job's ranks call, in a folder of its own that marks its processes."""
+        """Return the socket of a job, in a folder of its own, whose path marks the job's processes."""
         folder = Path(self._folder, str(list(self._jobs).index(name)))
         folder.mkdir(exist_ok=True)
         return str(folder / "socket")
@@ -186,7 +199,7 @@ class Jobs:
                 os.kill(rank.pid, number)
 
     def _end(self, name: str) -> None:
-        """Hang up, which ends the ranks; whoever has not gone soon is killed."""
+        """Close the connections, which ends the ranks, and kill those that have not gone soon."""
         self._signal(name, signal.SIGCONT)
         for rank in self._ranks.pop(name, []):
             with contextlib.suppress(OSError):
@@ -196,29 +209,27 @@ class Jobs:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-        end_all(f"{Path(self._address(name)).parent}\0")
+        end_marked_processes(f"{Path(self._address(name)).parent}\0")
         for process in processes:
             process.wait()
 
 
 def _environment() -> dict[str, str]:
-    """The same for all: one compute thread a rank, no chatter, and no launcher's variables from outside."""
+    """Return the environment of all jobs: one compute thread a rank, few messages, no outer launcher's variables."""
     threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_plm": "isolated"}  # all ranks are on this host: no ssh is needed
-    return plain(os.environ) | launchable(os.environ) | threads | quiet
+    return fresh_environment(os.environ) | launcher_settings(os.environ) | threads | quiet
 
 
-def _commands(launcher: str, order: Order) -> list[Command]:
+def _commands(launcher: str, job: JobSpec) -> list[Command]:
     if launcher == "torch":
-        return _torch(order)
+        return _torch(job)
     if launcher == "mpirun":
-        mpirun = selection.found("mpirun", os.environ)
-        assert mpirun is not None  # why_absent has looked
-        launcher = selection.mpi_kind(mpirun)
-    return commands.LAUNCHERS[launcher](order)
+        launcher = select("mpi", job.size, None, os.environ).launcher
+    return COMMANDS[launcher](job)
 
 
-def _torch(order: Order) -> list[Command]:
-    host, port = commands.free_addresses(1)[0].split(":")
-    common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(order.size)}
-    return [Command(list(order.worker), common | {"RANK": str(rank)}) for rank in range(order.size)]
+def _torch(job: JobSpec) -> list[Command]:
+    host, port = free_addresses(1)[0].split(":")
+    common = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(job.size)}
+    return [Command(list(job.worker), common | {"RANK": str(rank)}) for rank in range(job.size)]

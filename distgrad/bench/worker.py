@@ -1,4 +1,4 @@
-"""What a rank of a benchmark job does: prepare turns, take them when told to, and say how long they took.
+"""The program of one rank of a benchmark job: it prepares turns, takes them when told to, and returns their times.
 
 A turn is a function without arguments; what is timed is nothing but calls of it.
 """
@@ -19,18 +19,20 @@ Turn = Callable[[], Any]
 
 
 class Prepared(NamedTuple):
-    """A turn that is ready to be taken, and what proves that it does the right thing.
+    """A turn that is ready to be taken.
 
-    `evidence` is a few numbers that must be the same, to rounding, for all contestants that do the same work; an
-    engine that knows the answer has compared with it already.
+    Attributes:
+        turn: the function to time.
+        evidence: a few numbers that must be the same, to rounding, for all contestants that do the same work; None
+            where the engine has compared its result with the exact one.
     """
 
     turn: Turn
     evidence: list[float] | None = None
 
 
-class Engine(Protocol):
-    """What each module of `engines` has."""
+class JobRank(Protocol):
+    """One rank of a benchmark job, as each module of `engines` implements it."""
 
     rank: int
     size: int
@@ -42,40 +44,41 @@ class Engine(Protocol):
         """Build what a turn needs, run it once and check its result."""
 
     def clear(self) -> None:
-        """Forget what was prepared."""
+        """Free what was prepared."""
 
 
-def serve(engine: Engine, stream: Any) -> None:
-    """Do what the driver says until it hangs up."""
+def serve(rank: JobRank, stream: Any) -> None:
+    """Carry out the driver's orders, one JSON object a line, until it closes the connection."""
     turns: dict[str, Turn] = {}
-    _say(stream, rank=engine.rank, pid=os.getpid())
+    _send(stream, rank=rank.rank, pid=os.getpid())
     while order := json.loads(stream.readline() or "null"):
         try:
-            _say(stream, **_obey(engine, turns, **order))
-        except Exception as error:  # whatever it is, the driver must hear of it
+            _send(stream, **_carry_out(rank, turns, **order))
+        except Exception as error:  # whatever it is, the driver must know of it
             traceback.print_exc()
-            _say(stream, error=" ".join(f"{type(error).__name__}: {error}".split()))
+            _send(stream, error=" ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _obey(engine: Engine, turns: dict[str, Turn], do: str, **order: Any) -> dict[str, Any]:
+def _carry_out(rank: JobRank, turns: dict[str, Turn], do: str, **order: Any) -> dict[str, Any]:
+    """Carry out "clear", "prepare" or "time", and return the answer."""
     if do == "clear":
         turns.clear()
-        engine.clear()
+        rank.clear()
         gc.collect()  # a compiled function is a cycle, which would keep its vectors until some later collection
         return {}
     key = f"{order['table']} {order['turn']} {order['case']}"
     if do == "prepare":
-        prepared = engine.prepare(order["table"], order["turn"], order["case"])
+        prepared = rank.prepare(order["table"], order["turn"], order["case"])
         turns[key] = prepared.turn
         return {"evidence": prepared.evidence}
-    return _time(engine, turns[key], order["repetitions"], order["warm"])
+    return _time(rank, turns[key], order["repetitions"], order["warm"])
 
 
-def _time(engine: Engine, turn: Turn, repetitions: int, warm: int) -> dict[str, Any]:
-    """Seconds, CPU seconds and page faults of one call, over so many; and the peak memory so far in bytes."""
+def _time(rank: JobRank, turn: Turn, repetitions: int, warm: int) -> dict[str, Any]:
+    """Return seconds, CPU seconds and page faults of one call, the mean of several; and the peak memory in bytes."""
     for _ in range(warm):
         turn()  # the other jobs have displaced what this one had in the caches
-    engine.barrier()
+    rank.barrier()
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     for _ in range(repetitions):
         turn()
@@ -89,14 +92,14 @@ def _time(engine: Engine, turn: Turn, repetitions: int, warm: int) -> dict[str, 
     }
 
 
-def _say(stream: Any, **words: Any) -> None:
-    stream.write(json.dumps(words) + "\n")
+def _send(stream: Any, **message: Any) -> None:
+    stream.write(json.dumps(message) + "\n")
     stream.flush()
 
 
 if __name__ == "__main__":
     _, name, address = sys.argv
-    joined: Engine = importlib.import_module(f"distgrad.bench.engines.{name}").join()
+    joined: JobRank = importlib.import_module(f"distgrad.bench.engines.{name}").join()
     with socket.socket(socket.AF_UNIX) as channel:
         channel.connect(address)
         serve(joined, channel.makefile("rw"))

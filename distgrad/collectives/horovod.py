@@ -12,6 +12,7 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import joined
 from distgrad.errors import EngineMissing
+from distgrad.launching.engines import ENGINES
 from distgrad.launching.world import World
 
 try:
@@ -20,7 +21,7 @@ except (ImportError, OSError, AttributeError, tf.errors.OpError) as failure:
     reason = " ".join(str(failure).split())
     raise EngineMissing(
         f"Horovod does not load into TensorFlow {tf.__version__} ({reason})",
-        "build it for this TensorFlow with launch/install-horovod",
+        ENGINES["horovod"].fix,
         everywhere=True,
     ) from None
 

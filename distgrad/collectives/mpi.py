@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from distgrad import native
 from distgrad.errors import EngineMissing
+from distgrad.launching.engines import ENGINES
 from distgrad.launching.world import World
 from distgrad.liveness.peers import Peer
 from distgrad.liveness.reaper import end_later
@@ -38,7 +39,7 @@ except (ImportError, RuntimeError) as failure:
     reason = " ".join(str(failure).split())
     raise EngineMissing(
         f"mpi4py does not load ({reason})",
-        "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it",
+        ENGINES["mpi"].fix,
         everywhere=True,
     ) from None
 

@@ -15,7 +15,7 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector, joined, pieces_of
 from distgrad.data.batch import share
 from distgrad.errors import BadArgument, EngineMissing
-from distgrad.launching.world import ALONE, World
+from distgrad.launching.world import SINGLE_PROCESS, World
 
 LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
 
@@ -94,7 +94,7 @@ def connect(world: World, timeout: float) -> Strategy:
     """
     if world.launcher != "TF_CONFIG":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), ALONE)
+        return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), SINGLE_PROCESS)
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout + LATER)
     try:
         return Strategy(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), world)

@@ -1,4 +1,4 @@
-"""`distgrad env`: what to paste into a bug report. Only variables that are named here are shown."""
+"""`distgrad env`: the text to paste into a bug report. Only variables that are named here are shown."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ from pathlib import Path
 from distgrad.doctor.installed import versions
 from distgrad.doctor.machine import shared_memory
 from distgrad.errors import EngineMissing
-from distgrad.launching.environment import LAUNCHED_BY
-from distgrad.launching.hosts import cores
-from distgrad.launching.selection import found, mpi_kind
+from distgrad.launching.environment import RANK_VARIABLES
+from distgrad.launching.hosts import core_count
+from distgrad.launching.selection import find_program, mpi_kind
 
-SHOWN = LAUNCHED_BY | {
+SHOWN = RANK_VARIABLES | {
     "CUDA_VISIBLE_DEVICES",
     "DISTGRAD_BACKEND",
     "DISTGRAD_EXPECT_SIZE",
@@ -42,9 +42,13 @@ SHOWN = LAUNCHED_BY | {
 
 
 def describe(environment: Mapping[str, str]) -> str:
-    """One `name: value` a line, in a Markdown block."""
+    """Return one `name: value` a line, in a Markdown block: system, machine, versions, variables."""
     system = {"system": f"{_distribution()}, Linux {platform.release()}, {platform.machine()}"}
-    machine = {"cores": f"{cores()} of {os.cpu_count()}", "memory": _memory(), "shared memory": shared_memory().found}
+    machine = {
+        "cores": f"{core_count()} of {os.cpu_count()}",
+        "memory": _memory(),
+        "shared memory": shared_memory().found,
+    }
     facts = system | machine | versions() | {"mpirun": _mpirun(environment)} | _variables(environment)
     return "\n".join(["```text", *(f"{name}: {value}" for name, value in facts.items()), "```"])
 
@@ -66,7 +70,7 @@ def _memory() -> str:
 
 
 def _mpirun(environment: Mapping[str, str]) -> str:
-    path = found("mpirun", environment)
+    path = find_program("mpirun", environment)
     if path is None:
         return "none"
     try:

@@ -1,4 +1,4 @@
-"""The whole examination, and what came out as a table or JSON."""
+"""The examination: every check in its order, printed as a table or JSON."""
 
 import json
 import os
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 import rich.console
 import rich.table
 
-from distgrad.doctor import installed, machine, sums, traps
+from distgrad.doctor import installed, machine, sums
 from distgrad.doctor.finding import ABSENT, NOTE, OK, PROBLEM, Finding
 
 COLOURS = {OK: "green", NOTE: "yellow", ABSENT: "dim", PROBLEM: "bold red"}
 
 
 def examine(size: int, quick: bool) -> Iterator[Finding]:
-    """Look at everything, quick things first.
+    """Yield the finding of each check, quick checks first.
 
     Args:
         size: workers of the job that is to run here.
-        quick: look only; launch no worlds and load no TensorFlow.
+        quick: True leaves out all checks that launch workers or load TensorFlow.
     """
     yield from installed.examine(quick)
     yield from machine.examine(size, os.environ)
@@ -28,11 +28,15 @@ def examine(size: int, quick: bool) -> Iterator[Finding]:
         yield Finding("sums", NOTE, "not tried within another launcher's job", "run distgrad doctor by itself")
     else:
         yield from sums.examine(size)
-    yield from traps.examine()
 
 
 def run(size: int, quick: bool, as_json: bool) -> bool:
-    """Examine and print. Gives whether all is well."""
+    """Run all checks and print their findings on stdout. Returns True if none of them is a problem.
+
+    Args:
+        size, quick: see `examine`.
+        as_json: True prints JSON, False a table.
+    """
     console = rich.console.Console(stderr=True)
     with console.status("looking ...") as status:
         findings: list[Finding] = []

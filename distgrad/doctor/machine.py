@@ -1,4 +1,4 @@
-"""What the machine has and what its environment says: shared memory, GPUs, ports, a launcher outside."""
+"""Checks of the machine and of its environment variables: shared memory, GPUs, ports, an outer launcher."""
 
 import contextlib
 import json
@@ -7,26 +7,27 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from distgrad.doctor.finding import OK, PROBLEM, Failed, Finding, ask
+from distgrad.doctor.finding import OK, PROBLEM, Finding
+from distgrad.doctor.processes import ProcessFailed, run_python
 from distgrad.errors import DistgradError
-from distgrad.launching import hosts
+from distgrad.launching.hosts import core_count, require_gpus, visible_gpus
 from distgrad.launching.world import World
 
-SHARED = Path("/dev/shm")
-ENOUGH = 256 << 20  # bytes; Docker gives 64 MB by default
-CONNECT = """
+SHARED_MEMORY = Path("/dev/shm")
+ENOUGH_MEMORY = 256 << 20  # bytes; Docker gives 64 MB by default
+CONNECT_PROGRAM = """
 import json, distgrad
 try:
     with distgrad.connect():
-        answer = None
-except distgrad.DistgradError as error:
-    answer = [error.cause, error.fix]
-print(json.dumps(answer))
+        error = None
+except distgrad.DistgradError as caught:
+    error = {"cause": caught.cause, "fix": caught.fix}
+print(json.dumps(error))
 """
 
 
 def examine(size: int, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """All that can be seen without an engine, for a job of so many workers on this host."""
+    """Yield the findings that need no engine, for a job of `size` workers on this host."""
     yield shared_memory()
     yield devices(size, environment)
     yield host_name()
@@ -34,30 +35,33 @@ def examine(size: int, environment: Mapping[str, str]) -> Iterator[Finding]:
     yield launcher(environment)
 
 
-def shared_memory(folder: Path = SHARED) -> Finding:
-    """The sums of distgrad have memory without a name; Open MPI's and NCCL's own messages live in this folder."""
-    if not folder.is_dir():
-        return Finding("shared memory", PROBLEM, f"there is no {folder}", "mount a tmpfs there")
-    total = shutil.disk_usage(folder).total
-    found = f"{folder} has {total >> 20} MB"
-    if total < ENOUGH:
+def shared_memory() -> Finding:
+    """Check the room for shared memory.
+
+    distgrad's own sums do not need it, but the messages of Open MPI and NCCL do.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return Finding("shared memory", PROBLEM, f"there is no {SHARED_MEMORY}", "mount a tmpfs there")
+    total = shutil.disk_usage(SHARED_MEMORY).total
+    found = f"{SHARED_MEMORY} has {total >> 20} MB"
+    if total < ENOUGH_MEMORY:
         fix = "docker run --shm-size=1g; in Kubernetes mount an emptyDir of medium Memory there"
         return Finding("shared memory", PROBLEM, f"{found}; MPI and NCCL may crash for want of it", fix)
     return Finding("shared memory", OK, found)
 
 
 def devices(size: int, environment: Mapping[str, str]) -> Finding:
-    """Whether each worker has cores and a GPU for itself."""
+    """Check that each worker has cores and a GPU for itself."""
     try:
-        hosts.require_gpus(size, environment)
-        gpus = hosts.gpus(environment) or _gpus_of_this_host()
+        require_gpus(size, environment)
+        gpus = visible_gpus(environment) or _gpus_of_this_host()
     except DistgradError as error:
         return Finding("devices", PROBLEM, error.cause, error.fix)
-    found = f"{hosts.cores()} cores, {len(gpus)} GPUs"
+    found = f"{core_count()} cores, {len(gpus)} GPUs"
     if gpus and size > len(gpus):
         return Finding("devices", PROBLEM, f"{found}: {size} workers would share them", f"run {len(gpus)} here")
-    if size > hosts.cores():
-        return Finding("devices", PROBLEM, f"{found}: {size} workers take turns", f"run {hosts.cores()} here")
+    if size > core_count():
+        return Finding("devices", PROBLEM, f"{found}: {size} workers take turns", f"run {core_count()} here")
     return Finding("devices", OK, found)
 
 
@@ -66,7 +70,7 @@ def _gpus_of_this_host() -> Sequence[str]:
 
 
 def host_name() -> Finding:
-    """Gloo looks up its own host without asking whether that is known, as it may not be within a container."""
+    """Check that this host's name resolves: Gloo crashes where it does not, as in some containers."""
     name = socket.gethostname()
     try:
         socket.gethostbyname(name)
@@ -77,8 +81,8 @@ def host_name() -> Finding:
 
 
 def ports(environment: Mapping[str, str]) -> Finding:
-    """Whether a worker could listen where it is told to."""
-    busy = [address for address in _own_addresses(environment) if not _is_free(address)]
+    """Check that a worker can listen on the address that TF_CONFIG gives it, and on the loopback."""
+    busy = [address for address in _task_addresses(environment) if not _is_free(address)]
     if busy:
         cause = f"port {busy[0].rpartition(':')[2]} of {busy[0]}, which TF_CONFIG gives to this worker, is in use"
         return Finding("ports", PROBLEM, cause, "end what listens there (ss -ltnp shows it), or choose another port")
@@ -87,8 +91,8 @@ def ports(environment: Mapping[str, str]) -> Finding:
     return Finding("ports", OK, "free")
 
 
-def _own_addresses(environment: Mapping[str, str]) -> list[str]:
-    """This task's address; a broken TF_CONFIG is the launcher's finding."""
+def _task_addresses(environment: Mapping[str, str]) -> list[str]:
+    """Return this task's address; none if TF_CONFIG is broken, which `launcher` reports."""
     with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
         config = json.loads(environment["TF_CONFIG"])
         return [config["cluster"][config["task"]["type"]][config["task"]["index"]]]
@@ -107,7 +111,7 @@ def _is_free(address: str) -> bool:
 
 
 def launcher(environment: Mapping[str, str]) -> Finding:
-    """Whether the workers that a launcher says it started find each other, where this is one of them."""
+    """Check that the workers of a launcher that has started this process find each other."""
     try:
         world = World.from_environment(environment)
     except DistgradError as error:
@@ -115,18 +119,18 @@ def launcher(environment: Mapping[str, str]) -> Finding:
     if world.size == 1:
         return Finding("launcher", OK, "none outside")
     try:
-        wrong = ask(["-c", CONNECT])
-    except Failed as failure:
+        found = run_python(["-c", CONNECT_PROGRAM])
+    except ProcessFailed as failure:
         return Finding(
             "launcher", PROBLEM, f"a worker of {world.launcher} fails: {failure}", "run `distgrad run` instead"
         )
-    if wrong:
-        return Finding("launcher", PROBLEM, *wrong)
+    if found:
+        return Finding("launcher", PROBLEM, found["cause"], found["fix"])
     return Finding("launcher", OK, f"{world.launcher}, {world.size} workers, which find each other")
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher has started this process as one of several, or has left something broken."""
+    """True if a launcher has started this process as one of several, or has left broken variables."""
     try:
         return World.from_environment(environment).size > 1
     except DistgradError:

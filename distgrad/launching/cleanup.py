@@ -1,9 +1,9 @@
-"""However the process that launched jobs ends, none of theirs outlives it, not even when it is killed outright.
+"""The cleanup process: it ends what is left of a job after its launcher, even if that was killed.
 
-Workers may stand stopped, or wait in a sum, and cannot see that it has gone, and launchers put theirs into sessions of
-their own. What all processes of a job share is a mark in their environment, which every launcher hands down.
+A job's processes may not end by themselves: workers that are stopped or wait in a sum do not notice that their launcher
+has gone, and launchers put workers into sessions of their own. But each inherits the job's mark in its environment.
 
-Run as a program, this waits at a pipe whose other end only that process holds.
+The cleanup process waits at a pipe whose other end only the launching process holds.
 """
 
 import contextlib
@@ -16,45 +16,50 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-if __name__ == "__main__":  # Python runs isolated: else this folder would be the first that modules are looked for in
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from distgrad.launching.isolated import isolated_command
+from distgrad.launching.job_folder import JOB_MARK, JobFolder
 
-from distgrad.launching.session import MARK, Session
-
-GRACE, LIMIT = 3.0, 5.0  # seconds to leave when asked to, and until a killed process must have gone
+GRACE = 3.0  # seconds for processes to leave after they were asked to
+KILL_LIMIT = 5.0  # seconds until a killed process must have gone
 
 
 @contextlib.contextmanager
-def watching(folder: str) -> Iterator[None]:
-    """Have a warden: at the end, or when this process is no more, all marked with the folder end, and it is removed."""
-    nowhere = subprocess.DEVNULL  # whoever reads this process's output need not wait for the warden
-    command = [sys.executable, "-I", "-S", __file__, folder]
-    warden = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)
+def cleanup_process(folder: str) -> Iterator[None]:
+    """Run a cleanup process for the duration of the context.
+
+    At the end of the context, or when this process has ended, it ends all processes whose mark begins with the folder's
+    path, and removes the folder.
+    """
+    command = isolated_command("distgrad.launching.cleanup", folder)
+    # No output: whoever reads this process's output need not wait for the cleanup.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield
     finally:
-        warden.communicate()
+        process.communicate()
 
 
-def end_all(mark: str, grace: float = GRACE) -> None:
-    """End every process whose mark begins so: asked first, because launchers tidy up behind their workers.
+def end_marked_processes(mark: str, grace: float = GRACE) -> None:
+    """End every process whose mark begins with `mark`: asked first, because launchers tidy up behind their workers.
 
     Args:
-        mark: a zero at its end lets only the whole mark count.
+        mark: the path of a job's folder; with a zero character at its end only processes with exactly this mark count.
         grace: seconds between asking and killing.
     """
-    if not marked(mark):
+    if not _marked_processes(mark):
         return
     _signal(mark, signal.SIGTERM)
-    _signal(mark, signal.SIGCONT)  # who stands stopped can only then leave
+    _signal(mark, signal.SIGCONT)  # a stopped process can only then leave
     _wait_until_gone(mark, grace)
     _signal(mark, signal.SIGKILL)
-    _wait_until_gone(mark, LIMIT)
+    _wait_until_gone(mark, KILL_LIMIT)
 
 
-def marked(mark: str) -> list[int]:
-    """Numbers of the running processes whose mark begins so. A zero ends each variable of an environment."""
-    entry = f"\0{MARK}={mark}".encode()
+def _marked_processes(mark: str) -> list[int]:
+    """Numbers of the running processes whose mark begins with `mark`."""
+    entry = f"\0{JOB_MARK}={mark}".encode()  # in /proc a zero character ends each variable
     return [int(process.name) for process in Path("/proc").glob("[0-9]*") if entry in b"\0" + _environment(process)]
 
 
@@ -66,20 +71,20 @@ def _environment(process: Path) -> bytes:
 
 
 def _signal(mark: str, number: signal.Signals) -> None:
-    for pid in marked(mark):
+    for pid in _marked_processes(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def _wait_until_gone(mark: str, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while marked(mark) and time.monotonic() < end:
+    while _marked_processes(mark) and time.monotonic() < end:
         time.sleep(0.05)
 
 
-if __name__ == "__main__":
-    folder = sys.argv[1]
-    sys.stdin.read()  # until the other end is closed, or no more
-    end_all(folder)
-    for left in (Session(folder).memory, folder):
-        shutil.rmtree(left, ignore_errors=True)
+def main(folder: str) -> None:
+    """Wait until the launching process has closed its end of the pipe or has ended, then clean up."""
+    sys.stdin.read()
+    end_marked_processes(folder)
+    for leftover in (JobFolder(folder).memory, folder):
+        shutil.rmtree(leftover, ignore_errors=True)

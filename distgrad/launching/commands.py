@@ -1,6 +1,5 @@
 """Every launcher's command line for the same job.
 
-A command starts `size` workers, or is one of several that do, and may add to the environment of whoever calls it.
 No value of an environment variable stands in a command line, where every user of the machine could read it.
 """
 
@@ -13,14 +12,14 @@ from typing import NamedTuple
 from distgrad.launching.hosts import Host
 
 
-class Order(NamedTuple):
-    """What is to be started.
+class JobSpec(NamedTuple):
+    """A job to be started.
 
     Attributes:
         worker: the command line of one worker.
-        size: how many of them.
-        hosts: where; on this host if empty, or wherever a batch system says.
-        oversubscribe: let there be more workers than the launcher counts slots.
+        size: how many workers there are.
+        hosts: where they run; if empty, on this host or wherever a batch system says.
+        oversubscribe: True allows more workers than the launcher counts slots.
         forwarded: names of the environment variables that workers on other hosts need.
     """
 
@@ -32,61 +31,76 @@ class Order(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One process to start: its words, and what it needs in its environment besides."""
+    """One process to start.
+
+    Attributes:
+        words: its command line.
+        environment: variables to add to its environment.
+    """
 
     words: list[str]
     environment: Mapping[str, str] = {}
 
 
-def open_mpi_4(order: Order) -> list[Command]:
-    """`--bind-to none`: a keeper gives its worker cores, as many as there are for each."""
-    crowd = ["--oversubscribe"] if order.oversubscribe else []
-    return [Command(["mpirun", *crowd, "--bind-to", "none", *_places(order, "-H"), *_x(order), *_count(order)])]
+def open_mpi_4(job: JobSpec) -> list[Command]:
+    """Return Open MPI 4's command."""
+    return _open_mpi(job, ["--oversubscribe"])
 
 
-def open_mpi_5(order: Order) -> list[Command]:
-    """Its launcher is PRRTE, which wants oversubscription as a way of mapping."""
-    crowd = ["--map-by", ":OVERSUBSCRIBE"] if order.oversubscribe else []
-    return [Command(["mpirun", *crowd, "--bind-to", "none", *_places(order, "-H"), *_x(order), *_count(order)])]
+def open_mpi_5(job: JobSpec) -> list[Command]:
+    """Return Open MPI 5's command; its launcher, PRRTE, takes oversubscription as a way of mapping."""
+    return _open_mpi(job, ["--map-by", ":OVERSUBSCRIBE"])
 
 
-def mpich(order: Order) -> list[Command]:
-    """Hydra hands its whole environment on by itself, and lets workers crowd."""
-    return [Command(["mpirun", "-bind-to", "none", *_places(order, "-hosts"), *_count(order)])]
+def _open_mpi(job: JobSpec, oversubscribe: list[str]) -> list[Command]:
+    """`--bind-to none`: the worker's wrapper gives it its cores."""
+    crowded = oversubscribe if job.oversubscribe else []
+    exported = [word for name in job.forwarded for word in ("-x", name)]
+    return [Command(["mpirun", *crowded, "--bind-to", "none", *_hosts(job, "-H"), *exported, *_workers(job)])]
 
 
-def horovodrun_gloo(order: Order) -> list[Command]:
-    """Horovod's own launcher and rendezvous."""
-    return [Command(["horovodrun", "--gloo", *_places(order, "-H"), *_count(order)])]
+def mpich(job: JobSpec) -> list[Command]:
+    """Return MPICH's command; its launcher, Hydra, forwards its whole environment and needs no oversubscription."""
+    return [Command(["mpirun", "-bind-to", "none", *_hosts(job, "-hosts"), *_workers(job)])]
 
 
-def horovodrun_mpi(order: Order) -> list[Command]:
-    """Horovod's launcher over Open MPI 4. Its workers look like any mpirun's, so they are told who they are."""
-    words = ["horovodrun", "--mpi", *_places(order, "-H"), *_count(order)]
-    return [Command(words, {"DISTGRAD_BACKEND": "horovod"})]
+def horovodrun_gloo(job: JobSpec) -> list[Command]:
+    """Return the command of Horovod's own launcher and rendezvous."""
+    return [Command(["horovodrun", "--gloo", *_hosts(job, "-H"), *_workers(job)])]
 
 
-def horovodrun_mpi_5(order: Order) -> list[Command]:
-    """Horovod passes Open MPI flags with one dash that version 5 refuses, unless it is given others."""
-    binding = "--binding-args=--bind-to none --map-by slot"
-    words = ["horovodrun", "--mpi", binding, *_places(order, "-H"), *_count(order)]
-    return [Command(words, {"DISTGRAD_BACKEND": "horovod"})]
+def horovodrun_mpi(job: JobSpec) -> list[Command]:
+    """Return the command of Horovod's launcher over Open MPI 4."""
+    return _horovodrun_mpi(job, [])
 
 
-def tf_workers(order: Order) -> list[Command]:
-    """A process for each task of MultiWorkerMirroredStrategy, on ports of this host that are free now."""
-    addresses = free_addresses(order.size)
-    tasks = [{"type": "worker", "index": index} for index in range(order.size)]
+def horovodrun_mpi_5(job: JobSpec) -> list[Command]:
+    """Return the command of Horovod's launcher over Open MPI 5.
+
+    By itself it gives Open MPI flags with one dash, which version 5 refuses.
+    """
+    return _horovodrun_mpi(job, ["--binding-args=--bind-to none --map-by slot"])
+
+
+def _horovodrun_mpi(job: JobSpec, binding: list[str]) -> list[Command]:
+    words = ["horovodrun", "--mpi", *binding, *_hosts(job, "-H"), *_workers(job)]
+    return [Command(words, {"DISTGRAD_BACKEND": "horovod"})]  # the workers see mpirun's variables alone
+
+
+def tf_workers(job: JobSpec) -> list[Command]:
+    """Return a command for each task of MultiWorkerMirroredStrategy, on ports of this host that are free now."""
+    addresses = free_addresses(job.size)
+    tasks = [{"type": "worker", "index": index} for index in range(job.size)]
     configs = [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
-    return [Command(list(order.worker), {"TF_CONFIG": config}) for config in configs]
+    return [Command(list(job.worker), {"TF_CONFIG": config}) for config in configs]
 
 
-def alone(order: Order) -> list[Command]:
-    """No launcher."""
-    return [Command(list(order.worker), {"DISTGRAD_BACKEND": "solo"})]
+def alone(job: JobSpec) -> list[Command]:
+    """Return the worker's own command: no launcher."""
+    return [Command(list(job.worker), {"DISTGRAD_BACKEND": "solo"})]
 
 
-LAUNCHERS: dict[str, Callable[[Order], list[Command]]] = {
+COMMANDS: dict[str, Callable[[JobSpec], list[Command]]] = {
     "Open MPI 4": open_mpi_4,
     "Open MPI 5": open_mpi_5,
     "MPICH": mpich,
@@ -98,22 +112,18 @@ LAUNCHERS: dict[str, Callable[[Order], list[Command]]] = {
 }
 
 
-def _places(order: Order, option: str) -> list[str]:
-    return [option, ",".join(map(str, order.hosts))] if order.hosts else []
+def _hosts(job: JobSpec, option: str) -> list[str]:
+    return [option, ",".join(map(str, job.hosts))] if job.hosts else []
 
 
-def _x(order: Order) -> list[str]:
-    return [word for name in order.forwarded for word in ("-x", name)]
-
-
-def _count(order: Order) -> list[str]:
-    return ["-np", str(order.size), *order.worker]
+def _workers(job: JobSpec) -> list[str]:
+    return ["-np", str(job.size), *job.worker]
 
 
 def free_addresses(count: int) -> list[str]:
-    """Ports of the loopback that nobody listens on; all are held at once so that they differ."""
+    """Return `count` addresses `127.0.0.1:port` on which nothing listens."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]  # all open at once, so that they differ
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]

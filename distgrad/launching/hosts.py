@@ -1,4 +1,4 @@
-"""Where workers may run: the hosts that were named, their slots, and which of them still answer."""
+"""The hosts that workers run on: their slots, their cores and GPUs, and which of them can be reached."""
 
 import os
 import shlex
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from distgrad.errors import BadArgument, BadEnvironment
 
-ANSWER = 10.0  # seconds for a host to say that it is there
-AGENTS = ("OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent", "HYDRA_LAUNCHER_EXEC")  # what stands in for ssh
-# Whoever sets one of these has told the launcher about hosts already: a batch system, or the MPI operator.
-ALLOCATIONS = (
+ANSWER_TIMEOUT = 10.0  # seconds for a host to answer
+AGENT_VARIABLES = ("OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent", "HYDRA_LAUNCHER_EXEC")  # they replace ssh
+# Variables by which a batch system, or Kubernetes's MPI operator, gives the launcher its hosts.
+BATCH_SYSTEM_VARIABLES = (
     "SLURM_JOB_ID",
     "PBS_NODEFILE",
     "LSB_HOSTS",
@@ -23,7 +23,7 @@ ALLOCATIONS = (
 
 
 class Host(NamedTuple):
-    """A host and how many workers it takes."""
+    """A host and how many workers it takes: `h1:2`."""
 
     name: str
     slots: int
@@ -33,36 +33,36 @@ class Host(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it goes by a name of this machine."""
+        """True if it is named by a name of this machine."""
         return self.name in ("localhost", "127.0.0.1", "::1", socket.gethostname())
 
 
-def parse(text: str) -> tuple[Host, ...]:
-    """Read `h1:2,h2:2`; a host without a number takes one worker.
+def parse_hosts(text: str) -> tuple[Host, ...]:
+    """Parse `h1:2,h2:2`; a host without a number takes one worker.
 
     Raises:
-        BadArgument: no name, or no number above 0.
+        BadArgument: a name is missing, or a number is not above 0.
 
-    >>> parse("h1:2,h2")
+    >>> parse_hosts("h1:2,h2")
     (Host(name='h1', slots=2), Host(name='h2', slots=1))
     """
-    return tuple(_parse_one(part.strip()) for part in text.split(","))
+    return tuple(_parse_host(part.strip()) for part in text.split(","))
 
 
-def _parse_one(text: str) -> Host:
+def _parse_host(text: str) -> Host:
     name, colon, slots = text.partition(":")
     if not name or (colon and not (slots.isdecimal() and int(slots))):
         raise BadArgument(f"{text!r} is no host with a number of workers", "write -H h1:2,h2:2")
     return Host(name, int(slots or 1))
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def core_count() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def gpus(environment: Mapping[str, str]) -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, none of them twice; None where it is not set.
+def visible_gpus(environment: Mapping[str, str]) -> list[str] | None:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, None where it is not set.
 
     Raises:
         BadEnvironment: a GPU is named twice, so that two workers would share it.
@@ -72,19 +72,20 @@ def gpus(environment: Mapping[str, str]) -> list[str] | None:
         return None
     named = [part.strip() for part in text.split(",") if part.strip()]
     named = named[: named.index("-1")] if "-1" in named else named  # CUDA reads no further
-    twice = next((one for one in named if named.count(one) > 1), None)
-    if twice is not None:
+    duplicate = next((gpu for gpu in named if named.count(gpu) > 1), None)
+    if duplicate is not None:
         raise BadEnvironment(
-            f"CUDA_VISIBLE_DEVICES={text} names GPU {twice} twice, and two workers would share it", "name each GPU once"
+            f"CUDA_VISIBLE_DEVICES={text} names GPU {duplicate} twice, and two workers would share it",
+            "name each GPU once",
         )
     return named
 
 
 def require_slots(size: int, hosts: Sequence[Host]) -> None:
-    """Say so where there are more workers than slots.
+    """Check that the hosts have a slot for each of `size` workers.
 
     Raises:
-        BadArgument: there are.
+        BadArgument: they have fewer.
     """
     slots = sum(host.slots for host in hosts)
     if size > slots:
@@ -96,12 +97,12 @@ def require_slots(size: int, hosts: Sequence[Host]) -> None:
 
 
 def require_gpus(workers: int, environment: Mapping[str, str]) -> None:
-    """Say so where workers of one host would share a GPU.
+    """Check that this host has a GPU for each of its workers, or none at all.
 
     Raises:
-        BadEnvironment: they would.
+        BadEnvironment: workers would share a GPU.
     """
-    named = gpus(environment)
+    named = visible_gpus(environment)
     if named and workers > len(named):
         raise BadEnvironment(
             f"{workers} workers on this host would share its {len(named)} GPU(s) {','.join(named)}",
@@ -109,18 +110,18 @@ def require_gpus(workers: int, environment: Mapping[str, str]) -> None:
         )
 
 
-def answering(hosts: Sequence[Host], environment: Mapping[str, str]) -> tuple[Host, ...]:
-    """Those hosts that can still be reached, in their order."""
-    agent = next((environment[name] for name in AGENTS if name in environment), "ssh -o BatchMode=yes")
+def reachable_hosts(hosts: Sequence[Host], environment: Mapping[str, str]) -> tuple[Host, ...]:
+    """Return the hosts that can be reached, in their order."""
+    agent = next((environment[name] for name in AGENT_VARIABLES if name in environment), "ssh -o BatchMode=yes")
     return tuple(host for host in hosts if host.is_local or _answers(shlex.split(agent), host.name, environment))
 
 
 def _answers(agent: list[str], name: str, environment: Mapping[str, str]) -> bool:
     command = [*agent, name, "true"]
-    silent = subprocess.DEVNULL
+    null = subprocess.DEVNULL
     try:
         done = subprocess.run(
-            command, stdin=silent, stdout=silent, stderr=silent, env=environment, timeout=ANSWER, check=False
+            command, stdin=null, stdout=null, stderr=null, env=environment, timeout=ANSWER_TIMEOUT, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -1,4 +1,4 @@
-"""One launch: start it, watch who starts and who fails, pass signals on, and see that it ends."""
+"""One launch: start it, watch which workers start and which fail, pass signals on, and see that it ends."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from distgrad.launching.cleanup import end_all, watching
+from distgrad.launching.cleanup import cleanup_process, end_marked_processes
 from distgrad.launching.commands import Command
-from distgrad.launching.outcome import Verdict, judge, never_started
-from distgrad.launching.session import MARK, Session
+from distgrad.launching.job_folder import JOB_MARK, Event, JobFolder
+from distgrad.launching.outcome import Outcome, outcome_of_job, workers_missing
 
 TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed
 STOP_GRACE = 30.0  # seconds for workers to finish their step and save, after a signal
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Of Open MPI 4, and of 5.
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# The variables of Open MPI 4, and of 5.
 OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")
 OPEN_MPI_MEMORY = ("OMPI_MCA_btl_vader_backing_directory", "OMPI_MCA_btl_sm_backing_directory")
 TAG = re.compile(rb"\[\d+(?:,\d+)?\]<std(?:out|err)>:")  # what horovodrun writes before every line
@@ -31,48 +31,56 @@ class Job:
     """The processes of one launch.
 
     Args:
-        commands: what to start; every worker in them has a keeper, to which `session` belongs.
-        size: how many workers they make.
-        session: the folder of this launch.
+        commands: the commands to start; every worker in them runs inside a wrapper, which writes to `folder`.
+        size: how many workers they start.
+        folder: the job's folder.
         start_timeout: seconds from the first worker that waits for the others to the last.
-        within_reach: whether all workers run on this host, so that they leave word in the session.
-        tags: whether the launcher puts a tag of its own before every line, which is then taken away.
+        on_this_host: True if all workers run on this host, so that this process sees their files in the folder.
+        remove_tags: True if the launcher writes a tag of its own before every line, which is then removed.
     """
 
     def __init__(
         self,
         commands: Sequence[Command],
         size: int,
-        session: Session,
+        folder: JobFolder,
         *,
         start_timeout: float,
-        within_reach: bool,
-        tags: bool,
+        on_this_host: bool,
+        remove_tags: bool,
     ) -> None:
-        self._commands, self._size, self._session = commands, size, session
-        self._start_timeout, self._within_reach, self._tags = start_timeout, within_reach, tags
+        self._commands, self._size, self._folder = commands, size, folder
+        self._start_timeout, self._on_this_host, self._remove_tags = start_timeout, on_this_host, remove_tags
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._relays: list[threading.Thread] = []
-        self._stopped: signal.Signals | None = None
-        self._began: dict[str, float] = {}  # stages of the start, in seconds after the launch
+        self._output_threads: list[threading.Thread] = []
+        self._stop_signal: signal.Signals | None = None
+        self._waiting_since: dict[Event, float] = {}  # seconds after the launch
         self._deadline = float("inf")
         self._killed = False
 
-    def run(self, environment: Mapping[str, str]) -> Verdict:
-        """Start, wait for the end, and say how it was."""
-        with self._listening():
+    def run(self, environment: Mapping[str, str]) -> Outcome:
+        """Start the commands in this environment, wait for their end, and return how the job ended."""
+        with self._signals_handled():
             self._start(environment)
-            verdict = self._watch()
-            for relay in self._relays:
-                relay.join()
-        if verdict is None:
-            launchers = [abs(process.returncode) if self._killed else process.returncode for process in self._processes]
-            verdict = judge(self._session.ends(), self._session.who("started"), launchers, self._stopped)
-        # One line about one failure: a worker that knew has said it already.
-        return verdict._replace(error=None) if self._session.who("spoke") else verdict
+            missing = self._watch()
+            for thread in self._output_threads:
+                thread.join()
+        outcome = workers_missing(self._size, missing, self._start_timeout) if missing else self._outcome()
+        # One line about one failure: the worker has printed it already.
+        return outcome._replace(error=None) if self._folder.ranks("error_printed") else outcome
+
+    def _outcome(self) -> Outcome:
+        statuses = [process.returncode for process in self._processes]
+        return outcome_of_job(
+            self._folder.ends(),
+            started=self._folder.ranks("started"),
+            # Below 0 only if somebody else has killed them.
+            launcher_statuses=[abs(status) for status in statuses] if self._killed else statuses,
+            stop_signal=self._stop_signal,
+        )
 
     def _start(self, environment: Mapping[str, str]) -> None:
-        pipe = subprocess.PIPE if self._tags else None
+        pipe = subprocess.PIPE if self._remove_tags else None
         for words, added in self._commands:
             # In a session of its own: a terminal's Ctrl-C comes here alone, and is passed on once.
             process = subprocess.Popen(
@@ -80,67 +88,70 @@ class Job:
             )
             self._processes.append(process)
             if process.stdout is not None and process.stderr is not None:
-                self._relay(process.stdout, sys.stdout.buffer)
-                self._relay(process.stderr, sys.stderr.buffer)
+                self._copy_without_tags(process.stdout, sys.stdout.buffer)
+                self._copy_without_tags(process.stderr, sys.stderr.buffer)
 
-    def _relay(self, source: IO[bytes], target: IO[bytes]) -> None:
+    def _copy_without_tags(self, source: IO[bytes], target: IO[bytes]) -> None:
         def copy() -> None:
             for line in source:
                 target.write(TAG.sub(b"", line))
                 target.flush()
 
-        self._relays.append(threading.Thread(target=copy, daemon=True))
-        self._relays[-1].start()
+        self._output_threads.append(threading.Thread(target=copy, daemon=True))
+        self._output_threads[-1].start()
 
-    def _watch(self) -> Verdict | None:
-        """Wait until all processes have ended, and see that they do. Gives a verdict if it was passed here."""
+    def _watch(self) -> set[int]:
+        """Wait until all processes have ended, and see that they do. Returns the workers that did not start in time."""
         launched = time.monotonic()
         while None in [process.poll() for process in self._processes]:
-            missing = self._missing(time.monotonic() - launched)
+            missing = self._overdue(time.monotonic() - launched)
             if missing:
-                self._end(0.0)
-                return never_started(self._size, missing, self._start_timeout)
-            if self._someone_failed():
-                self._hurry()
+                self._kill()
+                return missing
+            if self._any_failed():
+                self._expect_end()
             if time.monotonic() > self._deadline:
-                self._end(0.0)
+                self._kill()
             time.sleep(TICK)
-        return None
+        return set()
 
-    def _missing(self, seconds: float) -> set[int]:
-        """Who has kept the others waiting for too long."""
-        if not self._within_reach or self._stopped:
+    def _overdue(self, seconds: float) -> set[int]:
+        """Return the workers that have kept the others waiting for too long, `seconds` after the launch."""
+        if not self._on_this_host or self._stop_signal:
             return set()
-        stage, awaited = self._stage()
-        began = self._began.setdefault(stage, seconds)
-        return awaited if seconds - began > self._start_timeout else set()
+        event, awaited = self._awaited()
+        since = self._waiting_since.setdefault(event, seconds)
+        return awaited if seconds - since > self._start_timeout else set()
 
-    def _stage(self) -> tuple[str, set[int]]:
-        """What the start waits for, and from whom: the first to come anywhere waits for the last; then they go on."""
-        who = self._session.who
-        everyone = set(range(self._size)) - who("ended")
-        if not who("joining"):
-            return "started", everyone - who("started")
-        if everyone - who("joining") or not who("loaded"):
-            return "joining", everyone - who("joining")
-        if everyone - who("loaded"):
-            return "loaded", everyone - who("loaded")
-        return "joined", everyone - who("joined")
+    def _awaited(self) -> tuple[Event, set[int]]:
+        """Return the event that the start waits for, and the workers without it.
 
-    def _someone_failed(self) -> bool:
+        The first worker that reaches an event waits until the last has; then all go on to the next.
+        """
+        ranks = self._folder.ranks
+        running = set(range(self._size)) - ranks("ended")
+        if not ranks("joining"):
+            return "started", running - ranks("started")
+        if running - ranks("joining") or not ranks("loaded"):
+            return "joining", running - ranks("joining")
+        if running - ranks("loaded"):
+            return "loaded", running - ranks("loaded")
+        return "joined", running - ranks("joined")
+
+    def _any_failed(self) -> bool:
         statuses = [process.returncode for process in self._processes]
-        return any(statuses) or any(end.status for end in self._session.ends().values())
+        return any(statuses) or any(end.status for end in self._folder.ends().values())
 
-    def _hurry(self) -> None:
-        """A worker has failed: launchers end the others, and where there is none they are ended from here."""
+    def _expect_end(self) -> None:
+        """Set a deadline after a worker's failure. A launcher ends the other workers; without one they are asked."""
         if self._deadline == float("inf"):
             self._deadline = time.monotonic() + LAUNCHER_GRACE
             if len(self._processes) > 1:
-                self._signal(signal.SIGTERM)
+                self._signal_workers(signal.SIGTERM)
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._stop) for number in PASSED_ON}
+    def _signals_handled(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in FORWARDED_SIGNALS}
         try:
             yield
         finally:
@@ -149,44 +160,47 @@ class Job:
 
     def _stop(self, number: int, _: object) -> None:
         """Pass a signal on, so that all workers finish their step and save; the second Ctrl-C ends them at once."""
-        if self._stopped == number == signal.SIGINT:
+        if self._stop_signal == number == signal.SIGINT:
             self._deadline = 0.0
             return
-        self._stopped = self._stopped or signal.Signals(number)
+        self._stop_signal = self._stop_signal or signal.Signals(number)
         self._deadline = min(self._deadline, time.monotonic() + STOP_GRACE)
-        self._signal(signal.Signals(number))
+        self._signal_workers(signal.Signals(number))
 
-    def _signal(self, number: signal.Signals) -> None:
-        """To the keepers if they are here; mpirun passes SIGUSR1 to those of other hosts, and SIGTERM to nobody."""
-        keepers = self._session.keepers() if self._within_reach else []
-        for process in self._processes if not keepers else []:
-            process.send_signal(number if self._within_reach else signal.SIGUSR1)
-        for keeper in keepers:
+    def _signal_workers(self, number: signal.Signals) -> None:
+        """Signal to the wrappers if they are on this host, else to the launcher.
+
+        To workers of other hosts mpirun passes SIGUSR1 on, but not SIGTERM.
+        """
+        wrappers = self._folder.wrapper_pids() if self._on_this_host else []
+        for process in self._processes if not wrappers else []:
+            process.send_signal(number if self._on_this_host else signal.SIGUSR1)
+        for wrapper in wrappers:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(keeper, number)
+                os.kill(wrapper, number)
 
-    def _end(self, grace: float) -> None:
+    def _kill(self) -> None:
         self._killed = True
-        end_all(str(self._session.folder), grace)
+        end_marked_processes(str(self._folder.path), grace=0.0)
 
 
 @contextlib.contextmanager
-def session() -> Iterator[Session]:
-    """A folder for one launch; at its end nothing of the launch is left, however it came about."""
-    folder = Session(tempfile.mkdtemp(prefix="distgrad-job-"))
-    with watching(str(folder.folder)):
+def temporary_job_folder() -> Iterator[JobFolder]:
+    """Make the folder of one launch. At the end of the context, however it comes, nothing of the launch is left."""
+    folder = JobFolder(tempfile.mkdtemp(prefix="distgrad-job-"))
+    with cleanup_process(str(folder.path)):
         with contextlib.suppress(OSError):  # where there is no /dev/shm
             folder.memory.mkdir(mode=0o700)
         yield folder
 
 
-def marked(environment: Mapping[str, str], folder: Session, within_reach: bool) -> dict[str, str]:
-    """An environment that says to which launch a process belongs.
+def with_job_mark(environment: Mapping[str, str], folder: JobFolder, on_this_host: bool) -> dict[str, str]:
+    """Add the job's mark to an environment, by which the job's processes are found.
 
-    Open MPI's own files are in the launch's folders then, and go with them even if mpirun is killed.
+    On this host Open MPI's own files go into the job's folders, too, so that they are removed even if mpirun is killed.
     """
-    path = str(folder.folder)
-    theirs = dict.fromkeys(OPEN_MPI_FOLDER, path) if within_reach else {}
-    if within_reach and folder.memory.is_dir():
-        theirs |= dict.fromkeys(OPEN_MPI_MEMORY, str(folder.memory))
-    return {**theirs, **environment, MARK: path}
+    path = str(folder.path)
+    open_mpi = dict.fromkeys(OPEN_MPI_FOLDER, path) if on_this_host else {}
+    if on_this_host and folder.memory.is_dir():
+        open_mpi |= dict.fromkeys(OPEN_MPI_MEMORY, str(folder.memory))
+    return {**open_mpi, **environment, JOB_MARK: path}

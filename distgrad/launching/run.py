@@ -1,4 +1,4 @@
-"""`distgrad run`: what a person asked for, made a job, and launched again after a lost worker."""
+"""`distgrad run`: its options, made a job that is launched, and launched again after a lost worker."""
 
 import shlex
 import shutil
@@ -8,34 +8,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distgrad.errors import BadArgument, BadEnvironment, WorkerLost, WorldMismatch, print_line, warn
-from distgrad.launching import hosts as places
-from distgrad.launching import worker_wrapper
-from distgrad.launching.commands import LAUNCHERS, Command, Order
-from distgrad.launching.environment import allocated, for_launcher, for_workers, forwarded, search_path
-from distgrad.launching.hosts import Host
-from distgrad.launching.job import Job, marked, session
-from distgrad.launching.outcome import Verdict
-from distgrad.launching.selection import choose
+from distgrad.launching.commands import COMMANDS, Command, JobSpec
+from distgrad.launching.environment import (
+    forwarded_names,
+    is_allocated,
+    launcher_environment,
+    search_path,
+    worker_environment,
+)
+from distgrad.launching.hosts import Host, core_count, reachable_hosts, require_gpus, require_slots
+from distgrad.launching.isolated import isolated_command
+from distgrad.launching.job import Job, temporary_job_folder, with_job_mark
+from distgrad.launching.outcome import Outcome
+from distgrad.launching.selection import select
 from distgrad.launching.world import World
 
 START_TIMEOUT = 60.0
 
 
-class Request(NamedTuple):
-    """What was asked for.
+class RunOptions(NamedTuple):
+    """The options of `distgrad run`.
 
     Attributes:
         command: a Python script or a program, and its arguments.
         size: how many workers; None: as many as there are slots.
-        hosts: where; empty: on this host, or wherever a batch system says.
-        backend: see `choice.choose`.
-        controller: the same.
+        hosts: where they run; if empty, on this host or wherever a batch system says.
+        backend: the engine, see `selection.select`.
+        controller: how Horovod's workers meet, see there.
         max_restarts: how often the job may be launched again after a worker was lost.
-        timeout: seconds that workers wait for each other in a sum; None: what the script says.
+        timeout: seconds that workers wait for each other in a sum; None: as the script says.
         start_timeout: seconds that they wait for each other at the start.
-        expect_size: how many workers the script must find.
-        oversubscribe: let there be more workers than slots.
-        tag_output: begin each line with its worker's rank.
+        expect_size: how many workers the script must find; None: any number.
+        oversubscribe: True allows more workers than slots.
+        tag_output: True begins each line of output with its worker's rank.
     """
 
     command: Sequence[str]
@@ -51,127 +56,134 @@ class Request(NamedTuple):
     tag_output: bool = False
 
 
-def run(request: Request, environment: Mapping[str, str]) -> int:
-    """Run it to its end. Gives the exit status: that of the worker which failed first, 0 if none did.
+def run(options: RunOptions, environment: Mapping[str, str]) -> int:
+    """Run the job to its end. Returns its exit status: that of the worker which failed first, 0 if none did.
 
     Raises:
         DistgradError: it cannot be run so; nothing was started.
     """
-    plan = _Plan(request, environment)
-    for left in range(request.max_restarts, -1, -1):
-        verdict = plan.launch()
-        _say(verdict)
-        if verdict.status != WorkerLost.status or verdict.stopped or not left:
+    plan = _Plan(options, environment)
+    for restarts_left in range(options.max_restarts, -1, -1):
+        outcome = plan.launch()
+        _print_error(outcome)
+        if outcome.status != WorkerLost.status or outcome.stopped or not restarts_left:
             break
         plan = plan.without_lost_hosts()
-        number = request.max_restarts - left + 1
-        warn(f"restart {number} of {request.max_restarts}, with {plan.size} workers")
-    return verdict.status
+        number = options.max_restarts - restarts_left + 1
+        warn(f"restart {number} of {options.max_restarts}, with {plan.size} workers")
+    return outcome.status
 
 
-def dry_run(request: Request, environment: Mapping[str, str]) -> str:
-    """The command lines that do the same by hand, one a line."""
-    return _Plan(request, environment).by_hand()
+def dry_run(options: RunOptions, environment: Mapping[str, str]) -> str:
+    """Return the command lines that do the same by hand, one a line."""
+    return _Plan(options, environment).by_hand()
 
 
 class _Plan:
-    """A request that can be met here.
+    """The job that the options ask for, checked against this machine.
 
     Raises:
-        DistgradError: it cannot.
+        DistgradError: it cannot be launched here.
     """
 
-    def __init__(self, request: Request, environment: Mapping[str, str]) -> None:
-        _require_no_launcher_outside(environment)
-        self._request, self._environment = request, environment
-        self._worker = _worker(request.command, environment)
-        self.size = _size(request, environment)
-        if request.expect_size is not None and request.expect_size != self.size:
+    def __init__(self, options: RunOptions, environment: Mapping[str, str]) -> None:
+        _require_no_outer_launcher(environment)
+        self._options, self._environment = options, environment
+        self._worker = _worker_command(options.command, environment)
+        self.size = _job_size(options, environment)
+        if options.expect_size is not None and options.expect_size != self.size:
             raise WorldMismatch(
-                f"{self.size} workers would be started but {request.expect_size} are expected",
-                f"say -np {request.expect_size}, or leave out --expect-size",
+                f"{self.size} workers would be started but {options.expect_size} are expected",
+                f"say -np {options.expect_size}, or leave out --expect-size",
             )
-        self._choice = choose(request.backend, self.size, request.controller, environment)
+        self._selection = select(options.backend, self.size, options.controller, environment)
         self._require_room()
 
-    def launch(self) -> Verdict:
-        with session() as folder:
-            environment = marked(self._workers_environment(), folder, self._is_local())
-            seen = environment
-            if self._choice.backend == "horovod":  # horovodrun writes its environment into command lines
-                folder.hand_out(environment)
-                others = {} if self._is_local() else {name: environment[name] for name in forwarded(environment)}
-                seen = for_launcher(environment) | others
-            tag = "tag" if self._request.tag_output else "plain"
-            keep = [sys.executable, "-I", "-S", str(worker_wrapper.__file__), str(folder.folder), tag, *self._worker]
+    def launch(self) -> Outcome:
+        """Launch the job once."""
+        with temporary_job_folder() as folder:
+            environment = with_job_mark(self._worker_environment(), folder, self._on_this_host())
+            visible = environment
+            if self._selection.backend == "horovod":  # horovodrun writes its environment into command lines
+                folder.write_environment(environment)
+                visible = self._environment_for_horovodrun(environment)
+            tag = "tag" if self._options.tag_output else "plain"
+            wrapper = isolated_command("distgrad.launching.worker_wrapper", str(folder.path), tag, *self._worker)
             job = Job(
-                self._commands(keep, seen),
+                self._commands(wrapper, visible),
                 self.size,
                 folder,
-                start_timeout=self._request.start_timeout,
-                within_reach=self._is_local(),
-                tags=self._choice.launcher.startswith("horovodrun"),
+                start_timeout=self._options.start_timeout,
+                on_this_host=self._on_this_host(),
+                remove_tags=self._selection.launcher.startswith("horovodrun"),
             )
-            return job.run(seen)
+            return job.run(visible)
 
     def without_lost_hosts(self) -> "_Plan":
-        """The same on those hosts that still answer, with fewer workers if there is room for no more."""
-        left = places.answering(self._request.hosts, self._environment)
-        gone = [host for host in self._request.hosts if host not in left]
-        if not gone:
+        """Return the same job on those hosts that still answer, with fewer workers if there is room for no more."""
+        left = reachable_hosts(self._options.hosts, self._environment)
+        lost = [host for host in self._options.hosts if host not in left]
+        if not lost:
             return self
-        warn(f"{', '.join(host.name for host in gone)} does not answer any more")
-        size = self.size if self._request.oversubscribe else min(self.size, sum(host.slots for host in left))
-        return _Plan(self._request._replace(hosts=left, size=size), self._environment)
+        warn(f"{', '.join(host.name for host in lost)} does not answer any more")
+        size = self.size if self._options.oversubscribe else min(self.size, sum(host.slots for host in left))
+        return _Plan(self._options._replace(hosts=left, size=size), self._environment)
 
     def by_hand(self) -> str:
-        settings = self._workers_environment()
-        ours = {name: value for name, value in settings.items() if self._environment.get(name) != value}
-        commands = self._commands(self._worker, settings)
-        lines = [shlex.join(_with(ours | dict(command.environment), command.words)) for command in commands]
+        """Return the command lines without the wrapper, joined by `&`, with the variables that they need."""
+        environment = self._worker_environment()
+        changed = {name: value for name, value in environment.items() if self._environment.get(name) != value}
+        commands = self._commands(self._worker, environment)
+        lines = [_with_env(changed | dict(command.environment), command.words) for command in commands]
         return " &\n".join(lines)
 
     def _commands(self, worker: Sequence[str], environment: Mapping[str, str]) -> list[Command]:
-        names = [] if self._is_local() else forwarded(environment)
-        crowd = not self._request.hosts and not allocated(self._environment)
-        order = Order(worker, self.size, self._request.hosts, crowd or self._request.oversubscribe, names)
-        return LAUNCHERS[self._choice.launcher](order)
+        names = [] if self._on_this_host() else forwarded_names(environment)
+        unlimited = not self._options.hosts and not is_allocated(self._environment)
+        oversubscribe = unlimited or self._options.oversubscribe
+        job = JobSpec(worker, self.size, self._options.hosts, oversubscribe, names)
+        return COMMANDS[self._selection.launcher](job)
 
-    def _workers_environment(self) -> dict[str, str]:
-        settings = {"DISTGRAD_BACKEND": self._choice.backend}
-        if self._request.timeout is not None:
-            settings["DISTGRAD_TIMEOUT"] = f"{self._request.timeout:g}"
-        if self._request.expect_size is not None:
-            settings["DISTGRAD_EXPECT_SIZE"] = str(self._request.expect_size)
-        return for_workers(self._environment, self._fullest(), **settings)
+    def _worker_environment(self) -> dict[str, str]:
+        settings = {"DISTGRAD_BACKEND": self._selection.backend}
+        if self._options.timeout is not None:
+            settings["DISTGRAD_TIMEOUT"] = f"{self._options.timeout:g}"
+        if self._options.expect_size is not None:
+            settings["DISTGRAD_EXPECT_SIZE"] = str(self._options.expect_size)
+        return worker_environment(self._environment, self._largest_local_size(), settings)
 
-    def _is_local(self) -> bool:
-        return all(host.is_local for host in self._request.hosts) and not allocated(self._environment)
+    def _environment_for_horovodrun(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Leave out what horovodrun does not need; workers on this host read all of it from the job's folder."""
+        names = [] if self._on_this_host() else forwarded_names(environment)
+        return launcher_environment(environment) | {name: environment[name] for name in names}
 
-    def _fullest(self) -> int:
-        """Workers on the host that has most of them."""
-        slots = [host.slots for host in self._request.hosts]
+    def _on_this_host(self) -> bool:
+        return all(host.is_local for host in self._options.hosts) and not is_allocated(self._environment)
+
+    def _largest_local_size(self) -> int:
+        """Return the number of workers on the host that has most of them."""
+        slots = [host.slots for host in self._options.hosts]
         return min(self.size, max(slots)) if slots else self.size
 
     def _require_room(self) -> None:
-        if self._choice.launcher == "TF_CONFIG" and not self._is_local():
+        if self._selection.launcher == "TF_CONFIG" and not self._on_this_host():
             raise BadArgument(
                 "TensorFlow's own workers have no launcher that reaches other hosts",
                 "start one on each host as launch/clusters/tf_workers shows, or choose --backend mpi or horovod",
             )
-        if not self._request.oversubscribe:
-            _require_slots(self.size, self._request.hosts, self._environment)
-        if self._is_local():
-            places.require_gpus(self.size, self._environment)
+        hosts = self._options.hosts
+        if not self._options.oversubscribe and (hosts or not is_allocated(self._environment)):
+            require_slots(self.size, hosts or (Host("localhost", core_count()),))
+        if self._on_this_host():
+            require_gpus(self.size, self._environment)
 
 
-def _require_slots(size: int, hosts: tuple[Host, ...], environment: Mapping[str, str]) -> None:
-    if hosts or not allocated(environment):
-        places.require_slots(size, hosts or (Host("localhost", places.cores()),))
+def _require_no_outer_launcher(environment: Mapping[str, str]) -> None:
+    """Check that no launcher has started this process as one of several, each of which would launch all workers.
 
-
-def _require_no_launcher_outside(environment: Mapping[str, str]) -> None:
-    """Each of several launched workers would launch them all again; a broken environment would break theirs."""
+    Raises:
+        BadEnvironment: one has, or its variables are broken, which the workers would inherit.
+    """
     world = World.from_environment(environment)
     if world.size > 1:
         raise BadEnvironment(
@@ -181,21 +193,21 @@ def _require_no_launcher_outside(environment: Mapping[str, str]) -> None:
         )
 
 
-def _size(request: Request, environment: Mapping[str, str]) -> int:
-    if request.size is not None:
-        return request.size
-    if request.hosts:
-        return sum(host.slots for host in request.hosts)
-    if not allocated(environment):
-        return places.cores()
+def _job_size(options: RunOptions, environment: Mapping[str, str]) -> int:
+    if options.size is not None:
+        return options.size
+    if options.hosts:
+        return sum(host.slots for host in options.hosts)
+    if not is_allocated(environment):
+        return core_count()
     tasks = environment.get("SLURM_NTASKS", "")
     if not tasks.isdecimal():
         raise BadArgument("the batch system does not say how many workers there should be", "say so with -np")
     return int(tasks)
 
 
-def _worker(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """A worker's command line: this Python's for a script, else the program's own."""
+def _worker_command(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return a worker's command line: this Python's for a script, else the program's own."""
     program, *arguments = command
     if program.endswith(".py"):
         if not Path(program).is_file():
@@ -207,12 +219,13 @@ def _worker(command: Sequence[str], environment: Mapping[str, str]) -> list[str]
     return [path, *arguments]
 
 
-def _with(settings: Mapping[str, str], words: Sequence[str]) -> list[str]:
-    return ["env", *(f"{name}={value}" for name, value in sorted(settings.items())), *words]
+def _with_env(variables: Mapping[str, str], words: Sequence[str]) -> str:
+    """Return a shell's command line that sets variables and runs a command."""
+    return shlex.join(["env", *(f"{name}={value}" for name, value in sorted(variables.items())), *words])
 
 
-def _say(verdict: Verdict) -> None:
-    if verdict.error is not None:
-        rank = verdict.error.rank
-        last = [f"    [{rank}] {line}" for line in verdict.last_lines]
-        print_line("\n".join([str(verdict.error), *last]), sys.stderr)
+def _print_error(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        rank = outcome.error.rank
+        last = [f"    [{rank}] {line}" for line in outcome.last_lines]
+        print_line("\n".join([str(outcome.error), *last]), sys.stderr)

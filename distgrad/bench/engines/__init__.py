@@ -1,12 +1,12 @@
-"""What is timed, one module for each kind of job. Each has `join()`, which gives a `worker.Engine`.
+"""The turns that are timed, one module for each kind of job. Each has `join()`, which returns a `worker.JobRank`.
 
-plain_mpi.py      memcpy, and MPI's own Allreduce, without TensorFlow
-keras_mpi.py      distgrad over MPI, and the same steps without communication
-keras_horovod.py  Horovod's operations in a hand-written step, and distgrad over Horovod
-keras_mwms.py     MultiWorkerMirroredStrategy in a hand-written step, and distgrad over it
-torch_ddp.py      PyTorch's DistributedDataParallel over Gloo
+plain_mpi.py       memcpy, and MPI's own Allreduce, without TensorFlow
+keras_mpi.py       distgrad over MPI, and the same steps without communication
+keras_horovod.py   Horovod's operations in a hand-written step, and distgrad over Horovod
+keras_mwms.py      MultiWorkerMirroredStrategy in a hand-written step, and distgrad over it
+torch_ddp.py       PyTorch's DistributedDataParallel over Gloo
 
-own.py            a rank with a communicator, and distgrad's turns over it
-keras_fit.py      `fit`, distgrad's and Keras's own
-by_hand.py        the step as a careful user writes it, with a hole for the peer's reduction
+distgrad_turns.py  distgrad's sum and step over any communicator
+keras_fit.py       `fit`, distgrad's and Keras's own
+by_hand.py         the step as a careful user writes it, given the peer's reduction
 """

@@ -5,12 +5,12 @@ import tensorflow as tf
 
 import distgrad
 from distgrad.bench.data import check
-from distgrad.bench.engines import by_hand, own
+from distgrad.bench.engines import by_hand, distgrad_turns
 from distgrad.bench.engines.by_hand import Reduce
 from distgrad.bench.worker import Prepared
 
 
-class KerasHorovod(own.Worker):
+class KerasHorovod(distgrad_turns.CommunicatorRank):
     """The workers of one Horovod job, over MPI or over Gloo."""
 
     def __init__(self) -> None:
@@ -18,7 +18,11 @@ class KerasHorovod(own.Worker):
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         if turn in ("graph", "step"):
-            return own.graph_sum(self._comm, case) if turn == "graph" else own.step(self._comm, case, self.rank)
+            return (
+                distgrad_turns.graph_sum(self._comm, case)
+                if turn == "graph"
+                else distgrad_turns.step(self._comm, case, self.rank)
+            )
         prefix = f"{table}_{case}_{turn}".replace(" ", "_")
         reduce: Reduce = {
             "flat": by_hand.flattened(lambda flat: _allreduce(flat, prefix)),
@@ -28,10 +32,10 @@ class KerasHorovod(own.Worker):
         return self._sum(case, reduce) if table == "sum" else by_hand.prepare(case, self.rank, self.size, reduce)
 
     def _sum(self, case: str, reduce: Reduce) -> Prepared:
-        pieces = own.pieces(case, self.rank)
+        tensors = distgrad_turns.tensors_of_rank(case, self.rank)
 
         def turn() -> list[tf.Tensor]:
-            return reduce(pieces) if len(pieces) > 1 else [_allreduce(pieces[0], f"sum_{case}".replace(" ", "_"))]
+            return reduce(tensors) if len(tensors) > 1 else [_allreduce(tensors[0], f"sum_{case}".replace(" ", "_"))]
 
         compiled = tf.function(turn, autograph=False)
         check(tf.concat(compiled(), 0).numpy(), self.size)

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 import distgrad
-from distgrad.bench.cases import LOGGED
-from distgrad.bench.data import check, own_part
-from distgrad.bench.engines import by_hand, keras_fit, own
+from distgrad.bench.cases import LOGGED_EVERY
+from distgrad.bench.data import check, vector_of_rank
+from distgrad.bench.engines import by_hand, distgrad_turns, keras_fit
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.mpi import Mpi
 from distgrad.collectives.vectors import DividedSum
@@ -20,14 +20,11 @@ from distgrad.native import functions
 from distgrad.step import plan
 from distgrad.step.training_graph import TrainingGraph
 
-# Everything is told; of each turn's steps one in so many is printed, and compared with the weights.
-TELLING_ALL: dict[str, Any] = {"statistics": "all", "log_every": LOGGED}
-# Weights are compared never, or in every step instead of every hundredth. The watchdog's thread runs in all of them.
-UNGUARDED: dict[str, Any] = {"check_every": 0, "max_skipped": None}
-OPTIONS = {
-    "step with all statistics": TELLING_ALL,
-    "step without guards": UNGUARDED,
-    "step compared": {"check_every": 1},
+# Options of the step, by turn. The watchdog's thread runs in all of them.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "step with all statistics": {"statistics": "all", "log_every": LOGGED_EVERY},
+    "step without guards": {"check_every": 0, "max_skipped": None},
+    "step compared": {"check_every": 1},  # weights are compared in every step instead of every hundredth
 }
 
 
@@ -44,7 +41,7 @@ ALTERED: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
 }
 
 
-class KerasMpi(own.Worker):
+class KerasMpi(distgrad_turns.CommunicatorRank):
     """The workers of one MPI job."""
 
     def __init__(self) -> None:
@@ -54,17 +51,17 @@ class KerasMpi(own.Worker):
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         turn = turn.removesuffix(" again")
         if table == "sum":
-            alone = {"core": self._core_sum, "limit": self._limit}
-            return alone[turn](case) if turn in alone else self._sum(case, turn)
+            without_graph = {"core": self._core_sum, "limit": self._limit}
+            return without_graph[turn](case) if turn in without_graph else self._sum(case, turn)
         return {"step": self._step, "stats": self._step, "accumulate": self._accumulate}[table](turn, case)
 
     def _sum(self, case: str, turn: str) -> Prepared:
-        return own.graph_sum(self._comm, case.split(" in ", maxsplit=1)[0] if turn == "one tensor" else case)
+        return distgrad_turns.graph_sum(self._comm, case.split(" in ", maxsplit=1)[0] if turn == "one tensor" else case)
 
     def _core_sum(self, case: str) -> Prepared:
         """Buffer in, buffer out: the vector is in this rank's part of the window already."""
         assert isinstance(self._comm, Mpi)
-        vector = own_part(case, self.rank)
+        vector = vector_of_rank(case, self.rank)
         window = self._comm.window
         window.part(vector.size, tf.float32)[:] = vector
 
@@ -79,7 +76,7 @@ class KerasMpi(own.Worker):
 
         Each rank does so in memory of its own, and waits for nobody.
         """
-        vector = own_part(case, self.rank)
+        vector = vector_of_rank(case, self.rank)
         shards, total = (
             np.resize(vector, (self.size, vector.size // self.size)),
             np.zeros(vector.size // self.size, "f4"),
@@ -96,7 +93,7 @@ class KerasMpi(own.Worker):
 
     def _step(self, turn: str, case: str) -> Prepared:
         if turn == "step alone":
-            return own.step(self._alone, case, self.rank)
+            return distgrad_turns.step(self._alone, case, self.rank)
         if turn == "by hand":
             return by_hand.prepare(case, self.rank, 1, lambda sums: sums)
         if turn == "oracle":
@@ -104,20 +101,20 @@ class KerasMpi(own.Worker):
         if " fits of " in turn:
             return self._fit(turn, case)
         with ALTERED.get(turn, contextlib.nullcontext)():  # while its first step is traced
-            return own.step(self._comm, case, self.rank, **OPTIONS.get(turn, {}))
+            return distgrad_turns.step(self._comm, case, self.rank, **OPTIONS.get(turn, {}))
 
     def _fit(self, turn: str, case: str) -> Prepared:
-        who, steps = turn.split(" fits of ")
+        fit, steps = turn.split(" fits of ")
         return {
             "workers": lambda: keras_fit.over_workers(self._comm, case, int(steps)),
             "one": lambda: keras_fit.alone(self._alone, case, self.rank, int(steps)),
             "Keras": lambda: keras_fit.plain(case, self.rank, int(steps)),
-        }[who]()
+        }[fit]()
 
     def _accumulate(self, turn: str, case: str) -> Prepared:
         count, what = turn.split(" ", 1)
         if what == "micro-batches":
-            return own.step(self._comm, case, self.rank, int(count))
+            return distgrad_turns.step(self._comm, case, self.rank, int(count))
         return by_hand.bare(case, self.rank, int(count))
 
 

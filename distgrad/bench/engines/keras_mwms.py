@@ -5,7 +5,7 @@ import tensorflow as tf
 import distgrad
 from distgrad.bench import models
 from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check
-from distgrad.bench.engines import by_hand, own
+from distgrad.bench.engines import by_hand, distgrad_turns
 from distgrad.bench.worker import Prepared
 
 OPTIONS = tf.distribute.experimental.CommunicationOptions(
@@ -13,7 +13,7 @@ OPTIONS = tf.distribute.experimental.CommunicationOptions(
 )
 
 
-class KerasMwms(own.Worker):
+class KerasMwms(distgrad_turns.CommunicatorRank):
     """The workers that TF_CONFIG names."""
 
     def __init__(self) -> None:
@@ -22,20 +22,20 @@ class KerasMwms(own.Worker):
             self._strategy = tf.distribute.get_strategy()
 
     def clear(self) -> None:
-        own.pieces.cache_clear()  # clearing Keras's session would forget the strategy's variables too
+        distgrad_turns.tensors_of_rank.cache_clear()  # to clear Keras's session would drop the strategy's variables
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         if turn == "step":
-            return own.step(self._comm, case, self.rank)
+            return distgrad_turns.step(self._comm, case, self.rank)
         return self._sum(turn, case) if table == "sum" else self._step(turn, case)
 
     def _sum(self, turn: str, case: str) -> Prepared:
-        pieces = own.pieces(case, self.rank)
+        tensors = distgrad_turns.tensors_of_rank(case, self.rank)
 
-        def summed() -> list[tf.Tensor]:
-            return self._strategy.run(lambda: _reduce(turn, pieces))
+        def reduce_all() -> list[tf.Tensor]:
+            return self._strategy.run(lambda: _reduce(turn, tensors))
 
-        compiled = tf.function(summed, autograph=False)
+        compiled = tf.function(reduce_all, autograph=False)
         check(tf.concat(compiled(), 0).numpy(), self.size)
         return Prepared(compiled)
 
@@ -44,18 +44,18 @@ class KerasMwms(own.Worker):
             model = models.build(case)
             optimizer = by_hand.sgd(model)
         x, y = by_hand.batch(case, self.rank)
-        examples = float(self.size * MICRO_BATCH * MICRO_BATCHES)
+        global_batch = float(self.size * MICRO_BATCH * MICRO_BATCHES)
 
         def step() -> None:
             sums = self._strategy.run(lambda: _reduce(turn, by_hand.local_sums(model, x, y)))
-            optimizer.apply([total / examples for total in sums], model.trainable_variables)
+            optimizer.apply([total / global_batch for total in sums], model.trainable_variables)
 
         compiled = tf.function(step, autograph=False)
         return Prepared(compiled, by_hand.evidence(model, compiled))
 
 
 def _reduce(turn: str, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """One vector, or the list, which TensorFlow packs itself."""
+    """Reduce the tensors joined as one vector, or as a list, which TensorFlow packs itself."""
     context = tf.distribute.get_replica_context()
 
     def reduce(value: tf.Tensor | list[tf.Tensor]) -> tf.Tensor | list[tf.Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from distgrad.bench.data import check, own_part
+from distgrad.bench.data import check, vector_of_rank
 from distgrad.bench.worker import Prepared, Turn
 
 
@@ -26,8 +26,8 @@ class PlainMpi:
 
     def prepare(self, table: str, turn: str, case: str) -> Prepared:
         if case not in self._vectors:
-            part = own_part(case, self.rank)
-            self._vectors[case] = part, np.zeros_like(part)
+            vector = vector_of_rank(case, self.rank)
+            self._vectors[case] = vector, np.zeros_like(vector)
         make: Callable[[np.ndarray, np.ndarray], Turn] = {
             "Allreduce": self._allreduce,
             "Allreduce in place": self._allreduce_in_place,
@@ -35,27 +35,27 @@ class PlainMpi:
         }[turn]
         return Prepared(make(*self._vectors[case]))
 
-    def _allreduce(self, part: np.ndarray, total: np.ndarray) -> Turn:
+    def _allreduce(self, vector: np.ndarray, total: np.ndarray) -> Turn:
         def turn() -> None:
-            self._comm.Allreduce(part, total, op=MPI.SUM)
+            self._comm.Allreduce(vector, total, op=MPI.SUM)
 
         turn()
         check(total, self.size)
         return turn
 
-    def _allreduce_in_place(self, part: np.ndarray, total: np.ndarray) -> Turn:
-        place = part.copy()
+    def _allreduce_in_place(self, vector: np.ndarray, total: np.ndarray) -> Turn:
+        in_place = vector.copy()
 
         def turn() -> None:
-            self._comm.Allreduce(MPI.IN_PLACE, place, op=MPI.SUM)
+            self._comm.Allreduce(MPI.IN_PLACE, in_place, op=MPI.SUM)
 
         turn()
-        check(place, self.size)
-        place[:] = 0  # else it grows from turn to turn, to infinity
+        check(in_place, self.size)
+        in_place[:] = 0  # else it grows from turn to turn, to infinity
         return turn
 
-    def _memcpy(self, part: np.ndarray, total: np.ndarray) -> Turn:
-        return lambda: np.copyto(total, part)
+    def _memcpy(self, vector: np.ndarray, total: np.ndarray) -> Turn:
+        return lambda: np.copyto(total, vector)
 
 
 join = PlainMpi

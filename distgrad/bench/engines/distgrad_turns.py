@@ -1,4 +1,4 @@
-"""A rank of a job that has a communicator, and distgrad's turns over it."""
+"""distgrad's turns over any communicator: a sum inside a graph, and a whole step."""
 
 import functools
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.bench import models
-from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, cut, own_part
+from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, split, vector_of_rank
 from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.communicator import Communicator
 from distgrad.step import DistributedStep
 
 
-class Worker:
-    """One rank, by its communicator."""
+class CommunicatorRank:
+    """One rank of a job that has a communicator: what the engines with one have in common."""
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
@@ -24,7 +24,7 @@ class Worker:
         self._comm.barrier()
 
     def clear(self) -> None:
-        pieces.cache_clear()
+        tensors_of_rank.cache_clear()
         tf.keras.backend.clear_session()
 
 
@@ -35,7 +35,12 @@ def step(
     micro_batches: int = MICRO_BATCHES,
     **options: Any,
 ) -> Prepared:
-    """A whole step, as a user calls it, on tensors that are in memory."""
+    """Prepare a whole step, as a user calls it, on tensors that are in memory.
+
+    Args:
+        micro_batches: how many of them the rank's rows make.
+        options: of the step.
+    """
     with comm.scope():
         model = models.build(case)
         optimizer = sgd(model)
@@ -45,21 +50,21 @@ def step(
     x, y = batch(case, rank, micro_batches)
 
     def turn() -> None:
-        # As a next step of its own would: else its gradient keeps memory that the others' sums would have for theirs.
+        # As a next step would: else the gradient stays in memory that the other contestants' sums would use.
         take(x, y).expire()
 
     return Prepared(turn, evidence(model, turn))
 
 
 @functools.lru_cache(maxsize=1)
-def pieces(case: str, rank: int) -> list[tf.Tensor]:
-    """This rank's tensors. All turns of a case read the same: all contestants are in memory at once."""
-    return [tf.constant(piece) for piece in cut(case, own_part(case, rank))]
+def tensors_of_rank(case: str, rank: int) -> list[tf.Tensor]:
+    """Return a rank's tensors. All turns of a case read the same ones: all contestants are in memory at once."""
+    return [tf.constant(array) for array in split(case, vector_of_rank(case, rank))]
 
 
 def graph_sum(comm: Communicator, case: str) -> Prepared:
-    """A sum inside a TensorFlow graph, tensors in and a tensor out."""
-    given = pieces(case, comm.rank)
+    """Prepare a sum inside a TensorFlow graph, tensors in and a tensor out."""
+    given = tensors_of_rank(case, comm.rank)
 
     def turn() -> tf.Tensor:
         return comm.sum_over_workers(lambda *tensors: list(tensors), given, borrow=True)
