@@ -54,7 +54,7 @@ def take(step: DistributedStep, fitting: Fitting | None) -> Archive:
         "fit": fit,
         "variables": [agreement.describe(variable) for variable in variables],
         "metrics": [agreement.describe(variable) for variable in metrics],
-        "random": [json.loads(text or "null") for text in own],
+        "random": [json.loads(own.get(rank, "null")) for rank in range(step.comm.size)],
     }
     return Archive(_arrays("variables", variables) | _arrays("metrics", metrics), meta)
 

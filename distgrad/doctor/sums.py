@@ -73,8 +73,8 @@ def work(file: Path) -> None:
     with distgrad.connect() as comm:
         wrong = [*_wrong_sums(comm), *_wrong_gradients(comm)]
         answer = {"size": comm.size, "wrong": wrong, "seconds": {name: _time(comm, SIZES[name]) for name in SIZES}}
-        texts = comm.exchange(json.dumps(answer["wrong"]))
-        answer["wrong"] = [one for text in texts if text for one in json.loads(text)]
+        texts = comm.exchange(json.dumps(answer["wrong"])).values()
+        answer["wrong"] = [one for text in texts for one in json.loads(text)]
         if comm.is_root:
             file.write_text(json.dumps(answer))
 

@@ -1,6 +1,6 @@
 """Gradients added up in this rank's part of the window, where the sum over the workers reads them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -27,7 +27,7 @@ class WindowAccumulator:
         describes: bool,
         *,
         candidates: Sequence[int],
-        exchange: Callable[[str], list[str]],
+        exchange: Callable[[str], Mapping[int, str]],
     ) -> None:
         self.layout, self._window, self._describes = layout, window, describes
         self._room = LANES + riders + window.room_for_notes(len(layout.shapes)) // layout.dtype.size
@@ -44,7 +44,7 @@ class WindowAccumulator:
     def _choose_tables(self, gradients: Sequence[Gradient]) -> None:
         """What is sparse on any worker becomes a table on all of them, while they make their first trace."""
         own = "".join("1" if isinstance(gradients[i], tf.IndexedSlices) else "0" for i in self._candidates)
-        columns = zip(*self._exchange(own), strict=True)
+        columns = zip(*self._exchange(own).values(), strict=True)
         self._lay_out([i for i, column in zip(self._candidates, columns, strict=True) if "1" in column])
         self._candidates = ()
 

@@ -40,6 +40,7 @@ from distgrad.reports.updates import Updates
 from distgrad.step.drift import Drift
 from distgrad.step.graph import StepGraph
 from distgrad.step.guards import FLAGS, Guards
+from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import Options, Plan
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class DistributedStep:
         self._forward = Forward(model, training=self._trains)
         self._own_riders: list[Rider] = []
         with comm.scope():
-            self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
+            self.optimizer = optimizer_in_scope(comm, keras.optimizers.get(optimizer), model)
         patterns = {label: pattern_of(label, text) for label, text in (groups or {}).items()}
         asked = (reduction, patterns, chosen(statistics), on_nonfinite, jit_compile)
         self._options = Options(micro_batch_size, *asked, trains=self._trains)
@@ -225,12 +226,12 @@ class DistributedStep:
         if self._last is not None:
             self._last.expire()
         compared = self._updates.before() if self._compares() else None
-        self.comm.step = self.steps + 1
+        self.comm.liveness.step = self.steps + 1
         began = time.perf_counter()
         try:
             values, gradient, logs = self.compiled(batch, self._guards.flags(bool(more), self.steps + 1))
         except tf.errors.OpError as error:
-            raise self.comm.reason(error) from None
+            raise self.comm.liveness.explain(error) from None
         seconds = time.perf_counter() - began
         self.steps += 1
         parts = (values, self._plan.contents, gradient, self._graph.places, logs)
@@ -281,7 +282,7 @@ class DistributedStep:
 
     def _join(self, batch: tuple[Any, ...]) -> None:
         _require_outside_scope()
-        self.comm.introduce()
+        self.comm.liveness.introduce()
         with self.comm.scope():
             if not self.model.built:
                 self.model(one_row_like(batch[0]))
@@ -302,7 +303,7 @@ class DistributedStep:
             first = tf.nest.map_structure(any_rows, batch)
             self.compiled.get_concrete_function(first, tf.TensorSpec(FLAGS, tf.float64))
         if self._trains:
-            self.comm.stop.listen(self.comm.timeout)
+            self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._joined = True
 
     def _graph_of(self, plan: Plan) -> StepGraph:

@@ -200,7 +200,7 @@ class StepGraph:
         if self._has_gradient is None:
             count = len(self.variables)
             own = "".join("1" if any(self._depends[index::count]) else "0" for index in range(count))
-            by_rank = [text for text in self.comm.exchange(own) if text]
+            by_rank = self.comm.exchange(own).values()
             penalised = [getattr(variable, "regularizer", None) is not None for variable in self.variables]
             anywhere = ["1" in column for column in zip(*by_rank, strict=True)]
             self._has_gradient = [a or b for a, b in zip(anywhere, penalised, strict=True)]

@@ -38,7 +38,7 @@ class Guards:
 
     def flags(self, more: bool, step: int) -> tf.Tensor:
         """(FLAGS,) float64, for the step of this number."""
-        return _flags(more, self._comm.stop.by is not None, self._checks(step))
+        return _flags(more, self._comm.liveness.stop.by is not None, self._checks(step))
 
     def look(self, report: StepReport, drift: Drift) -> bool:
         """Look at what a step has brought. Returns whether all workers stop now.
@@ -64,7 +64,7 @@ class Guards:
 
     def stopped(self, step: int, saved: bool) -> Stopped:
         """The error that ends the training."""
-        by = f" by {self._comm.stop.by.name}" if self._comm.stop.by else ""
+        by = f" by {self._comm.liveness.stop.by.name}" if self._comm.liveness.stop.by else ""
         what = "and saved" if saved else "but not saved: it has no Checkpoint"
         return Stopped(
             f"asked to stop{by}; step {step} is done {what}",
