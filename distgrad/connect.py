@@ -48,8 +48,8 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
     comm = cast("Communicator", module.connect(world, timeout))
     _record(world, "joined")
     _require_whole_world(comm, world)
-    comm.watch(timeout)
-    end_process_on_uncaught(comm.is_root, comm.leave)
+    comm.liveness.start(timeout)
+    end_process_on_uncaught(comm.is_root, comm.liveness.leave)
     return comm
 
 

@@ -35,7 +35,7 @@ SUMS = f"""
         return {SENT} - before
 
     sent = [sent_by_sums(size) for size in {SIZES}]
-    workers = comm.exchange(json.dumps([comm.local_size, *sent]))
+    workers = comm.exchange(json.dumps([comm.local_size, *sent])).values()
     if comm.is_root:  # alone, so that no two lines run into each other
         print("workers", *workers, sep=";", flush=True)
     comm.close()

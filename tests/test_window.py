@@ -116,8 +116,9 @@ def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
         for attempt in (add, tf.function(add)):  # a graph hides the error's class
             try:
                 attempt()
-            except (distgrad.DistgradError, tf.errors.OpError):
-                print(f"refused {comm.failure.code} {comm.failure.rank}", flush=True)
+            except (distgrad.DistgradError, tf.errors.OpError) as error:
+                failure = comm.liveness.explain(error)
+                print(f"refused {failure.code} {failure.rank}", flush=True)
     """
     job = launch("mpi", 2, ["-c", textwrap.dedent(code)])[0]
     assert job.out.count("refused DG020 1") == 4

@@ -81,7 +81,7 @@ def capture(step: DistributedStep, fit: FitProgress | None) -> CheckpointContent
         fit=progress,
         variables=[agreement.describe(variable) for variable in variables],
         metrics=[agreement.describe(variable) for variable in metrics],
-        random=[json.loads(text or "null") for text in random_states],
+        random=[json.loads(random_states.get(rank, "null")) for rank in range(step.comm.size)],
     )
     return CheckpointContent(_arrays("variables", variables) | _arrays("metrics", metrics), state._asdict())
 

@@ -3,6 +3,7 @@
     communicator.py    the protocol, and what follows from it: broadcasts, exchanged texts, barriers
     solo.py            one process, one device
     mpi.py             mpi4py, under mpirun
+    mpi_shutdown.py    how an MPI job ends
     horovod.py         Horovod, under horovodrun
     tf_distribute.py   MultiWorkerMirroredStrategy or MirroredStrategy
     window.py          the sum through memory that the compiled core adds up in
@@ -10,7 +11,7 @@
     between_hosts.py   the sum between hosts
     vectors.py         vectors in pieces, and what is known of their sum
     moments.py         sum, sum of squares, largest entry and non-finite count of a vector
-    agreement.py       whether all workers mean the same, checked before the first sum
+    agreement.py       the check that all workers mean the same, before the first sum
 
 Only the engines' files import a foreign engine. Nothing here knows models, gradients or Keras.
 """

@@ -1,23 +1,31 @@
-"""Do all workers mean the same thing? Checked before the first sum, since an engine adds up whatever it is given.
+"""Agreement of all workers on variables, settings and versions, checked before the first sum.
 
-Workers exchange texts of a fixed form and compare them. This precedes the first vector rather than riding in its
-lanes, because two workers whose models differ have vectors of different lengths: MPI would add garbage.
+An engine adds up whatever it is given, so workers first exchange texts of a fixed form and compare them. This precedes
+the first vector rather than riding in it, because two workers whose models differ have vectors of different lengths:
+MPI would add garbage.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from distgrad.errors import DistgradError, ModelMismatch, SettingsMismatch
 
-if TYPE_CHECKING:
-    from distgrad.collectives.communicator import Communicator
+
+class Workers(Protocol):
+    """A communicator, as far as an agreement needs one."""
+
+    _agreed: set[str]  # lists of variables that all workers are known to share
+
+    def exchange(self, text: str) -> Mapping[int, str]:
+        """Give every process every process's text, by rank."""
+        ...
 
 
-def require_same_variables(comm: "Communicator", variables: Sequence[Any]) -> None:
+def require_same_variables(comm: Workers, variables: Sequence[Any]) -> None:
     """Check that every worker has the same variables in the same order.
 
     Raises:
@@ -26,15 +34,18 @@ def require_same_variables(comm: "Communicator", variables: Sequence[Any]) -> No
     require_same(comm, [describe(variable) for variable in variables], "variable", ModelMismatch)
 
 
-def require_same_variables_once(comm: "Communicator", variables: Sequence[Any]) -> None:
-    """The same inside a graph, where it is asked once: later traces, which others may lack, wait for nobody."""
+def require_same_variables_once(comm: Workers, variables: Sequence[Any]) -> None:
+    """Check variables likewise; inside a graph, once for all its traces.
+
+    Other workers may lack the later traces, so that these must not wait for them.
+    """
     lines = json.dumps([describe(variable) for variable in variables])
-    if tf.executing_eagerly() or lines not in comm.agreed:
+    if tf.executing_eagerly() or lines not in comm._agreed:
         require_same_variables(comm, variables)
-        comm.agreed.add(lines)
+        comm._agreed.add(lines)
 
 
-def require_same_settings(comm: "Communicator", settings: Sequence[str]) -> None:
+def require_same_settings(comm: Workers, settings: Sequence[str]) -> None:
     """Check that every worker's settings, each as one text "name=value", are the same.
 
     Raises:
@@ -50,12 +61,22 @@ def describe(variable: Any) -> str:
     return f"{name} {dtype} {tuple(variable.shape)}"
 
 
-def require_same(comm: "Communicator", lines: Sequence[str], noun: str, error: type[DistgradError]) -> None:
-    """Compare digests first, so that agreement costs 64 bytes a worker; only a difference sends the lines."""
+def require_same(comm: Workers, lines: Sequence[str], noun: str, error: type[DistgradError]) -> None:
+    """Check that every worker has the same lines.
+
+    Digests are compared first, so that agreement costs 64 bytes a worker; only where they differ are the lines sent.
+
+    Args:
+        noun: for the message, what each line describes.
+        error: the class to raise.
+
+    Raises:
+        DistgradError: of class `error`, on every worker, naming the first rank and line that differ from rank 0.
+    """
     digest = hashlib.sha256(json.dumps([noun, *lines]).encode()).hexdigest()
-    if len({text for text in comm.exchange(digest) if text}) == 1:
+    if len(set(comm.exchange(digest).values())) == 1:
         return
-    by_rank = {rank: json.loads(text) for rank, text in enumerate(comm.exchange(json.dumps(lines))) if text}
+    by_rank = {rank: json.loads(text) for rank, text in comm.exchange(json.dumps(lines)).items()}
     rank = next(rank for rank, theirs in by_rank.items() if theirs != by_rank[0])
     raise error(
         _difference(by_rank[0], by_rank[rank], noun, rank),
@@ -67,6 +88,7 @@ def require_same(comm: "Communicator", lines: Sequence[str], noun: str, error: t
 
 
 def _difference(expected: list[str], found: list[str], noun: str, rank: int) -> str:
+    """The first line of a rank that is not what rank 0 has."""
     for index, (theirs, ours) in enumerate(zip(found, expected, strict=False)):
         if theirs != ours:
             return f"{noun} {index} is {theirs!r} on rank {rank} but {ours!r} on rank 0"

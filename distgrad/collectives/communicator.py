@@ -2,41 +2,27 @@
 
     total = comm.sum_over_workers(fn, args)     # Σ over workers r of fn(share of args on r)
 
-An engine supplies that one method (or, where a worker is a process, just `all_sum`). All else a job needs is
-built from it here, once: broadcasting is a sum to which only the root contributes, exchanging texts is a sum
-of vectors with a slot a worker, a barrier is a sum of nothing. One worker is not special: its sum is its input.
-
-    solo.py      one process, one device
-    mpi.py       mpi4py, under mpirun
-    hvd.py       Horovod, under horovodrun
-    strategy.py  tf.distribute: MultiWorkerMirroredStrategy or MirroredStrategy
+An engine supplies that one method (or, where a worker is a process, just `all_sum`). All else that a job needs is
+built from it here, once: a broadcast is a sum to which only the root contributes, exchanging texts is a sum of vectors
+with a slot for each worker, a barrier is a sum of zeros. One worker is not special: its sum is its input.
 """
 
-import atexit
 import contextlib
 import functools
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from distgrad import native
 from distgrad.collectives import agreement
 from distgrad.collectives.moments import all_finite, moments, rows, whole
 from distgrad.collectives.vectors import DividedSum, Vector, divisor_of, pieces_of
-from distgrad.data.batch import share
-from distgrad.data.pipeline import without_autotune
-from distgrad.errors import BadArgument
-from distgrad.liveness.peers import INSIDE, LEFT, TURN, Page, Peer, kill
-from distgrad.liveness.stop_signals import StopRequest
-from distgrad.liveness.watchdog import Watchdog
+from distgrad.data.sharding import shard_dataset
+from distgrad.liveness.engine_hooks import EngineHooks
+from distgrad.liveness.liveness import Liveness
 
-EXPLAINING = 5.0  # seconds
 BUNDLE = 1 << 22  # entries of variables that are sent together
 
 
@@ -47,10 +33,11 @@ class Communicator:
         backend: "solo", "mpi", "horovod" or "tf".
         rank: number of this process's first worker, from 0.
         size: how many workers' gradients are summed.
-        local_rank, local_size: the same among the workers of this host.
+        local_rank, local_size: rank and size among the workers of this host.
         span: how many workers this process runs; more than 1 only under a strategy with several local devices.
-        alone: whether what this worker brings is known to be all there is.
+        alone: True if there is no other worker.
         window: the memory through which sums go (window.py), None where the engine has none.
+        liveness: keeps this process from waiting for ever, and ends the job when it cannot go on.
     """
 
     backend = "solo"
@@ -60,13 +47,8 @@ class Communicator:
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.page = Page.new()  # where this process is in the sums, for the watchdogs of its host
-        self.step: int | None = None  # that is under way, for their messages
-        self.stop = StopRequest(functools.partial(self.leave, together=False))
-        self.timeout = 60.0
-        self._watchdog: Watchdog | None = None
-        self.failure: Exception | None = None  # raised inside a graph, which would hide its class
-        self.agreed: set[str] = set()  # lists of variables that all workers are known to share
+        self.liveness = Liveness(rank, size // self.span, self._engine_hooks())
+        self._agreed: set[str] = set()  # lists of variables that all workers are known to share
 
     # ---- what an engine supplies
 
@@ -86,79 +68,11 @@ class Communicator:
 
     def close(self) -> None:
         """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
-        self._need_nobody()
-        self.stop.close()
-        if self._watchdog:
-            self._watchdog.close()
+        self.liveness.close()
 
-    def part(self) -> None:
-        """Wait until all workers are about to end; a launcher kills the others when the first one does."""
-        self.barrier()
-
-    def abort(self, status: int) -> None:
-        """End the other workers, which may be waiting in a sum that this one will never reach."""
-
-    def tidy(self) -> None:
-        """Remove what the launcher leaves behind on this host, now that it is gone."""
-
-    def end_stuck(self, peers: Sequence[Peer]) -> None:
-        """End workers of this host that do not listen, before this one ends."""
-        kill(peers)
-
-    def roll_call(self) -> list[int]:
-        """The ranks that do not wait, asked by one that waits; empty where an engine has no way to ask."""
-        return []
-
-    # ---- what keeps a job from waiting for ever
-
-    def watch(self, timeout: float) -> None:
-        """From now on, end the job when a worker is gone, or not in a sum within so many seconds of this one."""
-        self.timeout = timeout
-        self._watchdog = Watchdog(self, timeout)
-        self._watchdog.start()
-        atexit.register(self._need_nobody)
-
-    def introduce(self) -> None:
-        """Let the workers of a host know one another. Every worker calls it."""
-        if self._watchdog and not self._watchdog.has_met:
-            self._watchdog.meet(self.exchange)
-
-    def leave(self, status: int, together: bool) -> NoReturn:
-        """End this process after an error it has told of; `together` says that every worker is doing the same."""
-        if together:
-            self._need_nobody()
-            self.part()
-        elif self._watchdog:
-            self._watchdog.peers.may_speak()  # the others have nothing to add
-            self.abort(status)
-        os._exit(status)
-
-    def reason(self, error: Exception) -> Exception:
-        """What to raise for an error within a graph.
-
-        Another worker may be at fault. If so, the watchdog knows, and ends this process; an engine that gave up a sum
-        before the watchdog did does not wait any longer for one that has not arrived.
-        """
-        if self.failure is None and self._watchdog and self.page[INSIDE] and not self.page[LEFT]:
-            time.sleep(EXPLAINING)
-            self._watchdog.hurry()
-        return self.failure or error
-
-    def marked(self, begins: bool) -> contextlib.AbstractContextManager[Any]:
-        """Note, in a graph or not, that a sum begins or has ended, before whatever is computed in this context."""
-        return tf.control_dependencies([native.operations().distgrad_mark(page=self.page.address, begins=int(begins))])
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """For the time that this process waits for the others, other than in a sum. All do so alike."""
-        self.page[TURN] += 1
-        self.page[INSIDE] = 1
-        yield
-        self.page[INSIDE] = 0
-
-    def _need_nobody(self) -> None:
-        """Let the others not miss this process."""
-        self.page[LEFT] = 1
+    def _engine_hooks(self) -> EngineHooks:
+        """What liveness asks of the engine."""
+        return EngineHooks(exchange=self.exchange, leave_together=self.barrier)
 
     # ---- the idea
 
@@ -236,16 +150,12 @@ class Communicator:
 
     @property
     def is_root(self) -> bool:
-        """Whether this process speaks for the job."""
+        """True in the one process that speaks for the job."""
         return self.rank == 0
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where a model is built; does nothing except under tf.distribute."""
+        """Return the context in which a model is built; it does nothing except under tf.distribute."""
         return contextlib.nullcontext()
-
-    def adopt(self, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
-        """The optimizer to use for this model in this job: the given one, wherever they could be created."""
-        return optimizer
 
     def shard(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Give this process its contiguous slice of every global batch.
@@ -256,21 +166,7 @@ class Communicator:
         Returns:
             A dataset of as many batches, each with rows [rank·b/size, (rank+span)·b/size) of the global b rows.
         """
-        if not isinstance(dataset, tf.data.Dataset):
-            raise BadArgument(
-                f"shard() takes a tf.data.Dataset of global batches, not {type(dataset).__name__}",
-                "wrap arrays with tf.data.Dataset.from_tensor_slices(...).batch(...)",
-            )
-
-        def cut(rows: tf.Tensor) -> tf.Tensor:
-            return share(rows, self.rank, self.rank + self.span, self.size)
-
-        def cut_batch(*batch: Any) -> Any:
-            whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
-            return tf.nest.map_structure(cut, whole)
-
-        # Autograph would write a file, which stays when this process is killed.
-        return without_autotune(dataset.map(tf.autograph.experimental.do_not_convert(cut_batch)))
+        return shard_dataset(dataset, self.rank, self.rank + self.span, self.size)
 
     def process_sum(self, part: np.ndarray) -> np.ndarray:
         """Sum one array a process, at once and outside any graph.
@@ -285,7 +181,7 @@ class Communicator:
             try:
                 total = self._sum_rows(tf.constant(part.reshape(1, -1)))
             except tf.errors.OpError as error:
-                raise self.reason(error) from None
+                raise self.liveness.explain(error) from None
         return cast(np.ndarray, total.numpy()).reshape(part.shape)
 
     @functools.cached_property
@@ -297,11 +193,11 @@ class Communicator:
 
         return tf.function(sum_rows, autograph=False, reduce_retracing=True)
 
-    def exchange(self, text: str) -> list[str]:
+    def exchange(self, text: str) -> dict[int, str]:
         """Give every process every process's text.
 
         Returns:
-            `size` texts by rank; ranks that share a process with a lower rank have "".
+            The texts by rank, in ascending order; of each process, by the rank of its first worker.
         """
         own = np.frombuffer(text.encode(), np.uint8)
         lengths = np.zeros(self.size, np.int32)
@@ -310,7 +206,7 @@ class Communicator:
         slots = np.zeros((self.size, int(lengths.max())), np.int32)
         slots[self.rank, : own.size] = own
         slots = self.process_sum(slots).astype(np.uint8)
-        return [slot[:length].tobytes().decode() for slot, length in zip(slots, lengths, strict=True)]
+        return {rank: slots[rank, : lengths[rank]].tobytes().decode() for rank in range(0, self.size, self.span)}
 
     def from_root(self, text: str) -> str:
         """Give every process the root's text."""

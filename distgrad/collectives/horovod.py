@@ -37,10 +37,10 @@ class Horovod(Communicator):
         # TensorFlow takes it for arithmetic, too, and would sum a constant once and for all.
         vector = joined(pieces)
         vector = tf.raw_ops.PlaceholderWithDefault(input=vector, shape=vector.shape)
-        with tf.control_dependencies([self._sums.read_value(), vector]), self.marked(begins=True):
+        with tf.control_dependencies([self._sums.read_value(), vector]), self.liveness.mark_sum(begins=True):
             # Its default would average.
             total = hvd.allreduce(vector, op=hvd.Sum, name="distgrad_all_sum")
-        with tf.control_dependencies([total]), self.marked(begins=False):
+        with tf.control_dependencies([total]), self.liveness.mark_sum(begins=False):
             self._sums.assign_add(1)
         return total
 

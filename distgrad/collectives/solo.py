@@ -11,6 +11,7 @@ from distgrad.collectives.moments import rows, whole
 from distgrad.collectives.vectors import DividedSum, Vector, joined
 from distgrad.collectives.window import Placed, Window, Windowed
 from distgrad.launching.world import World
+from distgrad.liveness.engine_hooks import EngineHooks
 
 
 class Solo(Communicator):
@@ -24,11 +25,13 @@ class Solo(Communicator):
     def broadcast(self, variables: Sequence[Any]) -> None:
         """They are the root's."""
 
-    def part(self) -> None:
-        atexit._run_exitfuncs()  # nobody waits here, so what the script registered may take its time
+    def _engine_hooks(self) -> EngineHooks:
+        # Nobody waits here, so what the script registered may take its time.
+        return EngineHooks(self.exchange, _run_exit_functions, abort=lambda _: _run_exit_functions())
 
-    def abort(self, status: int) -> None:
-        self.part()
+
+def _run_exit_functions() -> None:
+    atexit._run_exitfuncs()  # `os._exit`, which follows, would leave them out
 
 
 class SoloOnCpu(Windowed, Solo):
@@ -36,7 +39,7 @@ class SoloOnCpu(Windowed, Solo):
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         super().__init__(rank, size, local_rank, local_size)
-        self.window = Window(size, self._fail, self.page.address)
+        self.window = Window(size, self.liveness.fail, self.liveness.page.address)
 
     def sum_and_divide(
         self,

@@ -8,14 +8,14 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector, joined, pieces_of
-from distgrad.data.batch import share
-from distgrad.errors import BadArgument, EngineMissing
-from distgrad.launching.world import SINGLE_PROCESS, World
+from distgrad.data.sharding import rows_of_workers
+from distgrad.errors import EngineMissing
+from distgrad.launching.world import World
+from distgrad.liveness.engine_hooks import EngineHooks
 
 LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
 
@@ -34,44 +34,24 @@ class Strategy(Communicator):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self._strategy.scope()
 
-    def adopt(self, optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
-        """An optimizer belongs to the scope it was created in; one from elsewhere is created again in this one.
+    def _engine_hooks(self) -> EngineHooks:
+        return EngineHooks(self.exchange, self._leave_together, introduces_at_start=True)
 
-        Raises:
-            BadArgument: the model was built elsewhere, or the optimizer was and has state that a new one would lack.
-        """
-        elsewhere = [variable.path for variable in model.variables if not _is_distributed(variable)]
-        if elsewhere or (optimizer.built and not _is_distributed(optimizer.iterations)):
-            culprit = f"variable {elsewhere[0]}" if elsewhere else f"optimizer {optimizer.name}"
-            raise BadArgument(
-                f"{culprit} was built outside comm.scope()",
-                "build the model, and compile it if you do, inside `with comm.scope():`",
-                everywhere=True,
-            )
-        if _is_distributed(optimizer.iterations):
-            return optimizer
-        with self.scope():
-            return type(optimizer).from_config(optimizer.get_config())
-
-    def watch(self, timeout: float) -> None:
-        super().watch(timeout)
-        self.introduce()
-
-    def part(self) -> None:
+    def _leave_together(self) -> None:
         with contextlib.suppress(tf.errors.OpError):  # another worker has ended already
-            super().part()
+            self.barrier()
 
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         def on_replica(*whole: Any) -> tf.Tensor:
             own = self.worker() - self.rank
-            part = tf.nest.map_structure(lambda rows: share(rows, own, own + 1, self.span), whole)
-            vector = joined(pieces_of(fn(*part)))
-            with tf.control_dependencies([vector]), self.marked(begins=True):
+            share = tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, own, own + 1, self.span), whole)
+            vector = joined(pieces_of(fn(*share)))
+            with tf.control_dependencies([vector]), self.liveness.mark_sum(begins=True):
                 return tf.identity(vector)
 
         parts = self._strategy.run(on_replica, args=tuple(args))
         total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
-        with tf.control_dependencies([total]), self.marked(begins=False):
+        with tf.control_dependencies([total]), self.liveness.mark_sum(begins=False):
             return tf.identity(total)
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
@@ -80,10 +60,6 @@ class Strategy(Communicator):
     def worker(self) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)
-
-
-def _is_distributed(variable: keras.Variable) -> bool:
-    return isinstance(variable.value, tf.distribute.DistributedValues)
 
 
 def connect(world: World, timeout: float) -> Strategy:

@@ -195,9 +195,6 @@ class Windowed(Communicator):
             output.set_shape(shape)
         return total
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = error
-
 
 def _slices(table: Table, rows: tf.Tensor, values: tf.Tensor) -> tf.IndexedSlices:
     """A table's sum as TensorFlow has it."""

@@ -144,21 +144,3 @@ def rows_between(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
     cut = tf.sparse.slice(tensor, tf.concat([[first], tf.zeros_like(rest)], 0), tf.concat([[last - first], rest], 0))
     cut.set_shape([None, *tensor.shape[1:]])
     return cut
-
-
-def share(rows: tf.Tensor, first: int | tf.Tensor, last: int | tf.Tensor, size: int) -> tf.Tensor:
-    """Cut the rows that belong to the workers first..last-1 of `size`; shares differ by at most one row.
-
-    Args:
-        rows: (b, ...) of any form. A scalar has no rows and is given whole.
-
-    Returns:
-        (b', ...) with b' = ⌊last·b/size⌋ - ⌊first·b/size⌋.
-
-    >>> [share(tf.range(7), worker, worker + 1, 3).numpy().tolist() for worker in range(3)]
-    [[0, 1], [2, 3], [4, 5, 6]]
-    """
-    if rows.shape.rank == 0:
-        return rows
-    count = _count(rows)
-    return rows_between(rows, first * count // size, last * count // size)

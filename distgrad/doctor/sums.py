@@ -89,8 +89,8 @@ def work(file: Path) -> None:
     with distgrad.connect() as comm:
         wrong = [*_wrong_sums(comm), *_wrong_gradients(comm)]
         seconds = {name: _fastest_sum(comm, entries) for name, entries in TIMED_SIZES.items()}
-        texts = comm.exchange(json.dumps(wrong))
-        everywhere = [sentence for text in texts if text for sentence in json.loads(text)]
+        texts = comm.exchange(json.dumps(wrong)).values()
+        everywhere = [sentence for text in texts for sentence in json.loads(text)]
         if comm.is_root:
             file.write_text(json.dumps({"size": comm.size, "wrong": everywhere, "seconds": seconds}))
 

@@ -19,9 +19,9 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import share
 from distgrad.data.cursor import warn_of_changed_seed
 from distgrad.data.pipeline import shuffle_seeds, without_autotune
+from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import TooFewSamples
 
 READY = 2  # batches that wait for their step
@@ -128,7 +128,7 @@ class OwnData(Share):
         super().__init__(comm, whole)
         self._passes, self._keeps = _Passes(without_autotune(whole.get_tf_dataset())), keeps_iterator
         own = whole.num_batches
-        texts = [text for text in comm.exchange("-1" if own is None else str(own)) if text]
+        texts = comm.exchange("-1" if own is None else str(own)).values()
         self._most = None if "-1" in texts else max(map(int, texts))
 
     def get_tf_dataset(self) -> tf.distribute.DistributedDataset:
@@ -191,7 +191,7 @@ class SharedArrays(Share):
 
     def _own_rows(self, rows: tf.Tensor, arrays: Any) -> Any:
         """This worker's rows of a batch of row numbers."""
-        own = share(rows, self._comm.rank, self._comm.rank + self._comm.span, self._comm.size)
+        own = rows_of_workers(rows, self._comm.rank, self._comm.rank + self._comm.span, self._comm.size)
 
         def gather(part: Any) -> Any:
             if isinstance(part, array_slicing.TensorflowSparseWrapper):

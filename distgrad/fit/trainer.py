@@ -20,7 +20,8 @@ from distgrad.checkpoint.checkpoint import Checkpoint
 from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import no_rows_like, share
+from distgrad.data.batch import no_rows_like
+from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
 from distgrad.fit.callbacks import Together, on_this_worker
 from distgrad.fit.data import Share, share_of
@@ -174,7 +175,7 @@ class Trainer:
         first, last, size = self._comm.rank, self._comm.rank + self._comm.span, self._comm.size
 
         def cut(array: Any) -> tf.Tensor:
-            return share(tf.convert_to_tensor(array), first, last, size)
+            return rows_of_workers(tf.convert_to_tensor(array), first, last, size)
 
         return [None if part is None else keras.tree.map_structure(cut, part) for part in batch]
 

@@ -1,7 +1,11 @@
 """No job waits for ever: a worker that is gone, stuck or asked to stop is noticed, named and ended.
 
-watchdog.py       the thread that ends a job which cannot go on
-peers.py          the other processes of this host: where they are, whether they live
+liveness.py       what a communicator's `liveness` is: starting the watchdog, explaining errors, leaving the job
+engine_hooks.py   what only an engine knows of its jobs' end, as functions that it hands in
+watchdog.py       the thread that notices that a job cannot go on
+peers.py          the other processes of the job on this host
+status_page.py    shared memory in which a process tells them how far it is
+processes.py      what the kernel tells of processes
 stop_signals.py   signals that ask a training to stop
-reaper.py         a program that outlives a worker, to end who should have ended with the job
+reaper.py         a program that outlives a worker, to end processes that should have ended with the job
 """

@@ -37,6 +37,7 @@ from distgrad.reports.updates import Updates
 from distgrad.step.config import StepConfig, groups_of
 from distgrad.step.guards import Guards
 from distgrad.step.lockstep import until_all_are_done
+from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import make_plan
 from distgrad.step.start import build_model
 from distgrad.step.training_graph import Flags, StepOutput, TrainingGraph
@@ -122,7 +123,7 @@ class DistributedStep:
         self._objective = Objective(loss, model)
         self._extra: list[ExtraSum] = []
         with comm.scope():
-            self.optimizer = comm.adopt(keras.optimizers.get(optimizer), model)
+            self.optimizer = optimizer_in_scope(comm, keras.optimizers.get(optimizer), model)
         self._guards = Guards(comm, self._config)
         outputs = listeners_of(log_every, log_format, log_file, listeners) if comm.is_root else Listeners(())
         self._listeners = outputs
@@ -235,13 +236,13 @@ class DistributedStep:
 
     def _run(self, batch: tuple[Any, ...], more: bool | None) -> StepReport:
         """Run the compiled step."""
-        self.comm.step = self.steps + 1
+        self.comm.liveness.step = self.steps + 1
         flags = self._guards.flags(bool(more), self.steps + 1)
         began = time.perf_counter()
         try:
             output: StepOutput = self.compiled(batch, flags)
         except tf.errors.OpError as error:
-            raise self.comm.reason(error) from None
+            raise self.comm.liveness.explain(error) from None
         seconds = time.perf_counter() - began
         self.steps += 1
         gradient = self._graph.entries(output)
@@ -297,7 +298,7 @@ class DistributedStep:
             # The first trace takes any number of rows, so that a short last batch needs no second one.
             first = tf.nest.map_structure(spec_with_any_rows, batch)
             self.compiled.get_concrete_function(first, tf.TensorSpec(len(Flags._fields), tf.float64))
-        self.comm.stop.listen(self.comm.timeout)
+        self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._has_joined = True
 
     def _synchronize(self) -> None:

@@ -61,8 +61,7 @@ class Drift(ExtraSum):
             Drifted: on all of them.
         """
         own = [int(checksum) for checksum in self._checksums()]
-        texts = self._comm.exchange(json.dumps(own))
-        by_rank = {rank: json.loads(text) for rank, text in enumerate(texts) if text}
+        by_rank = {rank: json.loads(text) for rank, text in self._comm.exchange(json.dumps(own)).items()}
         rank, index = _odd_one(by_rank)
         path = getattr(self._variables[index], "path", self._variables[index].name)
         raise Drifted(

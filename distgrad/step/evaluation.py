@@ -93,11 +93,11 @@ class Evaluation:
     def _take(self, batch: tuple[Any, ...], more: bool) -> EvaluationReport:
         if not self._has_joined:
             self._join(batch)
-        self._comm.step = self.steps + 1
+        self._comm.liveness.step = self.steps + 1
         try:
             report = EvaluationReport(*self._compiled(batch, tf.constant(float(more), tf.float64)))
         except tf.errors.OpError as error:
-            raise self._comm.reason(error) from None
+            raise self._comm.liveness.explain(error) from None
         self.steps += 1
         require_samples(report, batch, self.steps)
         return report

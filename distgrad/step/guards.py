@@ -26,7 +26,7 @@ class Guards:
 
     def flags(self, more: bool, step: int) -> tf.Tensor:
         """Return (3,) float64, `Flags` of the step of this number."""
-        return _flags(Flags(more, self._comm.stop.by is not None, self._compares(step)))
+        return _flags(Flags(more, self._comm.liveness.stop.by is not None, self._compares(step)))
 
     def check(self, report: StepReport, drift: Drift) -> bool:
         """Check a step that was taken. Returns True if all workers stop now.
@@ -52,7 +52,7 @@ class Guards:
 
     def stopped(self, step: int, saved: bool) -> Stopped:
         """Return the error that ends the training."""
-        by = f" by {self._comm.stop.by.name}" if self._comm.stop.by else ""
+        by = f" by {self._comm.liveness.stop.by.name}" if self._comm.liveness.stop.by else ""
         what = "and saved" if saved else "but not saved: it has no Checkpoint"
         return Stopped(
             f"asked to stop{by}; step {step} is done {what}",

@@ -114,8 +114,7 @@ def agree_on_gradients(
         may_use_sparse: False adds up all gradients densely.
     """
     own = "".join(_kind(gradient) for gradient in trial.gradients)
-    by_rank = [text for text in comm.exchange(own) if text]
-    anywhere = [set(column) for column in zip(*by_rank, strict=True)]
+    anywhere = [set(column) for column in zip(*comm.exchange(own).values(), strict=True)]
     kinds = [set[str]().union(*anywhere[number :: len(variables)]) for number in range(len(variables))]
     exists = [kinds[n] != {MISSING} or is_regularized(variable) for n, variable in enumerate(variables)]
     candidates = may_be_sparse(model, variables) if may_use_sparse and sums_sparse(comm) else []

@@ -26,7 +26,7 @@ def build_model(comm: Communicator, model: keras.Model, x: Any) -> None:
             "build the model in there, and call them outside of it",
             everywhere=True,
         )
-    comm.introduce()
+    comm.liveness.introduce()
     if not model.built:
         with comm.scope():
             model(one_row_like(x))

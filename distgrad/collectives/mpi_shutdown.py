@@ -1,0 +1,100 @@
+"""The end of an MPI job: MPI is finalised, a failed job is aborted, and nothing of Open MPI's is left behind.
+
+mpi.py is to be imported first: it sets up mpi4py.
+"""
+
+import atexit
+import ctypes
+import functools
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from distgrad import native
+from distgrad.liveness.reaper import end_later
+from distgrad.liveness.status_page import StatusPage
+
+PRESENT = 1  # tag of the messages by which ranks say that they wait
+LISTENING = 1.0  # seconds to hear from the ranks that wait
+ABORTING = 2.0  # seconds for mpirun to end this process
+STUCK = 1.5  # seconds for mpirun to end whoever does not listen
+SESSION_FOLDER = "OMPI_MCA_orte_jobfam_session_dir"  # in which Open MPI 4 names its own folder
+
+# Stuck workers are left to mpirun, which would take the status of a killed rank for the job's, but not for long.
+end_stuck = functools.partial(end_later, grace=STUCK)
+
+
+class Finalizer:
+    """Finalises MPI in this process, by the compiled core.
+
+    Args:
+        host: the ranks of this host, which all call this.
+    """
+
+    def __init__(self, host: MPI.Intracomm) -> None:
+        library = ctypes.CDLL(MPI.__file__)
+        names = "\n".join(map(str, _unlink_segments(host))).encode()
+        self._arguments: tuple[Any, Any, bytes] = (library.MPI_Finalize, library.MPI_Finalized, names)
+
+    def finalize(self) -> None:
+        """Finalise MPI now; every rank calls it, or is about to end."""
+        native.functions().distgrad_end_mpi(*self._arguments)
+
+    def finalize_at_exit(self, page: StatusPage | None) -> None:
+        """Finalise MPI when this process ends.
+
+        Args:
+            page: of this process, to finalise when its exit status is known, since only if that is 0 may this rank
+                wait for the others; None to finalise when Python ends.
+        """
+        if page is None:
+            atexit.register(self.finalize)
+        else:
+            native.functions().distgrad_at_exit(page.address, *self._arguments)
+
+
+def _unlink_segments(host: MPI.Intracomm) -> list[Path]:
+    """Remove the names of Open MPI's own shared memory, which would stay behind if mpirun were killed.
+
+    That is safe once every rank of the host has opened what the others made, which each does at the first message.
+
+    Returns:
+        The files that must be there when MPI is finalised: it removes them itself then, and complains if it cannot.
+    """
+    host.alltoall([None] * host.size)
+    local_rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
+    segment = re.compile(rf"/\S*/vader_segment\.\S+\.{local_rank}$", re.MULTILINE)
+    names = [Path(name) for name in segment.findall(Path("/proc/self/maps").read_text())]
+    for name in names:
+        name.unlink()
+    return names
+
+
+def absent_ranks(comm: MPI.Intracomm) -> list[int]:
+    """Find the ranks that do not wait: each rank that does says so to all others, and hears who else does."""
+    others = set(range(comm.size)) - {comm.rank}
+    sent = [comm.isend(None, rank, PRESENT) for rank in sorted(others)]
+    end = time.monotonic() + LISTENING
+    while others and time.monotonic() < end:
+        message = MPI.Status()
+        if comm.iprobe(tag=PRESENT, status=message):
+            comm.recv(source=message.source, tag=PRESENT)
+            others.discard(message.source)
+    return sorted(others) if sent else []
+
+
+def abort(status: int) -> None:
+    """End all ranks of the job with this exit status."""
+    threading.Timer(ABORTING, os._exit, (status,)).start()  # should mpirun not be there to be told
+    MPI.COMM_WORLD.Abort(status)
+
+
+def remove_session_folder() -> None:
+    """Remove Open MPI's folder on this host, now that mpirun is gone."""
+    shutil.rmtree(os.environ.get(SESSION_FOLDER, ""), ignore_errors=True)

@@ -1,0 +1,148 @@
+"""Liveness of a job: no process waits for ever for another one, and every end of the job is explained once."""
+
+import atexit
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import tensorflow as tf
+
+from distgrad import native
+from distgrad.errors import LauncherLost, print_line
+from distgrad.liveness.engine_hooks import EngineHooks
+from distgrad.liveness.peers import Peers
+from distgrad.liveness.processes import await_reaping, kill
+from distgrad.liveness.status_page import FINISHED, SUM_COUNT, WAITING, StatusPage
+from distgrad.liveness.stop_signals import StopRequest
+from distgrad.liveness.watchdog import Fault, Watchdog
+
+EXPLAINING = 5.0  # seconds in which the watchdog may find out why a sum failed
+REAPING = 1.0  # seconds for a launcher to look at a process that has ended
+
+
+class Liveness:
+    """One process's part in keeping its job from waiting for ever.
+
+    Args:
+        rank: of this process's first worker.
+        processes: how many the job has.
+        hooks: what only the engine can do.
+
+    Attributes:
+        step: number of the step under way, for error messages; None before the first.
+        stop: the request to stop, which signals make.
+        timeout: seconds that a worker waits for the others in a sum.
+        page: tells the watchdogs of this host how far this process is.
+    """
+
+    def __init__(self, rank: int, processes: int, hooks: EngineHooks) -> None:
+        self.step: int | None = None
+        self.stop = StopRequest(functools.partial(self.leave, together=False))
+        self.timeout = 60.0
+        self.page = StatusPage.new()
+        self._rank, self._processes, self._hooks = rank, processes, hooks
+        self._peers, self._introduced = Peers(rank, self.page, processes), False
+        self._watchdog: Watchdog | None = None
+        self._failure: Exception | None = None
+
+    def start(self, timeout: float) -> None:
+        """Watch the job from now on; it ends when a worker is gone, or later than the others by so many seconds."""
+        self.timeout = timeout
+        self._watchdog = Watchdog(
+            self.page,
+            self._peers,
+            self.stop,
+            timeout,
+            absent_ranks=self._hooks.absent_ranks,
+            end_job=self._end_job,
+        )
+        self._watchdog.start()
+        atexit.register(self._mark_finished)
+        if self._hooks.introduces_at_start:
+            self.introduce()
+
+    def introduce(self) -> None:
+        """Let the processes of a host know one another; every worker calls it, and only the first call counts."""
+        if self._watchdog and not self._introduced:
+            self._peers = Peers(self._rank, self.page, self._processes, self._hooks.exchange)
+            self._introduced = True
+            self._watchdog.watch(self._peers)
+
+    def close(self) -> None:
+        """Stop watching; the other workers will not miss this process."""
+        self._mark_finished()
+        self.stop.close()
+        if self._watchdog:
+            self._watchdog.close()
+
+    def mark_sum(self, *, begins: bool) -> contextlib.AbstractContextManager[Any]:
+        """Note that a sum begins or has ended, before anything runs that is computed in this context.
+
+        For engines whose sums the compiled core does not see; in a graph or not.
+        """
+        return tf.control_dependencies([native.operations().distgrad_mark(page=self.page.address, begins=int(begins))])
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time in this context as a wait for the other processes, all of which enter one like it."""
+        self.page[SUM_COUNT] += 1
+        self.page[WAITING] = 1
+        yield
+        self.page[WAITING] = 0
+
+    # ---- errors
+
+    def fail(self, error: Exception) -> None:
+        """Remember an exception that is raised within a graph, since TensorFlow hides its class."""
+        self._failure = error
+
+    def explain(self, error: Exception) -> Exception:
+        """Return the exception to raise for an error that a graph has raised.
+
+        Another worker may be at fault. Then the watchdog knows, and ends this process. An engine that gave up a sum
+        before the watchdog did does not wait any longer for a worker that has not arrived.
+        """
+        if self._failure is None and self._watchdog and self.page[WAITING] and not self.page[FINISHED]:
+            time.sleep(EXPLAINING)
+            self._watchdog.hurry()
+        return self._failure or error
+
+    # ---- the end
+
+    def leave(self, status: int, together: bool) -> NoReturn:
+        """End this process after an error that has been printed.
+
+        Args:
+            status: its exit status.
+            together: True if every worker does the same; else the others are ended, too.
+        """
+        if together:
+            self._mark_finished()
+            self._hooks.leave_together()
+        elif self._watchdog:
+            self._peers.claim_report()  # the others have nothing to add
+            self._hooks.abort(status)
+        os._exit(status)
+
+    def _mark_finished(self) -> None:
+        self.page[FINISHED] = 1
+
+    def _end_job(self, fault: Fault) -> NoReturn:
+        """Say why the job ends, unless another process of this host has, and end it; called by the watchdog."""
+        error = fault.error
+        if self._peers.claim_report():
+            error.step = self.step
+            with contextlib.suppress(OSError):  # nobody may be left to read it
+                print_line(str(error), sys.stderr)
+        if isinstance(error, LauncherLost):
+            self._hooks.remove_leftovers()
+            kill([peer.pidfd for peer in self._peers.others])
+            os._exit(error.status)
+        if fault.ended is not None:
+            await_reaping(fault.ended.pid, REAPING)  # so that its status is the first that the launcher hears of
+        self._hooks.end_stuck([peer.pidfd for peer in fault.stuck])
+        self.leave(error.status, together=False)
