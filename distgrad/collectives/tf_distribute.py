@@ -14,7 +14,7 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector, joined, pieces_of
 from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import EngineMissing
-from distgrad.launching.world import World
+from distgrad.launching.world import SINGLE_PROCESS, World
 from distgrad.liveness.engine_hooks import EngineHooks
 
 LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
