@@ -87,8 +87,8 @@ class TrainingGraph:
         """
         began, batch = self._start_clock(batch)
         total = self._all_reduce(batch, flags)  # the only communication of a step, and its one division
-        scalars = self.sent.unpack(total.rest[:SCALARS])
-        extra = self._plan.extra.split(total.rest[SCALARS : SCALARS + self._plan.extra.entries])
+        packed, extra_sums = tf.split(total.rest, [SCALARS, self._plan.extra.entries])
+        scalars, extra = self.sent.unpack(packed), self._plan.extra.split(extra_sums)
         losses = self._plan.objective.means(
             LossSum(scalars.loss, scalars.weight), extra[self._plan.objective], self._plan.contents.divides
         )
