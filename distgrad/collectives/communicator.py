@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad.collectives import agreement
-from distgrad.collectives.moments import all_finite, moments, rows, whole
-from distgrad.collectives.vectors import DividedSum, Vector, divisor_of, pieces_of
+from distgrad.collectives.moments import MOMENTS, all_finite, merged, moments, moments_of_each
+from distgrad.collectives.vectors import DividedSum, Division, Vector, pieces_of
+from distgrad.collectives.window import Window
 from distgrad.data.sharding import shard_dataset
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.liveness import Liveness
@@ -43,7 +44,7 @@ class Communicator:
     backend = "solo"
     span = 1
     alone = False
-    window: Any = None
+    window: Window | None = None
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
@@ -90,43 +91,37 @@ class Communicator:
         """
         return self.all_sum(pieces_of(fn(*args)), borrow)
 
-    def sum_and_divide(
-        self,
-        fn: Callable[..., Vector],
-        args: Sequence[Any],
-        rest: int,
-        divisor: tf.Tensor,
-        describe: bool = True,
-        *,
-        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
-    ) -> DividedSum:
-        """The same, with the one division of a step, and what the sum was like: in one reduction.
+    def sum_and_divide(self, fn: Callable[..., Vector], args: Sequence[Any], division: Division) -> DividedSum:
+        """Sum over workers likewise, with the one division of a step and a description of the sum: in one reduction.
 
         Args:
-            rest: how many entries, at the end, are not divided.
-            divisor: (1 + r,) float64; the first of these numbers plus Σ the others times the last r entries of the sum
-                is what it is divided by, unless that is 0.
-            describe: whether moments and nonfinite are wanted; zeros if not.
-            ranges: gives, once `fn` has run, [first, last) of divided entries in ascending order, to be described one
-                by one. What lies between them is zero.
+            fn, args: see `sum_over_workers`.
+            division: what is divided, by what, and what of it is described.
 
         Returns:
             The sum, which may be the engine's own buffer, good until the next one.
         """
 
-        def with_vote(*share: Any) -> list[tf.Tensor]:
+        def with_nonfinite_flag(*share: Any) -> list[tf.Tensor]:
             pieces = pieces_of(fn(*share))
-            vote = tf.cast(~all_finite(pieces), pieces[0].dtype) if describe else tf.zeros((), pieces[0].dtype)
-            return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
+            dtype = pieces[0].dtype
+            flag = tf.cast(~all_finite(pieces), dtype) if division.describe else tf.zeros((), dtype)
+            return [*pieces, tf.one_hot(self.worker(), self.size, dtype=dtype) * flag]
 
-        voted = self.sum_over_workers(with_vote, args, borrow=True)
-        cut = -self.size - rest
-        summed, undivided = voted[:cut], voted[cut : -self.size]
-        by = divisor_of(divisor, undivided)
-        by_range = rows([summed[first:last] for first, last in ranges()])
-        unranged = moments(summed) if describe and not ranges() else tf.zeros(4, tf.float64)
-        found = whole(by_range)[:4] if ranges() else unranged
-        return DividedSum([summed / tf.cast(by, summed.dtype)], undivided, by, found, voted[-self.size :], by_range)
+        flagged = self.sum_over_workers(with_nonfinite_flag, args, borrow=True)
+        cut = -self.size - division.undivided
+        summed, undivided = flagged[:cut], flagged[cut : -self.size]
+        divisor = division.divisor(undivided)
+        by_range = moments_of_each([summed[first:last] for first, last in division.ranges])
+        unranged = moments(summed) if division.describe and not division.ranges else tf.zeros(MOMENTS, tf.float64)
+        return DividedSum(
+            blocks=[summed / tf.cast(divisor, summed.dtype)],
+            undivided=undivided,
+            divisor=divisor,
+            moments=merged(by_range)[:MOMENTS] if division.ranges else unranged,
+            nonfinite_workers=flagged[-self.size :],
+            by_range=by_range,
+        )
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
         """Sum (s,) over the workers in the midst of `fn`, in a way that can be differentiated.

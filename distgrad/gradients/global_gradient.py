@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from distgrad.collectives.moments import ROW, moments, rows, statistics, whole
+from distgrad.collectives.moments import COLUMNS, MOMENTS, merged, moments, moments_of_each, statistics
 from distgrad.collectives.vectors import DividedSum
 from distgrad.gradients.flat_vector import Layout
 from distgrad.gradients.micro_batch import GradientSum
@@ -54,23 +54,23 @@ class Divided:
         penalised = any(part is not None for part in penalty.gradients)
         if len(counts) == 1 and not penalised:
             shown = functools.partial(statistics, divisor=total.divisor, dtype=self._layout.dtype)
-            by_variable = shown(self._in_order(total.rows)) if self._describes else rows([])
+            by_variable = shown(self._in_order(total.by_range)) if self._describes else moments_of_each([])
             return G(total.blocks, shown(total.moments), by_variable)
         entries = tf.concat(total.blocks if len(counts) == 1 else self._of_groups(total, counts, scale), 0)
         if penalised:
             entries += tf.concat(self._layout.flatten(penalty.gradients), 0)
         parts = [entries, *touched(total)]
-        described = moments(entries) if len(parts) == 1 else whole(rows(parts))[:4]
+        described = moments(entries) if len(parts) == 1 else merged(moments_of_each(parts))[:MOMENTS]
         return G([entries], statistics(described), statistics(self._by_variable(parts)))
 
     def _by_variable(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """(v, 5) the rows of the variables of G; what nobody touched of a table are zeros."""
         if not self._describes:
-            return rows([])
+            return moments_of_each([])
         gradients = [place.of(parts) for place in self._layout.places()]
         untouched = [size - tf.size(part) for size, part in zip(self._layout.sizes, gradients, strict=True)]
         zeros = tf.cast(untouched, tf.float64)[:, tf.newaxis]
-        return rows(gradients) + tf.pad(zeros, [[0, 0], [ROW - 1, 0]])
+        return moments_of_each(gradients) + tf.pad(zeros, [[0, 0], [COLUMNS - 1, 0]])
 
     def _in_order(self, described: tf.Tensor) -> tf.Tensor:
         """(v, 5) the rows as the variables come, from those of the ranges and then of the tables."""
@@ -83,9 +83,9 @@ class Divided:
         parts, variables = self._sent.unflatten(total.blocks), len(self._layout.sizes)
         scaled = [part * tf.cast(shares[number // variables], part.dtype) for number, part in enumerate(parts)]
         sums = [tf.add_n(scaled[index::variables]) for index in range(variables)]
-        return [total.rest[:0], *self._layout.flatten(sums)]
+        return [total.undivided[:0], *self._layout.flatten(sums)]
 
 
 def touched(total: DividedSum) -> list[tf.Tensor]:
     """The entries of each table's touched rows, 1-D, as `Place.of` takes them."""
-    return [tf.reshape(table.values, [-1]) for table in total.tables]
+    return [tf.reshape(table.values, [-1]) for table in total.sparse]

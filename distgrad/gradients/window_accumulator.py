@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.window import Placed, Table, Window
+from distgrad.collectives.window import PlacedVector, SparseVariable, Window
 from distgrad.gradients.accumulate import Carried, Totals, without_repeats
 from distgrad.gradients.flat_vector import LANES, Layout
 from distgrad.gradients.micro_batch import Gradient
@@ -38,7 +38,7 @@ class WindowAccumulator:
     def _lay_out(self, tables: Sequence[int]) -> None:
         self.layout = self.layout.with_tables(tables)
         self._slots = self.layout.slots()
-        self._tables = {index: self._window.table(self.layout.shapes[index]) for index in tables}
+        self._tables = {index: self._window.sparse_variable(self.layout.shapes[index]) for index in tables}
         self._window.reserve(self.layout.entries + self._room, self.layout.dtype)
 
     def _choose_tables(self, gradients: Sequence[Gradient]) -> None:
@@ -70,7 +70,7 @@ class WindowAccumulator:
             found.append(self._run("add", first, last, dense, starts=starts, stops=stops))
         return carried, found
 
-    def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    def _collect(self, gradient: Gradient, table: SparseVariable, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         if isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
         return self._run("collect", first, last, *self._rows_of(gradient), table=table.address)
@@ -92,8 +92,8 @@ class WindowAccumulator:
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
         return tf.cast(gradient, self.layout.dtype)
 
-    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> Placed:
-        return Placed(self.layout.entries, filled, [rest], list(self._tables.values()))
+    def vector(self, carried: list[tf.Tensor], filled: tf.Tensor, rest: tf.Tensor) -> PlacedVector:
+        return PlacedVector(self.layout.entries, filled, [rest], list(self._tables.values()))
 
 
 def accumulator_for(

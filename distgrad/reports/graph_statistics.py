@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.moments import SQUARES
 from distgrad.collectives.vectors import DividedSum
 from distgrad.errors import BadArgument
 from distgrad.gradients.accumulate import Accumulated
@@ -60,5 +61,5 @@ class Watch:
             return found
         with tf.control_dependencies(total.blocks):
             seconds = tf.timestamp() - began
-        head = [scale, total.moments[1], seconds]
-        return tf.concat([head, found, tf.cast(total.rest[-self.entries :], tf.float64)], 0)
+        head = [scale, total.moments[SQUARES], seconds]
+        return tf.concat([head, found, tf.cast(total.undivided[-self.entries :], tf.float64)], 0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distgrad.collectives.moments import ROW
+from distgrad.collectives.moments import COLUMNS
 from distgrad.reports.noise import GradientNoise, estimate
 from distgrad.reports.worker_table import Own, table
 
@@ -107,8 +107,8 @@ class Told:
         self._scale, self._squares, self._summed_after = map(float, values[:head] if head else (1.0, 0.0, 0.0))
         values = values[head:]
         variables = len(contents.variables) if contents.by_variable else 0
-        self._rows = values[: ROW * variables].reshape(variables, ROW)
-        self._own = table(values[ROW * variables :])
+        self._rows = values[: COLUMNS * variables].reshape(variables, COLUMNS)
+        self._own = table(values[COLUMNS * variables :])
 
     def _together(self, members: Sequence[int]) -> VariableStatistics:
         rows = self._rows[list(members)]

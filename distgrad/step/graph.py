@@ -15,7 +15,8 @@ import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.vectors import DividedSum, Vector
+from distgrad.collectives.moments import NONFINITE
+from distgrad.collectives.vectors import DividedSum, Division, Vector
 from distgrad.data.batch import one_row_at_least, row_count, zero_unless
 from distgrad.gradients.accumulate import Totals, accumulate
 from distgrad.gradients.flat_vector import LANES, WEIGHT, Layout, Place
@@ -84,29 +85,33 @@ class StepGraph:
         """
         began, batch = self.watch.begin(batch)
         total = self._sum_over_workers(batch, tf.unstack(flags, FLAGS))  # the only communication, and the one division
-        lanes = self.sent.lanes(total.rest)  # what rode along
+        lanes = self.sent.lanes(total.undivided)  # what rode along
         ridden = self.riders.cut(lanes.riders[: self.riders.entries])
         means = self.objective.means(lanes.loss, lanes.weight, ridden[0], self.policy.divides)
         penalty = self._penalty()  # a function of the weights alone, counted once
         g = self._divided.gradient(total, means.counts, penalty, self._scale())
         told = self.watch.told(total, g.by_variable, began, self._scale())
-        finite = tf.equal(g.described[3], 0)
+        finite = tf.equal(g.described[NONFINITE], 0)
         loss = means.loss + penalty.loss
         applied = (lanes.examples > 0) & (finite | (self.policy.on_nonfinite == "apply"))
-        self._update(self.layout.unflatten(g.blocks, total.tables), finite, applied)
+        self._update(self.layout.unflatten(g.blocks, total.sparse), finite, applied)
         outcome = Outcome(loss, g.described[0], g.described[1], lanes.examples, means.outputs, applied)
         logs = self.riders.settle(ridden, outcome)
         first = self.riders.entries
         drifted = self.drift.differs(lanes.riders[first : first + self.drift.entries])
         told_first = (loss, lanes.examples, lanes.weight, lanes.more, applied, lanes.stop, drifted)
         head = [tf.cast(value, tf.float64) for value in told_first]
-        values = tf.concat([head, g.described, tf.cast(total.nonfinite, tf.float64), told], 0)
+        values = tf.concat([head, g.described, tf.cast(total.nonfinite_workers, tf.float64), told], 0)
         return values, [list(g.blocks), touched(total)] if self.policy.keeps_gradient else [], logs
 
     def _sum_over_workers(self, batch: tuple[Any, ...], flags: Sequence[tf.Tensor]) -> DividedSum:
-        return self.comm.sum_and_divide(
-            self._local_sums, (batch, flags), self._undivided(), self._divisor(), ranges=self._ranges
-        )
+        if self.comm.window is None:
+            return self.comm.sum_and_divide(self._local_sums, (batch, flags), self._division())
+        vector = self._local_sums(batch, flags)  # makes the layout, on which the ranges depend
+        return self.comm.sum_and_divide(lambda: vector, (), self._division())
+
+    def _division(self) -> Division:
+        return Division(self._undivided(), self._divisor(), ranges=self._ranges())
 
     def _undivided(self) -> int:
         """How many entries follow the gradients."""
@@ -117,7 +122,7 @@ class StepGraph:
         return self.sent.ranges() if self.watch.by_variable and self.objective.groups == 1 else []
 
     def _divisor(self) -> tf.Tensor:
-        """What the gradient is divided by, as `sum_and_divide` takes it: N times the loss scale, or that alone."""
+        """What the gradient is divided by, as the terms of a `Division`: N times the loss scale, or that alone."""
         divides = self.policy.divides and not self._divides_loss
         terms = [0.0, *WEIGHT] if divides else [1.0, *[0.0] * LANES]
         divisor = tf.constant([*terms, *[0.0] * (self._undivided() - LANES)], tf.float64)

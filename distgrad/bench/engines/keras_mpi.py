@@ -11,7 +11,7 @@ from distgrad.bench.data import check, own_part
 from distgrad.bench.engines import by_hand, keras_fit, own
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.mpi import Mpi
-from distgrad.collectives.vectors import DividedSum
+from distgrad.collectives.vectors import Division
 from distgrad.native import functions
 from distgrad.step.distributed_step import DistributedStep
 from distgrad.step.graph import StepGraph
@@ -29,8 +29,8 @@ OPTIONS = {
 
 
 class _Undescribed(StepGraph):
-    def _sum_over_workers(self, *batch: Any) -> DividedSum:
-        return self.comm.sum_and_divide(self._local_sums, batch, self._undivided(), self._divisor(), describe=False)
+    def _division(self) -> Division:
+        return super()._division()._replace(describe=False, ranges=())
 
 
 class WithoutStatistics(DistributedStep):
