@@ -1,6 +1,6 @@
-"""Sums over workers: what a communicator is, and one file for each engine that is one.
+"""Sums over workers: the communicator, and one file for each engine.
 
-    communicator.py    the protocol, and what follows from it: broadcasts, exchanged texts, barriers
+    communicator.py    the communicator, and what follows from its sum: broadcasts, exchanged texts, barriers
     solo.py            one process, one device
     mpi.py             mpi4py, under mpirun
     mpi_shutdown.py    how an MPI job ends
@@ -14,5 +14,5 @@
     moments.py         sum, sum of squares, largest entry and non-finite count of a vector
     agreement.py       the check that all workers mean the same, before the first sum
 
-Only the engines' files import a foreign engine. Nothing here knows models, gradients or Keras.
+Only the engines' files import a foreign engine. Nothing here knows models or Keras.
 """

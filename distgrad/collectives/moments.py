@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distgrad import native
 
-SUM = 0  # Σ entries
+TOTAL = 0  # Σ entries
 SQUARES = 1  # Σ entries²; in what `statistics` returns sqrt(Σ entries²), the norm
 LARGEST = 2  # max |entry|
 NONFINITE = 3  # number of entries that are NaN or infinite

@@ -82,7 +82,7 @@ class SharedWindow(Window):
                 rank=a,
                 everywhere=True,
             )
-        elif event is Event.NONFINITE:
+        elif event is Event.VOTE:
             self._nonfinite_workers()[:] = self._world.allgather(a)
         else:
             super()._handle(event, a, b)

@@ -24,7 +24,7 @@ class Solo(Communicator):
         return tf.identity(joined(pieces))
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        """They are the root's."""
+        """Leave the variables as they are: this process is the root."""
 
     def _engine_hooks(self) -> EngineHooks:
         # Nobody waits here, so what the script registered may take its time.

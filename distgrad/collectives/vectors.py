@@ -1,4 +1,4 @@
-"""What communicators sum: vectors, whole or in pieces, how their sum is divided, and what is known of it."""
+"""Vectors that communicators sum, whole or in pieces; the division of their sum, and its description."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias

@@ -19,12 +19,12 @@ from distgrad.collectives.moments import COLUMNS
 
 
 class Event(enum.IntEnum):
-    """What the core asks for in the midst of a sum, with two integers; native/window.h has the same numbers."""
+    """Requests of the core in the midst of a sum, with two integers a and b; native/window.h has the same numbers."""
 
-    GROW = 0  # make room for vectors of so many bytes
-    SUM_BETWEEN_HOSTS = 1  # sum the entries from first to last of the result over the hosts
-    MISMATCH = 2  # refuse the vector of a local rank, which has so many entries, unlike that of local rank 0
-    NONFINITE = 3  # tell all ranks whether this rank's vector holds NaN or infinity
+    GROW = 0  # make room for vectors of a bytes
+    SUM_BETWEEN_HOSTS = 1  # sum the entries a..b-1 of the result over the hosts
+    MISMATCH = 2  # refuse the vector of local rank a, which has b entries, unlike that of local rank 0
+    VOTE = 3  # tell all ranks a, which is 1 if this rank's vector holds NaN or infinity, else 0
 
 
 class Seat(NamedTuple):
@@ -72,7 +72,7 @@ class PlacedVector(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """How many entries there are in all, None where that is not known."""
+        """Number of entries in all, None where that is not known."""
         sizes = [piece.shape[0] for piece in self.pieces]
         return None if None in sizes else self.entries + sum(sizes)
 
@@ -148,7 +148,7 @@ class Window:
         """Handle the events of a rank that is alone."""
         if event is Event.GROW:
             self._grow(a)
-        elif event is Event.NONFINITE:
+        elif event is Event.VOTE:
             self._nonfinite_workers()[:] = a
 
     def _grow(self, needed: int) -> None:
