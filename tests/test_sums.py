@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from distgrad import connect
-from distgrad.collectives.moments import moments, rows, statistics, whole
+from distgrad.collectives.moments import merged, moments, moments_of_each, statistics
+from distgrad.collectives.vectors import Division
 from distgrad.errors import UnsupportedDtype, UnsupportedLoss
 from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatch, add, over_micro_batches
 from distgrad.gradients.flat_vector import LARGE, SCALARS, FlatLayout, Scalars
@@ -134,13 +135,13 @@ def test_rows_collected_for_a_table_are_its_gradient(parts: list[list[int]], few
             last = tf.constant(number == len(parts))
             _, found = totals.add([], [gradient], tf.constant(number == 0), last)
         vector = totals.vector([], tf.constant(True), tf.zeros(SCALARS))
-        total = comm.sum_and_divide(lambda: vector, (), SCALARS, tf.constant([2.0], tf.float64))
-        slices = total.tables[0]
+        total = comm.sum_and_divide(lambda: vector, (), Division(SCALARS, tf.constant([2.0], tf.float64)))
+        slices = total.sparse[0]
         assert slices.indices.numpy().tolist() == sorted({row % (3 if few else ROWS) for part in parts for row in part})
         np.testing.assert_array_equal(tf.convert_to_tensor(slices).numpy(), expected / 2)
         row = [expected.sum(), np.square(expected).sum(), np.abs(expected).max(), 0, np.sum(expected == 0)]
         assert total.moments.numpy().tolist() == row[:4]
-        assert total.rows.numpy().tolist() == [row]
+        assert total.by_range.numpy().tolist() == [row]
         if describes:
             assert np.sum(found, axis=0)[1:].tolist() == row[:2]
 
@@ -250,7 +251,7 @@ def test_statistics_are_numpy_s_in_float64(values: np.ndarray) -> None:
 
 def core_moments(values: np.ndarray) -> np.ndarray:
     """The moments as the compiled core finds them while it adds."""
-    return rows([tf.constant(values)]).numpy()[0]
+    return moments_of_each([tf.constant(values)]).numpy()[0]
 
 
 def check_statistics(values: np.ndarray, raw: np.ndarray) -> None:
@@ -265,9 +266,9 @@ def check_statistics(values: np.ndarray, raw: np.ndarray) -> None:
 
 def test_a_whole_is_described_by_its_parts() -> None:
     parts = [tf.range(10.0), tf.constant([np.nan, -20.0, 0.0]), tf.zeros(0)]
-    assert whole(rows(parts)[:1]).numpy().tolist() == [45.0, 285.0, 9.0, 0.0, 1.0]
-    np.testing.assert_array_equal(whole(rows(parts)), rows([tf.concat(parts, 0)])[0])
-    assert whole(rows([])).numpy().tolist() == [0.0] * 5
+    assert merged(moments_of_each(parts)[:1]).numpy().tolist() == [45.0, 285.0, 9.0, 0.0, 1.0]
+    np.testing.assert_array_equal(merged(moments_of_each(parts)), moments_of_each([tf.concat(parts, 0)])[0])
+    assert merged(moments_of_each([])).numpy().tolist() == [0.0] * 5
 
 
 def test_large_float64_entries_are_finite() -> None:

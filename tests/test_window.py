@@ -70,6 +70,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
     code = f"""
         import numpy as np, tensorflow as tf
         from distgrad.collectives import mpi
+        from distgrad.collectives.vectors import Division
         from distgrad.gradients.flat_vector import SCALARS, FlatLayout
         from distgrad.gradients.window_accumulator import accumulator_for
         world = mpi.MPI.COMM_WORLD
@@ -80,11 +81,12 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
                 vector = np.arange(size) * (world.rank + 1.0) + step
                 pieces = [*map(tf.constant, np.array_split(vector, 3)), tf.constant([1.0], tf.float64)]
                 rest = size - size // 2 + 1
-                total = comm.sum_and_divide(lambda: pieces, (), rest, tf.constant([0.0, 2.0], tf.float64))
+                division = Division(rest, tf.constant([0.0, 2.0], tf.float64))
+                total = comm.sum_and_divide(lambda: pieces, (), division)
                 expected = np.arange(size) * 10.0 + 4 * step
                 half = expected[: size // 2]
                 np.testing.assert_array_equal(total.blocks[0], half / 8)
-                np.testing.assert_array_equal(total.rest, [*expected[size // 2 :], 4])
+                np.testing.assert_array_equal(total.undivided, [*expected[size // 2 :], 4])
                 moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
                 np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
         totals = accumulator_for(comm, FlatLayout([tf.Variable(tf.zeros((4200, 4)))], [0]), 1)
@@ -94,14 +96,15 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
             gradient = tf.IndexedSlices(tf.fill((3, 4), value), ids)
             carried, _ = totals.add([], [gradient], tf.constant(True), tf.constant(True))
             vector = totals.vector(carried, tf.constant(world.rank != 1), tf.fill([SCALARS + 1], 0.5))
-            return comm.sum_and_divide(lambda: vector, (), SCALARS + 1, tf.constant([0.0, 1.0], tf.float64))
+            division = Division(SCALARS + 1, tf.constant([0.0, 1.0], tf.float64))
+            return comm.sum_and_divide(lambda: vector, (), division)
 
         for ids, last in (([0, 7, 7], 4.0), ([1, 4199, 5], np.inf), ([2, 2, 2], 4.0)):
             total = add_rows(tf.constant(ids), tf.constant([1.0, 2.0, 3.0, last][world.rank]))
             expected = np.zeros((4200, 4), "f4")
             np.add.at(expected, ids, (1 + 3 + last) / 2)
-            np.testing.assert_array_equal(tf.convert_to_tensor(total.tables[0]), expected)
-            assert total.nonfinite.numpy().tolist() == [0, 0, 0, int(np.isinf(last))]
+            np.testing.assert_array_equal(tf.convert_to_tensor(total.sparse[0]), expected)
+            assert total.nonfinite_workers.numpy().tolist() == [0, 0, 0, int(np.isinf(last))]
         print("sums right", flush=True)
     """
     check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)

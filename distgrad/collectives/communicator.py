@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad.collectives import agreement
-from distgrad.collectives.moments import all_finite, moments, rows, whole
-from distgrad.collectives.vectors import DividedSum, Vector, divisor_of, pieces_of
+from distgrad.collectives.moments import MOMENTS, all_finite, merged, moments, moments_of_each
+from distgrad.collectives.vectors import DividedSum, Division, Vector, pieces_of
+from distgrad.collectives.window import Window
 from distgrad.data.sharding import shard_dataset
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.liveness import Liveness
@@ -43,7 +44,7 @@ class Communicator:
     backend = "solo"
     span = 1
     alone = False
-    window: Any = None
+    window: Window | None = None
 
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
@@ -71,10 +72,10 @@ class Communicator:
         self.liveness.close()
 
     def _engine_hooks(self) -> EngineHooks:
-        """What liveness asks of the engine."""
+        """Return the functions of this engine that liveness needs."""
         return EngineHooks(exchange=self.exchange, leave_together=self.barrier)
 
-    # ---- the idea
+    # ---- sums
 
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
         """Run `fn` on each worker's share and return the sum of its results on every worker.
@@ -83,70 +84,67 @@ class Communicator:
             fn: takes `args`, returns a vector (s,) with the same s on every worker, whole or as a list of 1-D pieces.
             args: this process's tensors, or nests of them. A strategy that runs several workers in this process
                 cuts those of rank 1 and more into contiguous row ranges, one a worker.
-            borrow: take the engine's own buffer instead of a copy, if it has one. It is good until the next sum.
+            borrow: True to get the engine's own buffer instead of a copy, if it has one. It is good until the next sum.
 
         Returns:
             (s,) Σ over all workers of `fn(*share)`.
         """
         return self.all_sum(pieces_of(fn(*args)), borrow)
 
-    def sum_and_divide(
-        self,
-        fn: Callable[..., Vector],
-        args: Sequence[Any],
-        rest: int,
-        divisor: tf.Tensor,
-        describe: bool = True,
-        *,
-        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
-    ) -> DividedSum:
-        """The same, with the one division of a step, and what the sum was like: in one reduction.
+    def sum_and_divide(self, fn: Callable[..., Vector], args: Sequence[Any], division: Division) -> DividedSum:
+        """Sum over workers likewise, with the one division of a step and a description of the sum: in one reduction.
 
         Args:
-            rest: how many entries, at the end, are not divided.
-            divisor: (1 + r,) float64; the first of these numbers plus Σ the others times the last r entries of the sum
-                is what it is divided by, unless that is 0.
-            describe: whether moments and nonfinite are wanted; zeros if not.
-            ranges: gives, once `fn` has run, [first, last) of divided entries in ascending order, to be described one
-                by one. What lies between them is zero.
+            fn, args: see `sum_over_workers`.
+            division: what is divided, by what, and what of it is described.
 
         Returns:
             The sum, which may be the engine's own buffer, good until the next one.
         """
 
-        def with_vote(*share: Any) -> list[tf.Tensor]:
+        def with_nonfinite_flag(*share: Any) -> list[tf.Tensor]:
             pieces = pieces_of(fn(*share))
-            vote = tf.cast(~all_finite(pieces), pieces[0].dtype) if describe else tf.zeros((), pieces[0].dtype)
-            return [*pieces, tf.one_hot(self.worker(), self.size, dtype=vote.dtype) * vote]
+            dtype = pieces[0].dtype
+            flag = tf.cast(~all_finite(pieces), dtype) if division.describe else tf.zeros((), dtype)
+            return [*pieces, tf.one_hot(self.worker(), self.size, dtype=dtype) * flag]
 
-        voted = self.sum_over_workers(with_vote, args, borrow=True)
-        cut = -self.size - rest
-        summed, undivided = voted[:cut], voted[cut : -self.size]
-        by = divisor_of(divisor, undivided)
-        by_range = rows([summed[first:last] for first, last in ranges()])
-        unranged = moments(summed) if describe and not ranges() else tf.zeros(4, tf.float64)
-        found = whole(by_range)[:4] if ranges() else unranged
-        return DividedSum([summed / tf.cast(by, summed.dtype)], undivided, by, found, voted[-self.size :], by_range)
+        flagged = self.sum_over_workers(with_nonfinite_flag, args, borrow=True)
+        cut = -self.size - division.undivided
+        summed, undivided = flagged[:cut], flagged[cut : -self.size]
+        divisor = division.divisor(undivided)
+        by_range = moments_of_each([summed[first:last] for first, last in division.ranges])
+        unranged = moments(summed) if division.describe and not division.ranges else tf.zeros(MOMENTS, tf.float64)
+        return DividedSum(
+            blocks=[summed / tf.cast(divisor, summed.dtype)],
+            undivided=undivided,
+            divisor=divisor,
+            moments=merged(by_range)[:MOMENTS] if division.ranges else unranged,
+            nonfinite_workers=flagged[-self.size :],
+            by_range=by_range,
+        )
 
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
-        """Sum (s,) over the workers in the midst of `fn`, in a way that can be differentiated.
+        """Sum a vector over the workers in the midst of `fn`, in a way that can be differentiated.
 
-        Not part of the one reduction: where it stands, every worker waits for the others.
+        This is no part of the one reduction of a step: every worker waits for the others here.
+
+        Args:
+            vector: (s,) of this worker.
 
         Returns:
-            (s,) the sum. What is done with it on all workers counts in its gradient.
+            (s,) the sum. Its gradient is the sum of all workers' gradients with respect to it.
         """
 
-        def summed(part: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-            return self.all_sum([part]), lambda upstream: self.all_sum([upstream])
+        def with_gradient(vector: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            return self.all_sum([vector]), lambda upstream: self.all_sum([upstream])
 
-        return tf.custom_gradient(summed)(vector)
+        return tf.custom_gradient(with_gradient)(vector)
 
     def worker(self) -> tf.Tensor:
-        """() int32: the number of the worker that runs this code, in 0..size-1. Within `fn` only."""
+        """() int32 number of the worker that runs this code, in 0..size-1; for use within `fn` only."""
         return tf.constant(self.rank)
 
-    # ---- what follows from it
+    # ---- what follows from a sum
 
     @property
     def is_root(self) -> bool:
@@ -168,25 +166,25 @@ class Communicator:
         """
         return shard_dataset(dataset, self.rank, self.rank + self.span, self.size)
 
-    def process_sum(self, part: np.ndarray) -> np.ndarray:
+    def process_sum(self, array: np.ndarray) -> np.ndarray:
         """Sum one array a process, at once and outside any graph.
 
         Args:
-            part: any shape, a SUMMABLE dtype; the same shape in every process.
+            array: any shape, a SUMMABLE dtype; the same shape in every process.
 
         Returns:
             The sum, same shape.
         """
         with tf.init_scope():
             try:
-                total = self._sum_rows(tf.constant(part.reshape(1, -1)))
+                total = self._sum_rows(tf.constant(array.reshape(1, -1)))
             except tf.errors.OpError as error:
                 raise self.liveness.explain(error) from None
-        return cast(np.ndarray, total.numpy()).reshape(part.shape)
+        return cast(np.ndarray, total.numpy()).reshape(array.shape)
 
     @functools.cached_property
     def _sum_rows(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """(1, s) -> (s,): one row, so that where a process runs several workers just one of them has it."""
+        """Sum of one row (1, s) a process as (s,); of the workers that a process runs just one has the row."""
 
         def sum_rows(row: tf.Tensor) -> tf.Tensor:
             return self.sum_over_workers(lambda rows: tf.reduce_sum(rows, axis=0), (row,))
@@ -199,20 +197,20 @@ class Communicator:
         Returns:
             The texts by rank, in ascending order; of each process, by the rank of its first worker.
         """
-        own = np.frombuffer(text.encode(), np.uint8)
+        encoded = np.frombuffer(text.encode(), np.uint8)
         lengths = np.zeros(self.size, np.int32)
-        lengths[self.rank] = own.size
+        lengths[self.rank] = encoded.size
         lengths = self.process_sum(lengths)
         slots = np.zeros((self.size, int(lengths.max())), np.int32)
-        slots[self.rank, : own.size] = own
+        slots[self.rank, : encoded.size] = encoded
         slots = self.process_sum(slots).astype(np.uint8)
         return {rank: slots[rank, : lengths[rank]].tobytes().decode() for rank in range(0, self.size, self.span)}
 
     def from_root(self, text: str) -> str:
         """Give every process the root's text."""
-        own = text.encode() if self.is_root else b""
-        length = int(self.process_sum(np.array([len(own)], np.int64))[0])
-        return self._root_bytes(own.ljust(length, b"\0"))[:length].decode()
+        encoded = text.encode() if self.is_root else b""
+        length = int(self.process_sum(np.array([len(encoded)], np.int64))[0])
+        return self._bytes_of_root(encoded.ljust(length, b"\0"))[:length].decode()
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Set the variables to the root's values, bit for bit.
@@ -229,16 +227,15 @@ class Communicator:
 
     def _broadcast(self, variables: Sequence[Any]) -> None:
         values = [np.asarray(variable.numpy()) for variable in variables]
-        packed = self._root_bytes(b"".join(value.tobytes() for value in values))
+        packed = self._bytes_of_root(b"".join(value.tobytes() for value in values))
         offset = 0
         for variable, value in zip(variables, values, strict=True):
-            root_value = np.frombuffer(packed, value.dtype, value.size, offset).reshape(value.shape)
-            variable.assign(root_value)
+            variable.assign(np.frombuffer(packed, value.dtype, value.size, offset).reshape(value.shape))
             offset += value.nbytes
 
-    def _root_bytes(self, own: bytes) -> bytes:
-        """The root's bytes, of which every process has as many; up to 3 more follow."""
-        words = np.frombuffer(own + bytes(-len(own) % 4), np.int32)
+    def _bytes_of_root(self, data: bytes) -> bytes:
+        """Return the root's data, followed by up to 3 more bytes; every process gives data of the same length."""
+        words = np.frombuffer(data + bytes(-len(data) % 4), np.int32)
         # In parts: a buffer need not become as large as the largest variable, of which a step may touch little.
         parts = [words[start : start + BUNDLE] for start in range(0, max(1, words.size), BUNDLE)]
         return b"".join(self.process_sum(part if self.is_root else np.zeros_like(part)).tobytes() for part in parts)
@@ -259,7 +256,7 @@ class Communicator:
 
 
 def _bundles(variables: Sequence[Any]) -> Iterator[list[Any]]:
-    """The variables in groups to be sent together: few messages for small ones, little memory for large ones."""
+    """Group variables to be sent together: few messages for small ones, little memory for large ones."""
     bundle: list[Any] = []
     entries = 0
     for variable in variables:

@@ -32,21 +32,20 @@ class Horovod(Communicator):
     backend = "horovod"
 
     def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        # Horovod takes one operation of a name at a time, and workers must share the name: so one after the other,
-        # which TensorFlow sees to by a variable that each sum reads before and writes afterwards.
-        # TensorFlow takes it for arithmetic, too, and would sum a constant once and for all.
+        # Horovod takes one operation of a name at a time, and workers must share the name. So sums come one after the
+        # other: each reads a variable before, and writes it afterwards.
         vector = joined(pieces)
+        # A constant would be summed once and for all, since TensorFlow takes Horovod's sum for arithmetic.
         vector = tf.raw_ops.PlaceholderWithDefault(input=vector, shape=vector.shape)
-        with tf.control_dependencies([self._sums.read_value(), vector]), self.liveness.mark_sum(begins=True):
-            # Its default would average.
-            total = hvd.allreduce(vector, op=hvd.Sum, name="distgrad_all_sum")
+        with tf.control_dependencies([self._sum_count.read_value(), vector]), self.liveness.mark_sum(begins=True):
+            total = hvd.allreduce(vector, op=hvd.Sum, name="distgrad_all_sum")  # the default averages
         with tf.control_dependencies([total]), self.liveness.mark_sum(begins=False):
-            self._sums.assign_add(1)
+            self._sum_count.assign_add(1)
         return total
 
     @functools.cached_property
-    def _sums(self) -> tf.Variable:
-        """How many sums there were."""
+    def _sum_count(self) -> tf.Variable:
+        """Number of sums, as a variable that keeps them in order."""
         with tf.init_scope(), tf.device("CPU"):
             return tf.Variable(0, dtype=tf.int64, trainable=False)
 

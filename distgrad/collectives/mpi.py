@@ -36,7 +36,7 @@ except (ImportError, RuntimeError) as failure:
 
 from distgrad.collectives import mpi_shutdown
 from distgrad.collectives.shared_window import SharedWindow
-from distgrad.collectives.window import Windowed
+from distgrad.collectives.windowed import Windowed
 
 
 class Mpi(Windowed):

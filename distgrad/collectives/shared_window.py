@@ -1,6 +1,6 @@
-"""The ranks of one host sum through memory that they share.
+"""The window of all ranks of a host: they sum through memory that they share.
 
-Who shares memory with whom, handing the memory round, and the sum between hosts are what only MPI can do. Between
+Finding out which ranks share memory, handing it round, and the sum between hosts are what only MPI can do. Between
 hosts, the ranks that own the same shard sum it, each part of it as soon as it is added up.
 
 The memory is a memfd, which the local root creates and the others open through /proc. Unlike an MPI shared window it
@@ -11,18 +11,25 @@ there is too little of it, every rank goes on as if it were alone on its host, a
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import tensorflow as tf
 from mpi4py import MPI
 
 from distgrad.collectives import between_hosts
-from distgrad.collectives.window import Window, view
+from distgrad.collectives.window import Event, Seat, Window, view
 from distgrad.errors import ModelMismatch, warn
 
 
 class NoSharedMemory(Exception):
     """Some host's ranks cannot share memory."""
+
+
+class OpenedMemory(NamedTuple):
+    """A file descriptor of memory, -1 for none, and what went wrong, "" for nothing."""
+
+    fd: int
+    problem: str = ""
 
 
 class SharedWindow(Window):
@@ -38,106 +45,111 @@ class SharedWindow(Window):
         self, world: MPI.Intracomm, host: MPI.Intracomm, on_error: Callable[[Exception], None], page: int
     ) -> None:
         self._world = world
-        self._made: list[MPI.Intracomm] = []
-        self._seat(host)
+        self._splits: list[MPI.Intracomm] = []
+        self._join(host)
         super().__init__(world.size, on_error, page)
 
     def close(self) -> None:
         super().close()
-        for comm in self._made:
+        for comm in self._splits:
             comm.Free()
 
-    def _seat(self, host: MPI.Intracomm) -> None:
-        """Sit down beside the ranks that share this rank's memory."""
+    def _join(self, host: MPI.Intracomm) -> None:
+        """Take a seat beside the ranks that share this rank's memory; every rank calls it."""
         self._host = host
         # Only as many ranks own a shard as the smallest host has, so that each shard has an owner on every host.
-        self._owners = self._world.allreduce(host.size, op=MPI.MIN)
-        color = host.rank if host.rank < self._owners else MPI.UNDEFINED
-        self._across = self._split(color)
-        self._hosts = self._world.allreduce(int(host.rank == 0), op=MPI.SUM)
+        owners = self._world.allreduce(host.size, op=MPI.MIN)
+        self._owners_of_shard = self._split(host.rank if host.rank < owners else MPI.UNDEFINED)
+        hosts = self._world.allreduce(int(host.rank == 0), op=MPI.SUM)
+        self._seat = Seat(host.rank, host.size, owners, between_hosts=hosts > 1)
 
     def _split(self, color: int) -> MPI.Intracomm:
-        part = cast(MPI.Intracomm, self._world.Split(color, self._world.rank))
-        if part != MPI.COMM_NULL:
-            self._made.append(part)
-        return part
+        """The ranks of the same color, as an MPI communicator."""
+        split = cast(MPI.Intracomm, self._world.Split(color, self._world.rank))
+        if split != MPI.COMM_NULL:
+            self._splits.append(split)
+        return split
 
-    # ---- what the core asks for in the midst of a sum
+    # ---- what the core asks for in the midst of a sum; but for a mismatch, of every rank alike
 
-    def _grow(self, needed: int, _: int = 0) -> None:
-        """Every rank asks alike."""
+    def _handle(self, event: Event, a: int, b: int) -> None:
+        if event is Event.SUM_BETWEEN_HOSTS:
+            self._sum_between_hosts(a, b)
+        elif event is Event.MISMATCH:
+            raise ModelMismatch(
+                f"local rank {a} brought a vector of {b} entries, unlike that of local rank 0",
+                "sum the same variables, in the same order, on every worker",
+                rank=a,
+                everywhere=True,
+            )
+        elif event is Event.VOTE:
+            self._nonfinite_workers()[:] = self._world.allgather(a)
+        else:
+            super()._handle(event, a, b)
+
+    def _grow(self, needed: int) -> None:
         try:
-            fd = self._share(self.bytes(needed, self._host.size))
+            fd = self._open_shared_memory(self._bytes_for(needed, self._host.size))
         except NoSharedMemory as error:
             if self._world.rank == 0:
                 warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
-            self._seat(self._split(self._world.rank))
+            self._join(self._split(self._world.rank))
             fd = -1  # memory of its own
-        self._map(needed, fd, (self._host.rank, self._host.size, self._owners, self._hosts > 1))
+        self._map(needed, fd, self._seat)
         if fd >= 0:
             os.close(fd)
 
-    def _share(self, size: int) -> int:
-        """A file descriptor of zeroed memory that all ranks of the host see.
+    def _open_shared_memory(self, size: int) -> int:
+        """Return a file descriptor of zeroed memory that all ranks of the host see, -1 where there is only one.
 
         Raises:
             NoSharedMemory: on every rank of every host, if any of them could not get at it.
         """
-        fd, problem = -1, ""
+        opened = OpenedMemory(-1)
         if self._host.size > 1:  # a rank alone on its host needs no more than memory of its own
-            fd, problem = self._open(size)
-        problems = [text for text in self._world.allgather(problem) if text]
+            opened = self._open_on_host(size)
+        problems = [text for text in self._world.allgather(opened.problem) if text]
         if problems:
-            if fd >= 0:
-                os.close(fd)
+            if opened.fd >= 0:
+                os.close(opened.fd)
             raise NoSharedMemory(problems[0])
-        return fd
+        return opened.fd
 
-    def _open(self, size: int) -> tuple[int, str]:
-        """The host's memory as a file descriptor and "", or -1 and what went wrong."""
-        own = _attempt(lambda: _memfd(size)) if self._host.rank == 0 else (-1, "")
-        pid, root_fd = self._host.bcast((os.getpid(), own[0]))
-        if self._host.rank == 0 or root_fd < 0:
-            return own
+    def _open_on_host(self, size: int) -> OpenedMemory:
+        """Have the local root create the memory, and open it."""
+        is_local_root = self._host.rank == 0
+        created = _attempt(lambda: _create_memory(size)) if is_local_root else OpenedMemory(-1)
+        pid, root_fd = self._host.bcast((os.getpid(), created.fd))
+        if is_local_root or root_fd < 0:
+            return created
         return _attempt(lambda: os.open(f"/proc/{pid}/fd/{root_fd}", os.O_RDWR))
 
-    def _sum_across(self, first: int, last: int) -> None:
+    def _sum_between_hosts(self, first: int, last: int) -> None:
+        """Sum this rank's shard, entries first..last-1 of the result, over the hosts."""
         dtype = tf.dtypes.as_dtype(self._core.distgrad_window_type(self._address))
         shard = view(self._core.distgrad_window_result(self._address), last, dtype)[first:]
 
         def fill(start: int, stop: int) -> None:
             self._core.distgrad_window_fill(self._address, first + start, first + stop)
 
-        between_hosts.all_sum(self._across, shard, fill)
-
-    def _refuse(self, rank: int, entries: int) -> None:
-        raise ModelMismatch(
-            f"local rank {rank} brought a vector of {entries} entries, unlike that of local rank 0",
-            "sum the same variables, in the same order, on every worker",
-            rank=rank,
-            everywhere=True,
-        )
-
-    def _vote(self, own: int, _: int) -> None:
-        self._votes(self._world.size)[:] = self._world.allgather(own)
+        between_hosts.all_sum(self._owners_of_shard, shard, fill)
 
 
-def _attempt(open_memory: Callable[[], int]) -> tuple[int, str]:
-    """A file descriptor and "", or -1 and what went wrong."""
+def _attempt(open_memory: Callable[[], int]) -> OpenedMemory:
     try:
-        return open_memory(), ""
+        return OpenedMemory(open_memory())
     except OSError as error:
-        return -1, str(error)
+        return OpenedMemory(-1, str(error))
 
 
-def _memfd(size: int) -> int:
-    """A new piece of memory without a name.
+def _create_memory(size: int) -> int:
+    """Create memory without a name and return its file descriptor.
 
     Raises:
         OSError: the host has not that much memory left; better said now than when its pages are touched.
     """
-    table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = 1024 * int(table["MemAvailable"].split()[0])
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = 1024 * int(fields["MemAvailable"].split()[0])
     if size > available:
         raise OSError(f"{size} bytes of shared memory are needed and {available} are free")
     fd = os.memfd_create("distgrad")

@@ -7,9 +7,10 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.moments import rows, whole
-from distgrad.collectives.vectors import DividedSum, Vector, joined
-from distgrad.collectives.window import Placed, Window, Windowed
+from distgrad.collectives.moments import MOMENTS, NONFINITE, merged, moments_of_each
+from distgrad.collectives.vectors import DividedSum, Division, Vector, joined
+from distgrad.collectives.window import PlacedVector, Window
+from distgrad.collectives.windowed import Windowed
 from distgrad.launching.world import World
 from distgrad.liveness.engine_hooks import EngineHooks
 
@@ -23,7 +24,7 @@ class Solo(Communicator):
         return tf.identity(joined(pieces))
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        """They are the root's."""
+        """Leave the variables as they are: this process is the root."""
 
     def _engine_hooks(self) -> EngineHooks:
         # Nobody waits here, so what the script registered may take its time.
@@ -42,38 +43,37 @@ class SoloOnCpu(Windowed, Solo):
         self.window = Window(size, self.liveness.fail, self.liveness.page.address)
 
     def sum_and_divide(
-        self,
-        fn: Callable[..., Vector | Placed],
-        args: Sequence[Any],
-        rest: int,
-        divisor: tf.Tensor,
-        describe: bool = True,
-        *,
-        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
+        self, fn: Callable[..., Vector | PlacedVector], args: Sequence[Any], division: Division
     ) -> DividedSum:
-        """Pieces that nobody divides stay where they are, and are read once."""
+        """Leave pieces that nobody divides where they are, and read them once."""
         vector = fn(*args)
-        if not _is_one(divisor) or ranges() or not _ends_with(vector, rest):
-            return super().sum_and_divide(lambda: vector, (), rest, divisor, describe, ranges=ranges)
+        if not _divides_by_one(division) or division.ranges or not _ends_with(vector, division.undivided):
+            return super().sum_and_divide(lambda: vector, (), division)
         *blocks, undivided = vector
-        found = whole(rows(blocks if describe else []))
-        vote = tf.minimum(found[3:4], 1.0)
-        return DividedSum(blocks, undivided, tf.ones((), tf.float64), found[:4], vote, rows([]))
+        found = merged(moments_of_each(blocks if division.describe else []))
+        return DividedSum(
+            blocks=blocks,
+            undivided=undivided,
+            divisor=tf.ones((), tf.float64),
+            moments=found[:MOMENTS],
+            nonfinite_workers=tf.minimum(found[NONFINITE : NONFINITE + 1], 1.0),
+            by_range=moments_of_each([]),
+        )
 
     def close(self) -> None:
         super().close()
         self.window.close()
 
 
-def _is_one(divisor: tf.Tensor) -> bool:
-    """Whether it is known to be, see `sum_and_divide`."""
-    terms = tf.get_static_value(divisor)
+def _divides_by_one(division: Division) -> bool:
+    """Return True if the divisor is known to be 1, whatever the sum."""
+    terms = tf.get_static_value(division.terms)
     return terms is not None and terms[0] == 1 and not terms[1:].any()
 
 
-def _ends_with(vector: Any, rest: int) -> bool:
-    """Whether it comes in pieces, the last of which is what is not divided."""
-    return isinstance(vector, list) and vector[-1].shape == [rest]
+def _ends_with(vector: Any, undivided: int) -> bool:
+    """Return True if the vector comes in pieces, and the last one is what is not divided."""
+    return isinstance(vector, list) and vector[-1].shape == [undivided]
 
 
 def connect(world: World, timeout: float) -> Solo:

@@ -42,15 +42,15 @@ class Strategy(Communicator):
             self.barrier()
 
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
-        def on_replica(*whole: Any) -> tf.Tensor:
-            own = self.worker() - self.rank
-            share = tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, own, own + 1, self.span), whole)
+        def on_replica(*args: Any) -> tf.Tensor:
+            replica = self.worker() - self.rank
+            share = tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, replica, replica + 1, self.span), args)
             vector = joined(pieces_of(fn(*share)))
             with tf.control_dependencies([vector]), self.liveness.mark_sum(begins=True):
                 return tf.identity(vector)
 
-        parts = self._strategy.run(on_replica, args=tuple(args))
-        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        vectors = self._strategy.run(on_replica, args=tuple(args))
+        total = self._strategy.reduce(tf.distribute.ReduceOp.SUM, vectors, axis=None)
         with tf.control_dependencies([total]), self.liveness.mark_sum(begins=False):
             return tf.identity(total)
 

@@ -1,4 +1,4 @@
-"""What communicators sum: vectors, whole or in pieces, and what is known of their sum."""
+"""Vectors that communicators sum, whole or in pieces; the division of their sum, and its description."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -12,31 +12,56 @@ SUMMABLE = (tf.float32, tf.float64, tf.int32, tf.int64)  # what every engine sum
 Vector: TypeAlias = Any  # a 1-D tensor, or a list of them that stands for their concatenation
 
 
-class DividedSum(NamedTuple):
-    """A sum over workers whose first entries are divided by what came along in it, and what those are like.
+class Division(NamedTuple):
+    """The one division of a sum over workers, by a number that comes along in the sum, and its description.
 
     Attributes:
-        blocks: the sum, divided, (s - rest,) in all; as a whole, or in the pieces that the worker gave.
-        rest: (rest,) the sum, not divided.
-        divisor: () float64, by which.
-        moments: (4,) float64 of the entries before they were divided, see `statistics`.
-        nonfinite: (size,) 1 for each worker whose own vector held NaN or infinity.
-        rows: (v, 5) float64, the same of each range that was to be described, see `statistics`; then of each table.
-        tables: the layout's tables, summed and divided with the entries, and described with them: each row that any
-            worker touched stands in them once.
+        undivided: how many entries, at the end of the vector, are not divided.
+        terms: (1 + r,) float64. The divisor is the first of them plus Σ the others times the last r entries of the
+            sum, or 1 if that is 0.
+        describe: True to have moments and non-finite workers found; else they are zeros.
+        ranges: [first, last) of divided entries in ascending order, each to be described by itself. All entries
+            between them are zero.
+    """
+
+    undivided: int
+    terms: tf.Tensor
+    describe: bool = True
+    ranges: Sequence[tuple[int, int]] = ()
+
+    def divisor(self, undivided: tf.Tensor) -> tf.Tensor:
+        """() float64 the divisor, from the entries of the sum that are not divided."""
+        lanes = tf.cast(undivided, tf.float64)[tf.size(undivided) - tf.size(self.terms) + 1 :]
+        # Where a term is 0, its entry may be NaN.
+        divisor = self.terms[0] + tf.reduce_sum(tf.math.multiply_no_nan(lanes, self.terms[1:]))
+        return tf.where(tf.equal(divisor, 0), tf.ones_like(divisor), divisor)
+
+
+class DividedSum(NamedTuple):
+    """A sum over workers whose first entries are divided, and what these are like.
+
+    Attributes:
+        blocks: the divided entries, as one tensor or in the pieces that the worker gave.
+        undivided: (u,) the entries that are not divided.
+        divisor: () float64.
+        moments: (MOMENTS,) float64 of the first entries before they were divided, see moments.py.
+        nonfinite_workers: (size,) 1 for each worker whose own vector held NaN or infinity.
+        by_range: (v, COLUMNS) float64 likewise of each range, then of each sparse variable.
+        sparse: the gradients of the sparse variables (window.py), summed, divided and described with the entries;
+            each row that any worker touched is in them once.
     """
 
     blocks: Sequence[tf.Tensor]
-    rest: tf.Tensor
+    undivided: tf.Tensor
     divisor: tf.Tensor
     moments: tf.Tensor
-    nonfinite: tf.Tensor
-    rows: tf.Tensor
-    tables: Sequence[tf.IndexedSlices] = ()
+    nonfinite_workers: tf.Tensor
+    by_range: tf.Tensor
+    sparse: Sequence[tf.IndexedSlices] = ()
 
 
 def pieces_of(vector: Vector) -> list[tf.Tensor]:
-    """A vector's pieces, if every engine can sum them.
+    """Return a vector's pieces, if every engine can sum them.
 
     Raises:
         UnsupportedDtype: one is neither float32, float64, int32 nor int64.
@@ -52,12 +77,5 @@ def pieces_of(vector: Vector) -> list[tf.Tensor]:
 
 
 def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The pieces as one vector (s,); a single piece is not copied."""
+    """(s,) the pieces as one vector; a single piece is not copied."""
     return pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0)
-
-
-def divisor_of(terms: tf.Tensor, rest: tf.Tensor) -> tf.Tensor:
-    """() float64, see `sum_and_divide`."""
-    lanes = tf.cast(rest, tf.float64)[tf.size(rest) - tf.size(terms) + 1 :]
-    by = terms[0] + tf.reduce_sum(tf.math.multiply_no_nan(lanes, terms[1:]))  # where one is 0, its entry may be NaN
-    return tf.where(tf.equal(by, 0), tf.ones_like(by), by)

@@ -1,24 +1,80 @@
-"""The sum through the compiled core's window (native/window.h): memory that the core adds up in.
+"""A handle on the compiled core's window (native/window.h): memory that the core adds up vectors in.
 
-Here a rank is alone with its memory. shared_window.py lets the ranks of a host sit down at one window.
+Here a rank is alone with its memory. In shared_window.py the ranks of a host share it. windowed.py is a communicator
+whose sums go through it.
 """
 
 import ctypes
+import enum
 import functools
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.moments import ROW
-from distgrad.collectives.vectors import DividedSum, Vector, pieces_of
+from distgrad.collectives.moments import COLUMNS
 
-ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
-EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
+
+class Event(enum.IntEnum):
+    """Requests of the core in the midst of a sum, with two integers a and b; native/window.h has the same numbers."""
+
+    GROW = 0  # make room for vectors of a bytes
+    SUM_BETWEEN_HOSTS = 1  # sum the entries a..b-1 of the result over the hosts
+    MISMATCH = 2  # refuse the vector of local rank a, which has b entries, unlike that of local rank 0
+    VOTE = 3  # tell all ranks a, which is 1 if this rank's vector holds NaN or infinity, else 0
+
+
+class Seat(NamedTuple):
+    """The place of a rank at the window of its host.
+
+    Attributes:
+        rank: its number among the ranks of this host.
+        ranks: how many these are.
+        owners: how many of them own a shard of the result, which they add up.
+        between_hosts: True if there are other hosts.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    owners: int = 1
+    between_hosts: bool = False
+
+
+class SparseVariable(NamedTuple):
+    """A large variable of which a step touches few rows.
+
+    Attributes:
+        shape: of the variable.
+        address: of the memory in which the core collects the gradients of the touched rows.
+    """
+
+    shape: tf.TensorShape
+    address: int
+
+
+class PlacedVector(NamedTuple):
+    """A vector whose first entries are in this rank's slot of the window already.
+
+    Attributes:
+        entries: how many of them are.
+        filled: () bool; where it is False these entries are zeros, whatever the slot holds, and no row is touched.
+        pieces: 1-D tensors with the entries that follow.
+        sparse: the variables whose touched rows are summed along.
+    """
+
+    entries: int
+    filled: Any
+    pieces: list[tf.Tensor]
+    sparse: Sequence[SparseVariable] = ()
+
+    @property
+    def size(self) -> int | None:
+        """Number of entries in all, None where that is not known."""
+        sizes = [piece.shape[0] for piece in self.pieces]
+        return None if None in sizes else self.entries + sum(sizes)
 
 
 class Window:
@@ -26,25 +82,25 @@ class Window:
 
     Args:
         size: how many ranks there are on all hosts.
-        on_error: told of an exception in the midst of a sum, which TensorFlow would hide.
-        page: address of the page (peers.py) that tells where this rank is.
+        on_error: takes an exception that is raised in the midst of a sum, and that TensorFlow would hide.
+        page: address of this process's status page.
     """
 
     def __init__(self, size: int, on_error: Callable[[Exception], None], page: int) -> None:
         self._size, self._on_error = size, on_error
         self._core = native.functions()
-        self._event = native.Event(self._answer)  # the core keeps its address
-        self._address: int = self._core.distgrad_window_new(self._event, size, page)
+        self._callback = native.Event(self._answer)  # the core keeps its address
+        self._address: int = self._core.distgrad_window_new(self._callback, size, page)
         self._capacity = 0
         self._grow(mmap.PAGESIZE)
 
     def close(self) -> None:
-        """Free what it made. The memory goes when the last tensor that aliases it does."""
+        """Let the memory go with the last tensor that aliases it."""
         self._core.distgrad_window_close(self._address)
 
     def room_for_notes(self, ranges: int) -> int:
-        """Bytes behind a vector so many of whose ranges are described one by one."""
-        return (ranges * self._size + 1) * ROW * tf.float64.size
+        """Bytes that the core needs behind a vector to describe so many ranges of it."""
+        return (ranges * self._size + 1) * COLUMNS * tf.float64.size
 
     def reserve(self, size: int, dtype: tf.DType) -> None:
         """Make room for vectors of so many entries. Every rank calls it, with the same size."""
@@ -61,13 +117,13 @@ class Window:
         self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
         return view(self._core.distgrad_window_result(self._address), size, dtype)
 
-    def table(self, shape: tf.TensorShape) -> "Table":
-        """A place where the core collects the gradients of a variable of this shape, row by row."""
+    def sparse_variable(self, shape: tf.TensorShape) -> SparseVariable:
+        """Make a place where the core collects the gradients of a variable of this shape, row by row."""
         rows, width = shape[0], shape[1:].num_elements()
-        return Table(shape, self._core.distgrad_window_table(self._address, rows, width))
+        return SparseVariable(shape, self._core.distgrad_window_table(self._address, rows, width))
 
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
-        """One of the core's operations on this window, within a graph or not."""
+        """Run one of the core's operations on this window, within a graph or not."""
         function = getattr(native.operations(), f"distgrad_{operation}")
         return function(self._order.handle, *inputs, window=self._address, **attributes)
 
@@ -80,131 +136,42 @@ class Window:
     # ---- what the core asks for in the midst of a sum
 
     def _answer(self, event: int, a: int, b: int) -> int:
+        """Handle an event and return 0, or 1 if that failed."""
         try:
-            getattr(self, EVENTS[event])(a, b)
+            self._handle(Event(event), a, b)
         except Exception as error:  # it must not cross the compiled code, and is raised again behind it
             self._on_error(error)
             return 1
         return 0
 
-    def _grow(self, needed: int, _: int = 0) -> None:
-        """Replace the memory by a larger one. Tensors that alias the old one keep it alive."""
-        self._map(needed, -1, ALONE)
+    def _handle(self, event: Event, a: int, b: int) -> None:
+        """Handle the events of a rank that is alone."""
+        if event is Event.GROW:
+            self._grow(a)
+        elif event is Event.VOTE:
+            self._nonfinite_workers()[:] = a
 
-    def _map(self, needed: int, fd: int, seat: tuple[int, int, int, bool]) -> None:
+    def _grow(self, needed: int) -> None:
+        """Replace the memory by a larger one. Tensors that alias the old one keep it alive."""
+        self._map(needed, -1, Seat())
+
+    def _map(self, needed: int, fd: int, seat: Seat) -> None:
+        """Map memory for vectors of so many bytes: that behind the file descriptor, or memory of its own for -1."""
         self._capacity = _whole_pages(needed)
         if not self._core.distgrad_window_map(self._address, fd, self._capacity, *seat):
             raise MemoryError(f"no memory for vectors of {self._capacity} bytes")
 
-    def bytes(self, needed: int, ranks: int) -> int:
-        """How much memory so many ranks' vectors of so many bytes take."""
+    def _bytes_for(self, needed: int, ranks: int) -> int:
+        """Bytes of memory that so many ranks need for vectors of so many bytes."""
         return int(self._core.distgrad_window_bytes(_whole_pages(needed), ranks))
 
-    def _vote(self, own: int, _: int) -> None:
-        self._votes(1)[:] = own
-
-    def _votes(self, size: int) -> np.ndarray:
-        return view(self._core.distgrad_window_votes(self._address), size, tf.float32)
-
-
-class Table(NamedTuple):
-    """A variable of which a step touches few rows: its shape, and where the core collects its gradients."""
-
-    shape: tf.TensorShape
-    address: int
-
-
-class Placed(NamedTuple):
-    """A vector of which the first entries are in this rank's part of the window already, and the tables beside it.
-
-    Attributes:
-        entries: how many.
-        filled: () bool; where it is False they are zeros, whatever stands there, and no row is touched.
-        pieces: what follows them, (r,) in all.
-        tables: what the core has collected.
-    """
-
-    entries: int
-    filled: Any
-    pieces: list[tf.Tensor]
-    tables: Sequence[Table] = ()
-
-    @property
-    def size(self) -> int | None:
-        """All entries, where that is known."""
-        sizes = [piece.shape[0] for piece in self.pieces]
-        return None if None in sizes else self.entries + sum(sizes)
-
-
-def _placed(vector: Placed | Vector) -> Placed:
-    """Any vector; none of another one is in the window."""
-    return vector if isinstance(vector, Placed) else Placed(0, True, pieces_of(vector))
-
-
-class Windowed(Communicator):
-    """A communicator whose sums go through a window.
-
-    Attributes:
-        window: what this host's ranks share.
-    """
-
-    window: Window
-
-    def all_sum(self, pieces: Sequence[tf.Tensor], borrow: bool = False) -> tf.Tensor:
-        return self._sum(_placed(pieces), borrow).flat
-
-    def sum_over_workers(self, fn: Callable[..., Any], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:
-        return self._sum(_placed(fn(*args)), borrow).flat
-
-    def sum_and_divide(
-        self,
-        fn: Callable[..., Any],
-        args: Sequence[Any],
-        rest: int,
-        divisor: tf.Tensor,
-        describe: bool = True,
-        *,
-        ranges: Callable[[], Sequence[tuple[int, int]]] = tuple,
-    ) -> DividedSum:
-        vector = _placed(fn(*args))
-        divided = cast(int, vector.size) - rest
-        described = divided if describe else 0
-        total = self._sum(vector, True, divisor, divided=divided, described=described, ranges=ranges())
-        blocks, undivided = [total.flat[:divided]], total.flat[divided:]
-        tables = [_slices(*table) for table in zip(vector.tables, total.rows, total.values, strict=True)]
-        by = total.divided_by[0]
-        return DividedSum(blocks, undivided, by, total.moments, total.votes, total.by_range, tables)
-
-    def _sum(
-        self,
-        vector: Placed,
-        borrow: bool,
-        divisor: Any = (1.0,),
-        *,
-        divided: int = 0,
-        described: int = 0,
-        ranges: Sequence[tuple[int, int]] = (),
-    ) -> Any:
-        addresses = [table.address for table in vector.tables]
-        entries = {"placed": vector.entries, "divided": divided, "described": described, "borrow": int(borrow)}
-        places = {"starts": [first for first, _ in ranges], "stops": [last for _, last in ranges]}
-        tables = {"tables": addresses, "K": len(addresses)}
-        total = self.window.run("sum", vector.filled, divisor, vector.pieces, **entries, **places, **tables)
-        shapes = ([vector.size], [1], [4], [self.size], [len(ranges) + len(addresses), ROW])
-        for output, shape in zip(total[: len(shapes)], shapes, strict=True):
-            output.set_shape(shape)
-        return total
-
-
-def _slices(table: Table, rows: tf.Tensor, values: tf.Tensor) -> tf.IndexedSlices:
-    """A table's sum as TensorFlow has it."""
-    rows.set_shape([None])
-    shape = table.shape.as_list()
-    return tf.IndexedSlices(tf.reshape(values, [-1, *shape[1:]]), rows, tf.constant(shape, tf.int64))
+    def _nonfinite_workers(self) -> np.ndarray:
+        """(size,) float32 the core's array, 1 for each rank whose vector held NaN or infinity."""
+        return view(self._core.distgrad_window_votes(self._address), self._size, tf.float32)
 
 
 def view(address: int, size: int, dtype: tf.DType) -> np.ndarray:
-    """(size,) an array on memory that is the core's."""
+    """(size,) an array on memory of the core's."""
     memory = (ctypes.c_char * (size * dtype.size)).from_address(address)
     return np.frombuffer(memory, dtype.as_numpy_dtype, size)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.collectives.moments import rows, whole
+from distgrad.collectives.moments import LARGEST, SQUARES, merged, moments_of_each
 from distgrad.data.batch import row_count, rows_between
 from distgrad.gradients.flat_vector import LARGE, FlatLayout
 from distgrad.gradients.micro_batch import Gradient, LossSum
@@ -171,8 +171,8 @@ class GraphAccumulator:
         if not self._describes:
             return []
         given = [tf.cast(values_of(gradient), self.layout.dtype) for gradient in gradients if gradient is not None]
-        total = tf.cond(is_last, lambda: whole(rows(sums))[:2], lambda: tf.zeros(2, tf.float64))
-        return [tf.concat([whole(rows(given))[1:2], total], 0)]
+        total = tf.cond(is_last, lambda: merged(moments_of_each(sums))[:LARGEST], lambda: tf.zeros(2, tf.float64))
+        return [tf.concat([merged(moments_of_each(given))[SQUARES:LARGEST], total], 0)]
 
     def vector(self, sums: list[tf.Tensor], is_filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
         return [*self.layout.flatten(sums), rest]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from distgrad.collectives.moments import ROW, moments, rows, statistics, whole
+from distgrad.collectives.moments import COLUMNS, MOMENTS, merged, moments, moments_of_each, statistics
 from distgrad.collectives.vectors import DividedSum
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.gradients.micro_batch import Gradient
@@ -32,7 +32,7 @@ class GlobalGradient(NamedTuple):
         blocks: the flat gradient, as `FlatLayout.unflatten` takes it.
         sparse: the gradients of the sparse variables.
         statistics: of all of it, () float64 each.
-        by_variable: (v, 5) float64, see `moments.rows`; (0, 5) where nobody asked for it.
+        by_variable: (v, 5) float64, see `moments_of_each`; (0, 5) where nobody asked for it.
     """
 
     blocks: Sequence[tf.Tensor]
@@ -72,28 +72,32 @@ class GradientReader:
         if len(counts) == 1 and not is_penalized:
             dtype = self._layout.dtype
             described = statistics(total.moments, total.divisor, dtype)
-            each = statistics(self._in_order(total.rows), total.divisor, dtype) if self._by_variable else rows([])
+            each = (
+                statistics(self._in_order(total.by_range), total.divisor, dtype)
+                if self._by_variable
+                else moments_of_each([])
+            )
             return self._gradient(total.blocks, total, described, each)
         entries = tf.concat(total.blocks if len(counts) == 1 else self._of_groups(total, counts, scale), 0)
         if is_penalized:
             entries += tf.concat(self._layout.flatten(penalty), 0)
-        parts = [entries, *_touched(total.tables)]
-        described = moments(entries) if len(parts) == 1 else whole(rows(parts))[:4]
+        parts = [entries, *_touched(total.sparse)]
+        described = moments(entries) if len(parts) == 1 else merged(moments_of_each(parts))[:MOMENTS]
         return self._gradient([entries], total, statistics(described), statistics(self._describe_each(parts)))
 
     def _gradient(
         self, blocks: Sequence[tf.Tensor], total: DividedSum, described: tf.Tensor, by_variable: tf.Tensor
     ) -> GlobalGradient:
-        return GlobalGradient(blocks, total.tables, GradientStatistics(*tf.unstack(described, 4)), by_variable)
+        return GlobalGradient(blocks, total.sparse, GradientStatistics(*tf.unstack(described, MOMENTS)), by_variable)
 
     def _describe_each(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return (v, 5) the rows of the variables; entries of a sparse variable that nobody touched are zeros."""
         if not self._by_variable:
-            return rows([])
+            return moments_of_each([])
         gradients = [place.of(parts) for place in self._layout.places()]
         untouched = [size - tf.size(part) for size, part in zip(self._layout.sizes, gradients, strict=True)]
         zeros = tf.cast(untouched, tf.float64)[:, tf.newaxis]
-        return rows(gradients) + tf.pad(zeros, [[0, 0], [ROW - 1, 0]])
+        return moments_of_each(gradients) + tf.pad(zeros, [[0, 0], [COLUMNS - 1, 0]])
 
     def _in_order(self, described: tf.Tensor) -> tf.Tensor:
         """Return (v, 5) the rows in the order of the variables, from those of the ranges and then of the sparse."""
@@ -106,7 +110,7 @@ class GradientReader:
         parts, variables = self._sent.unflatten(total.blocks), len(self._layout.sizes)
         scaled = [part * tf.cast(factors[number // variables], part.dtype) for number, part in enumerate(parts)]
         sums = [tf.add_n(scaled[index::variables]) for index in range(variables)]
-        return [total.rest[:0], *self._layout.flatten(sums)]
+        return [total.undivided[:0], *self._layout.flatten(sums)]
 
 
 def _touched(sparse: Sequence[tf.IndexedSlices]) -> list[tf.Tensor]:

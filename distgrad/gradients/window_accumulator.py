@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.window import Placed, Table, Window
+from distgrad.collectives.window import PlacedVector, SparseVariable, Window
 from distgrad.gradients.accumulate import Accumulator, GraphAccumulator, without_repeats
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout
 from distgrad.gradients.micro_batch import Gradient
@@ -18,23 +18,23 @@ def accumulator_for(
     """Return the accumulator that costs least on this engine and device. Every worker calls it alike.
 
     Args:
-        layout: of the flat vector. Sparse variables are for engines that can sum touched rows alone, see
-            `sums_sparse`.
+        layout: of the flat vector. Sparse variables need a `window_on_cpu`.
         extra_entries: entries that follow the scalars.
         describes: True to find the squares of the gradients and of their sums, see `Accumulator.add`.
     """
+    window = window_on_cpu(comm)
     # Where there is no other worker, tensors of the graph cost less than a copy, unless one would be a whole table.
-    if not sums_sparse(comm) or (comm.alone and not layout.sparse):
+    if window is None or (comm.alone and not layout.sparse):
         return GraphAccumulator(layout, describes)
-    return WindowAccumulator(comm.window, layout, extra_entries, describes)
+    return WindowAccumulator(window, layout, extra_entries, describes)
 
 
-def sums_sparse(comm: Communicator) -> bool:
-    """Return True if this engine can sum the touched rows of sparse variables alone: in a window, on the CPU.
+def window_on_cpu(comm: Communicator) -> Window | None:
+    """Return the window where gradients may be added up, and touched rows alone summed; None if there is none.
 
     Gradients on a GPU are added up there: each would have to come down from it for every micro-batch.
     """
-    return comm.window is not None and not tf.config.list_logical_devices("GPU")
+    return None if tf.config.list_logical_devices("GPU") else comm.window
 
 
 class WindowAccumulator:
@@ -47,7 +47,7 @@ class WindowAccumulator:
     def __init__(self, window: Window, layout: FlatLayout, extra_entries: int, describes: bool) -> None:
         self.layout, self._window, self._describes = layout, window, describes
         self._slots = layout.slots()
-        self._sparse = {index: window.table(layout.shapes[index]) for index in layout.sparse}
+        self._sparse = {index: window.sparse_variable(layout.shapes[index]) for index in layout.sparse}
         notes = window.room_for_notes(len(layout.shapes)) // layout.dtype.size
         window.reserve(layout.entries + SCALARS + extra_entries + notes, layout.dtype)
 
@@ -71,10 +71,12 @@ class WindowAccumulator:
             found.append(self._run("add", is_first, is_last, dense, starts=starts, stops=stops))
         return sums, found
 
-    def _collect(self, gradient: Gradient, table: Table, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
+    def _collect(
+        self, gradient: Gradient, variable: SparseVariable, is_first: tf.Tensor, is_last: tf.Tensor
+    ) -> tf.Tensor:
         if isinstance(gradient, tf.Tensor):  # sparse on other workers only
-            gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
-        return self._run("collect", is_first, is_last, *self._rows_of(gradient), table=table.address)
+            gradient = tf.IndexedSlices(gradient, tf.range(variable.shape[0]))
+        return self._run("collect", is_first, is_last, *self._rows_of(gradient), table=variable.address)
 
     def _add_rows(
         self, gradient: tf.IndexedSlices, slot: tuple[int, int], is_first: tf.Tensor, is_last: tf.Tensor
@@ -94,5 +96,5 @@ class WindowAccumulator:
     def _cast(self, gradient: tf.Tensor) -> tf.Tensor:
         return tf.cast(gradient, self.layout.dtype)
 
-    def vector(self, sums: list[tf.Tensor], is_filled: tf.Tensor, rest: tf.Tensor) -> Placed:
-        return Placed(self.layout.entries, is_filled, [rest], list(self._sparse.values()))
+    def vector(self, sums: list[tf.Tensor], is_filled: tf.Tensor, rest: tf.Tensor) -> PlacedVector:
+        return PlacedVector(self.layout.entries, is_filled, [rest], list(self._sparse.values()))

@@ -1,7 +1,7 @@
 """No job waits for ever: a worker that is gone, stuck or asked to stop is noticed, named and ended.
 
-liveness.py       what a communicator's `liveness` is: starting the watchdog, explaining errors, leaving the job
-engine_hooks.py   what only an engine knows of its jobs' end, as functions that it hands in
+liveness.py       a communicator's `liveness`: starting the watchdog, explaining errors, leaving the job
+engine_hooks.py   functions that an engine hands in, since only it knows how its jobs end
 watchdog.py       the thread that notices that a job cannot go on
 peers.py          the other processes of the job on this host
 status_page.py    shared memory in which a process tells them how far it is

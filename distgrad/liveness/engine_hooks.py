@@ -1,4 +1,4 @@
-"""What liveness asks of an engine, as functions that the engine's communicator hands in."""
+"""Functions of an engine that liveness needs to end a job; the engine's communicator hands them in."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple

@@ -49,10 +49,11 @@ class Peers:
     ) -> None:
         own = [host_id(), os.getpid(), page.fd]
         texts = exchange(json.dumps(own)) if exchange else {}
-        known = {theirs: json.loads(text) for theirs, text in texts.items() if theirs != rank}
-        self.others = [
-            peer for theirs, (host, pid, fd) in known.items() if host == own[0] for peer in _open(theirs, pid, fd)
-        ]
+        self.others: list[Peer] = []
+        for other, text in texts.items():
+            host, pid, fd = json.loads(text)
+            if other != rank and host == own[0]:
+                self.others.extend(_open(other, pid, fd))
         self.complete = len(self.others) + 1 == processes
         pages = {peer.rank: peer.page for peer in self.others} | {rank: page}
         self._first = pages[min(pages)]

@@ -190,5 +190,5 @@ class Watchdog(threading.Thread):
 
 
 def _how_finished(peer: Peer) -> str:
-    """With which status a peer that had finished has ended; "" while it has not yet."""
+    """Say how a peer has ended that had finished before: "with status 0", say; "" while it has not yet."""
     return "with status 0" if peer.page[FINISHED] > 1 else how_it_ended(peer.pid, peer.pidfd)

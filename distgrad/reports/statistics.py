@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distgrad.collectives.moments import ROW
+from distgrad.collectives.moments import COLUMNS
 from distgrad.errors import BadArgument
 from distgrad.gradients.global_gradient import GradientStatistics
 from distgrad.reports.noise import GradientNoise, estimate
@@ -69,7 +69,7 @@ class Contents(NamedTuple):
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SCALARS, ())
         shapes["nonfinite_workers"] = (self.workers,)
         if self.by_variable:
-            shapes["by_variable"] = (len(self.variables), ROW)
+            shapes["by_variable"] = (len(self.variables), COLUMNS)
         if self.by_worker:
             shapes |= {"scale": (), "summed_squares": (), "summed_after": (), "worker_table": shape_of(self.workers)}
         return Packing(shapes)

@@ -17,7 +17,7 @@ from distgrad.errors import warn
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.gradients.micro_batch import Gradient, is_regularized, tensor_of
 from distgrad.gradients.sparse import may_be_sparse
-from distgrad.gradients.window_accumulator import sums_sparse
+from distgrad.gradients.window_accumulator import window_on_cpu
 from distgrad.objective.batch_normalization import require_single_pass, synchronized_layers
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Pass, PassSpecs
 from distgrad.objective.forward import Forward
@@ -117,7 +117,7 @@ def agree_on_gradients(
     anywhere = [set(column) for column in zip(*comm.exchange(own).values(), strict=True)]
     kinds = [set[str]().union(*anywhere[number :: len(variables)]) for number in range(len(variables))]
     exists = [kinds[n] != {MISSING} or is_regularized(variable) for n, variable in enumerate(variables)]
-    candidates = may_be_sparse(model, variables) if may_use_sparse and sums_sparse(comm) else []
+    candidates = may_be_sparse(model, variables) if may_use_sparse and window_on_cpu(comm) else []
     return GradientKinds(tuple(exists), tuple(number for number in candidates if SPARSE in kinds[number]))
 
 

@@ -14,7 +14,8 @@ import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.vectors import DividedSum, Vector
+from distgrad.collectives.moments import SQUARES
+from distgrad.collectives.vectors import Division, Vector
 from distgrad.data.batch import one_row_at_least, row_count, zero_unless
 from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
 from distgrad.gradients.flat_vector import SCALARS, WEIGHT_TERMS, FlatLayout, Scalars
@@ -86,8 +87,9 @@ class TrainingGraph:
             flags: (3,) float64, `Flags`.
         """
         began, batch = self._start_clock(batch)
-        total = self._all_reduce(batch, flags)  # the only communication of a step, and its one division
-        packed, extra_sums = tf.split(total.rest, [SCALARS, self._plan.extra.entries])
+        # The only communication of a step, and its one division.
+        total = self._comm.sum_and_divide(self._local_sums, (batch, flags), self._division())
+        packed, extra_sums = tf.split(total.undivided, [SCALARS, self._plan.extra.entries])
         scalars, extra = self.sent.unpack(packed), self._plan.extra.split(extra_sums)
         losses = self._plan.objective.means(
             LossSum(scalars.loss, scalars.weight), extra[self._plan.objective], self._plan.contents.divides
@@ -103,10 +105,13 @@ class TrainingGraph:
         logs = self._plan.extra.settle(extra, outcome)
 
         values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
-        values |= {"drifted": self._plan.drift.differs(extra[self._plan.drift]), "nonfinite_workers": total.nonfinite}
+        values |= {
+            "drifted": self._plan.drift.differs(extra[self._plan.drift]),
+            "nonfinite_workers": total.nonfinite_workers,
+        }
         values |= {"by_variable": gradient.by_variable}
         if self._plan.workers is not None:
-            values |= {"scale": self._scale(), "summed_squares": total.moments[1]}
+            values |= {"scale": self._scale(), "summed_squares": total.moments[SQUARES]}
             values |= {"summed_after": seconds_since(began, total.blocks), "worker_table": extra[self._plan.workers][0]}
         blocks, touched = (list(gradient.blocks), gradient.touched) if self._plan.keeps_gradient else ([], [])
         return StepOutput(self._packing.pack(values), blocks, touched, logs)
@@ -167,11 +172,10 @@ class TrainingGraph:
 
     # ---- the reduction
 
-    def _all_reduce(self, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
-        ranges = self.sent.ranges() if self._plan.contents.by_variable and self._plan.objective.groups == 1 else []
-        return self._comm.sum_and_divide(
-            self._local_sums, (batch, flags), SCALARS + self._plan.extra.entries, self._divisor(), ranges=lambda: ranges
-        )
+    def _division(self) -> Division:
+        by_variable = self._plan.contents.by_variable and self._plan.objective.groups == 1
+        ranges = self.sent.ranges() if by_variable else []
+        return Division(SCALARS + self._plan.extra.entries, self._divisor(), ranges=ranges)
 
     def _divisor(self) -> tf.Tensor:
         """Return the terms of the divisor: N times the loss scale, or that alone."""

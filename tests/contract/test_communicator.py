@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from distgrad import Communicator, DistgradError, sum_gradients
 from distgrad.collectives.communicator import BUNDLE
-from distgrad.collectives.vectors import DividedSum
+from distgrad.collectives.moments import NONFINITE
+from distgrad.collectives.vectors import DividedSum, Division
 from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 
@@ -121,21 +122,21 @@ def test_a_sum_is_divided_by_what_comes_along_and_described(comm: Communicator, 
         return [factor * tf.cast(tf.range(size) % 7 - 2, tf.float32), factor * tf.constant([9.0, 2.0, 3.0])]
 
     def add() -> DividedSum:
-        return comm.sum_and_divide(fn, (), 3, tf.constant([1.0, 10.0, 20.0], tf.float64), describe)
+        return comm.sum_and_divide(fn, (), Division(3, tf.constant([1.0, 10.0, 20.0], tf.float64), describe))
 
     everyone = comm.size * (comm.size + 1) / 2
     summed = everyone * (np.arange(size) % 7 - 2.0)
     for total in (add(), tf.function(add)()):
         assert float(total.divisor) == 1 + 10 * 2 * everyone + 20 * 3 * everyone
         np.testing.assert_array_equal(total.blocks[0].numpy(), summed.astype("float32") / np.float32(total.divisor))
-        assert total.rest.numpy().tolist() == [9 * everyone, 2 * everyone, 3 * everyone]
+        assert total.undivided.numpy().tolist() == [9 * everyone, 2 * everyone, 3 * everyone]
         moments = [summed.sum(), np.square(summed).sum(), np.abs(summed).max(initial=0), 0]
         np.testing.assert_allclose(total.moments.numpy(), np.multiply(moments, describe), rtol=1e-6)
-        assert total.nonfinite.numpy().tolist() == [0] * comm.size
+        assert total.nonfinite_workers.numpy().tolist() == [0] * comm.size
 
 
 def test_a_sum_is_not_divided_by_zero(comm: Communicator) -> None:
-    total = comm.sum_and_divide(lambda: tf.constant([5.0, 0.0]), (), 1, tf.constant([0.0, 1.0], tf.float64))
+    total = comm.sum_and_divide(lambda: tf.constant([5.0, 0.0]), (), Division(1, tf.constant([0.0, 1.0], tf.float64)))
     assert total.blocks[0].numpy().tolist() == [5.0 * comm.size]
 
 
@@ -144,9 +145,9 @@ def test_a_bad_sum_names_who_made_it_so(comm: Communicator) -> None:
         last = tf.equal(comm.worker(), comm.size - 1)
         return tf.stack([1.0, 2.0, tf.where(last, np.inf, 1.0), tf.where(last, np.nan, 1.0)])
 
-    total = comm.sum_and_divide(fn, (), 0, tf.constant([4.0], tf.float64))
-    assert total.moments.numpy()[3] == 2
-    assert total.nonfinite.numpy().tolist() == [0] * (comm.size - 1) + [1]
+    total = comm.sum_and_divide(fn, (), Division(0, tf.constant([4.0], tf.float64)))
+    assert total.moments.numpy()[NONFINITE] == 2
+    assert total.nonfinite_workers.numpy().tolist() == [0] * (comm.size - 1) + [1]
 
 
 def test_layout_carries_mixed_dtypes_scalars_and_none_on_odd_workers(comm: Communicator) -> None:

@@ -14,8 +14,7 @@ from distgrad.bench.data import check, vector_of_rank
 from distgrad.bench.engines import by_hand, distgrad_turns, keras_fit
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.mpi import Mpi
-from distgrad.collectives.vectors import DividedSum
-from distgrad.gradients.flat_vector import SCALARS
+from distgrad.collectives.vectors import Division
 from distgrad.native import functions
 from distgrad.step import plan
 from distgrad.step.training_graph import TrainingGraph
@@ -28,16 +27,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _sum_without_statistics(graph: TrainingGraph, batch: tuple[Any, ...], flags: tf.Tensor) -> DividedSum:
-    rest = SCALARS + graph._plan.extra.entries
-    return graph._comm.sum_and_divide(graph._local_sums, (batch, flags), rest, graph._divisor(), describe=False)
+_division = TrainingGraph._division
+
+
+def _without_statistics(graph: TrainingGraph) -> Division:
+    return _division(graph)._replace(describe=False, ranges=())
 
 
 # Steps that the package does not offer, to tell what a part of a step costs: one describes nothing, and takes every
 # gradient for finite; one sums whole tables, whatever of them was touched.
 ALTERED: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
-    "step without statistics": lambda: mock.patch.object(TrainingGraph, "_all_reduce", _sum_without_statistics),
-    "step densified": lambda: mock.patch.object(plan, "sums_sparse", return_value=False),
+    "step without statistics": lambda: mock.patch.object(TrainingGraph, "_division", _without_statistics),
+    "step densified": lambda: mock.patch.object(plan, "window_on_cpu", return_value=None),
 }
 
 
