@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.launching import run
 
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.

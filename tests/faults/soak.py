@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from support import mounts
-from support.launching import BIN, TESTS, start
-from support.processes import mpiruns, with_environment, workers
 
 from distgrad.checkpoint import file as archive
 from distgrad.checkpoint.directory import Shelf
+from support import mounts
+from support.launching import BIN, TESTS, start
+from support.processes import mpiruns, with_environment, workers
 
 TRAINING = str(TESTS / "support" / "soak_worker.py")
 FOLDER, UNBROKEN = mounts.SHM / "soak", mounts.SHM / "unbroken"

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.launching import launch, run, start
-from support.mounts import needs_mounts, on
 
 from distgrad.checkpoint import directory as shelf
 from distgrad.checkpoint import file as archive
 from distgrad.checkpoint.file import Archive, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint
+from support.launching import launch, run, start
+from support.mounts import needs_mounts, on
 
 PLACES = 200
 CONTENT = Archive({f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7})

@@ -5,10 +5,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support.launching import Job, launch, needs_horovod, run
-from support.lines import ERROR
 
 from distgrad.errors import BadArgument, EngineMissing
+from support.launching import Job, launch, needs_horovod, run
+from support.lines import ERROR
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
 

@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+
 from faults.inject import FAULTS, Trial, can_be_done
 from support.launching import ROOT, horovod_installed, run
 from support.mounts import needs_mounts

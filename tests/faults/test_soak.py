@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+
 from support.launching import run
 from support.mounts import needs_mounts
 

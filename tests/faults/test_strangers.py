@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+
 from support.launching import finish, needs_horovod, start_workers
 from support.processes import wait_until, with_environment
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.launching import BIN, horovod_installed, run, start
-from support.processes import read, state, wait_until, with_environment
 
 from distgrad import DistributedStep, connect
 from distgrad.bench import models, output
@@ -18,6 +16,8 @@ from distgrad.bench.engines import by_hand
 from distgrad.bench.engines.keras_mpi import Densified
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
 from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows, unheard
+from support.launching import BIN, horovod_installed, run, start
+from support.processes import read, state, wait_until, with_environment
 
 BRIEF = Effort(rounds=3, turn=0.001, tries=1)
 STEP = {"table": "step", "case": "small"}

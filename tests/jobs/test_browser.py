@@ -15,10 +15,10 @@ import keras
 import numpy as np
 import pytest
 from matplotlib import pyplot
-from support.launching import BIN, run
 
 import distgrad
 from distgrad.seeing import TensorBoard
+from support.launching import BIN, run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,1200"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support import slurm
 from support.hosts import ADDRESSES, PLACES, CannotMake, two_hosts
 from support.launching import BIN, ROOT, Job, finish, recipe, run

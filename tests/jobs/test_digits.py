@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from measure.memory import peak
 from support.launching import ROOT, Job, launch, needs_horovod, recipe, run
 from support.lines import STEP

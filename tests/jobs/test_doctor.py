@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.launching import BIN, Job, horovod_installed, run
 
 DOCTOR = [BIN / "distgrad", "doctor", "--json"]

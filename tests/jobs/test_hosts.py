@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
 from support.hosts import ADDRESSES, PLACES, SENT, CannotMake, Hosts, mpirun, two_hosts
 from support.launching import BIN, Job, finish, needs_horovod
 from support.lines import ERROR

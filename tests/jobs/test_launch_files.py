@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from support.launching import ROOT, finish, needs_horovod, recipe, run, start
 
 from distgrad.launching.commands import free_addresses
+from support.launching import ROOT, finish, needs_horovod, recipe, run, start
 
 WHO = """
 import os

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from support.launching import BIN, CLEAN, Job, finish, needs_horovod, run, start
 from support.lines import ERROR
 from support.processes import wait_until, with_environment

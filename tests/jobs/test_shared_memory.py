@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from support.launching import Job, finish, launch, run, start
 from support.processes import wait_until
 

@@ -1,15 +1,18 @@
-"""The contract suite on every engine: the same tests, inside real workers, under a clock."""
+"""The workers' tests in every world: one launch each, under a clock, with the result of every test in it."""
+
+from pathlib import Path
 
 import pytest
-from support.launching import ROOT, launch, needs_horovod
+
+from support import results
+from support.launching import TESTS, launch, needs_horovod
 
 HOROVOD = ("horovod-gloo", "horovod-mpi")
-# The communicator's own suite runs in all of these. Above it nothing knows the engine: what is built on it runs whole
-# in one world, and at a glance in some others. `-m thorough` runs all of it everywhere, which takes long.
-WORLDS = [
+# All tests run in one world; in the others, those marked `every_world`. `-m thorough` runs all of them everywhere.
+WHOLE = [("mpi", 2)]
+OTHERS = [
     ("solo", 1),
     ("mpi", 1),
-    ("mpi", 2),
     ("mpi", 3),
     ("horovod-gloo", 1),
     ("horovod-gloo", 2),
@@ -19,56 +22,38 @@ WORLDS = [
     ("mwms", 3),
     ("mirrored", 2),
 ]
-WHOLE = [("mpi", 2)]
-GLANCED = [("mpi", 3), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
-GLANCE = "masked or one_reduction or nonfinite_on or nan_on"
-CHECKPOINTED = [("mpi", 2), ("horovod-gloo", 2), ("mwms", 2), ("mirrored", 2)]
+PROCESSES = {"mirrored": 1}  # in other worlds there is one for each worker
+A_TEST, A_WORLD = 240, 900  # seconds until it is taken for hung
 
 
-def worlds(chosen: list[tuple[str, int]], usual: list[tuple[str, int]] | None = None) -> pytest.MarkDecorator:
-    """Run a test in these worlds; those that are not usual are for a thorough run."""
-
-    def marks(world: tuple[str, int]) -> list[pytest.MarkDecorator]:
-        thorough = [] if usual is None or world in usual else [pytest.mark.thorough]
-        return [*thorough, *([needs_horovod] if world[0] in HOROVOD else [])]
-
-    listed = [pytest.param(*world, marks=marks(world)) for world in chosen]
-    return pytest.mark.parametrize(("engine", "size"), listed)
+def world(engine: str, size: int, *marks: pytest.MarkDecorator) -> object:
+    return pytest.param(engine, size, marks=[*marks, *([needs_horovod] if engine in HOROVOD else [])])
 
 
-@worlds(WORLDS)
-def test_communicator_and_a_glance_at_the_rest(engine: str, size: int) -> None:
-    if (engine, size) in GLANCED:
-        only = f"test_communicator or {GLANCE}"
-        run_suite(engine, size, "test_communicator.py", "test_step.py", "test_fit.py", only=only)
-    else:
-        run_suite(engine, size, "test_communicator.py")
+@pytest.mark.timeout(A_WORLD + 60)
+@pytest.mark.parametrize(
+    ("engine", "size"),
+    [*(world(*whole) for whole in WHOLE), *(world(*other, pytest.mark.thorough) for other in OTHERS)],
+)
+def test_all(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
+    run_in_workers(engine, size, "", subtests, tmp_path)
 
 
-@worlds(WORLDS, WHOLE)
-def test_step(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_step.py", "test_rows.py", "test_guards.py")
+@pytest.mark.timeout(A_WORLD + 60)
+@pytest.mark.parametrize(("engine", "size"), [world(*other) for other in OTHERS])
+def test_those_for_every_world(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
+    run_in_workers(engine, size, "every_world", subtests, tmp_path)
 
 
-@worlds(WORLDS, WHOLE)
-def test_fit(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_fit.py", "test_statistics.py")
-
-
-@worlds(WORLDS, WHOLE)
-def test_guides(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_guides.py")
-
-
-@worlds(CHECKPOINTED, WHOLE)
-def test_checkpoints(engine: str, size: int) -> None:
-    run_suite(engine, size, "test_checkpoint.py", only="" if engine == "mpi" else "loop and 10 or damaged")
-
-
-def run_suite(engine: str, size: int, *files: str, only: str = "") -> None:
-    paths = [ROOT / "tests" / "workers" / name for name in files]
-    suite = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths, "--timeout=240", "-k", only]
-    for job in launch(engine, size, suite, timeout=540):
+def run_in_workers(engine: str, size: int, marked: str, subtests: pytest.Subtests, folder: Path) -> None:
+    """Run the tests that are so marked in each worker, and show every result as one of the outer test's."""
+    suite = ["-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "workers", "-m", marked]
+    clock = [f"--timeout={A_TEST}", "--timeout-method=thread"]  # a signal does not end a sum that waits
+    jobs = launch(engine, size, [*suite, *clock], timeout=A_WORLD, env={"DISTGRAD_TEST_RESULTS": str(folder)})
+    found = results.read(folder, PROCESSES.get(engine, size))
+    for result in found:
+        with subtests.test(result.name):
+            assert not result.complaints, "\n".join(result.complaints)
+    for job in jobs:
         assert job.status == 0, job.out[-6000:] + job.err[-3000:]
-        assert " passed" in job.out
-        assert "failed" not in job.out.splitlines()[-1]
+    assert sum(result.ran for result in found) > 10

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import rich.console
 import rich.table
+
 from support.launching import launch
 
 MICRO_BATCH = 16

@@ -17,6 +17,7 @@ from typing import Any
 
 import rich.console
 import rich.table
+
 from support.launching import Job, finish, launch, start
 
 TIMES = 7  # pairs of each kind

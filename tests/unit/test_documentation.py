@@ -9,9 +9,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support.launching import ROOT, launch, run
 
 import distgrad
+from support.launching import ROOT, launch, run
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 README = (ROOT / "README.md").read_text()

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.launching import BIN, run
 
 from distgrad.reports.history import files_of, read
+from support.launching import BIN, run
 
 
 def line(step: int, **fields: Any) -> str:

@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.lines import STEP
 
 from distgrad import StepReport
 from distgrad.errors import ReportExpired
 from distgrad.gradients.flat_vector import Place
 from distgrad.reports.lines import Lines
 from distgrad.reports.statistics import Contents, GradientStatistics
+from support.lines import STEP
 
 
 class Watched:

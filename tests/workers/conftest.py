@@ -1,21 +1,28 @@
 """These tests run inside every worker: `mpirun -np 3 python -m pytest tests/workers`, and so on.
 
 The engine is chosen as a user would, by how the process was launched and by DISTGRAD_BACKEND.
-`jobs/test_worlds.py` launches them on every engine.
+`jobs/test_worlds.py` launches them on every engine, all files in one process of each worker.
 """
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+from support import fast_keras, results  # noqa: F401
+
+# isort: split
+# TensorFlow, which imports Keras, too, comes after that.
+import keras
 import pytest
 import tensorflow as tf
-from support import fast_keras  # noqa: F401
 
 import distgrad
+from distgrad.launching.world import World
 
 LOGICAL_CPUS = int(os.environ.get("DISTGRAD_TEST_LOGICAL_CPUS", "1"))
+RESULTS = os.environ.get("DISTGRAD_TEST_RESULTS")  # the folder that jobs/test_worlds.py reads
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give every worker temporary folders of its own: pytest clears those it shares, while others write there."""
     config.option.basetemp = tempfile.mkdtemp(prefix="distgrad-test-")
     config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+    if RESULTS:
+        rank = World.from_environment(os.environ).rank
+        config.pluginmanager.register(results.Recorder(Path(RESULTS, str(rank))))
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +45,13 @@ def comm() -> Iterator[distgrad.Communicator]:
     yield comm
     comm.barrier()
     comm.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh_state(comm: distgrad.Communicator) -> None:
+    """Let no file's tests find names, seeds or policies of those before; each worker draws numbers of its own."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(comm.rank)
 
 
 @pytest.fixture

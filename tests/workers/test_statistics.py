@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.step_zoo import ROWS, SHARES
-from support.steps import COLLECTIVES, Lookup, constant, integers, own, product, quiet
 
 from distgrad import Communicator
 from distgrad.reports.noise import GradientNoise, estimate
 from distgrad.step.guards import FLAGS
+from support.step_zoo import ROWS, SHARES
+from support.steps import COLLECTIVES, Lookup, constant, integers, own, product, quiet
 
 CLOSE = {"rel": 1e-6, "abs": 1e-6}
 SIZE = 2  # rows of a micro-batch
@@ -139,6 +139,7 @@ def operations(step: Any, batch: tuple[Any, ...]) -> list[str]:
     return inner + [node.op for node in graph.node]
 
 
+@pytest.mark.every_world
 def test_one_reduction_whatever_is_asked_for_and_nothing_for_what_is_not(comm: Communicator) -> None:
     batch = own(comm, integers())
     found = {}
