@@ -1,9 +1,29 @@
+"""What all tests have in common: the environment, and what several of them need."""
+
 import os
 import sys
 from pathlib import Path
 
+import pytest
+
+from support.launching import run
+
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parent))
-# Its tests run inside the workers that tests/test_engines.py launches.
-collect_ignore = ["contract"]
+# They run inside the workers that jobs/test_worlds.py launches.
+collect_ignore = ["workers"]
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment like this one, made of links, that lacks mpi4py and MPI and has a Horovod without TensorFlow."""
+    root = tmp_path_factory.mktemp("without")
+    assert run([sys.executable, "-m", "venv", "--without-pip", root]).status == 0
+    name = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    theirs, ours = Path(sys.prefix, name), root / name
+    for entry in theirs.iterdir():
+        if not entry.name.startswith(("mpi4py", "horovod")):
+            (ours / entry.name).symlink_to(entry)
+    (ours / "horovod" / "tensorflow").mkdir(parents=True)
+    (ours / "horovod" / "__init__.py").touch()
+    return root

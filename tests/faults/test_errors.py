@@ -1,0 +1,187 @@
+"""Bad input in real processes: one line that names the culprit, the right exit status, nothing applied."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from distgrad.errors import BadArgument, EngineMissing
+from support.launching import Job, launch, needs_horovod, run
+from support.lines import ERROR
+
+CONNECT = "import distgrad; distgrad.connect({!r})"
+
+
+def connect(backend: str = "auto", **env: str) -> Job:
+    return run([sys.executable, "-c", CONNECT.format(backend)], env=env)
+
+
+def expect(job: Job, status: int, code: str, *says: str) -> None:
+    """Exactly one error line, with all that it should say, and nothing on stdout."""
+    assert job.status == status, job.err
+    lines = ERROR.findall(job.err)
+    assert len(lines) == 1, job.err
+    for text in (f"error[{code}]", *says):
+        assert text in lines[0]
+    assert job.out == ""
+
+
+@pytest.mark.fault(24)
+def test_an_unknown_backend_is_met_with_the_nearest_name() -> None:
+    expect(connect("hovorod"), 64, "DG001", "'hovorod'", "did you mean 'horovod'?")
+    expect(connect(DISTGRAD_BACKEND="MPII"), 64, "DG001", "did you mean 'mpi'?")
+    expect(connect("zzz"), 64, "DG001", "choose one of them")
+
+
+@pytest.mark.fault(22)
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"TF_CONFIG": "{"}, "TF_CONFIG is broken"),
+        ({"RANK": "9", "WORLD_SIZE": "4"}, "RANK=9 does not fit WORLD_SIZE=4"),
+        ({"OMPI_COMM_WORLD_RANK": "x", "OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_RANK='x' is no integer"),
+    ],
+)
+def test_a_broken_environment_names_the_variable(env: dict[str, str], says: str) -> None:
+    expect(connect(**env), 78, "DG004", says)
+
+
+def test_what_needs_no_engine_is_said_before_tensorflow_is_loaded() -> None:
+    code = """
+        import os, sys, distgrad
+        for backend, env in (("hovorod", {}), ("auto", {"TF_CONFIG": "{"}), ("auto", {"RANK": "9", "WORLD_SIZE": "4"})):
+            os.environ.update(env)
+            try:
+                distgrad.connect(backend)
+            except distgrad.DistgradError as error:
+                print(error.status, "tensorflow" in sys.modules)
+    """
+    job = run([sys.executable, "-c", textwrap.dedent(code)])
+    assert job.out.split("\n")[:3] == ["64 False", "78 False", "78 False"]
+
+
+@pytest.mark.fault(12)
+def test_a_world_of_one_where_the_launcher_says_two() -> None:
+    """What `srun` without PMIx and torchrun do: every process would train alone as rank 0 of 1."""
+    job = connect(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID="0")
+    expect(job, 76, "DG005", "rank=1", "srun started 2", "connected 1")
+    expect(connect(RANK="0", WORLD_SIZE="2"), 76, "DG005", "torchrun started 2 workers", "solo connected 1")
+    expect(connect(DISTGRAD_EXPECT_SIZE="3"), 76, "DG005", "3 workers are expected but solo connected 1")
+    expect(connect(DISTGRAD_TIMEOUT="soon"), 78, "DG004", "DISTGRAD_TIMEOUT='soon' is no number")
+
+
+@pytest.mark.fault(23)
+def test_missing_engines_are_named_with_the_command_that_installs_them(without: Path) -> None:
+    python = without / "bin" / "python"
+    job = run([python, "-c", CONNECT.format("mpi")])
+    expect(job, 69, "DG003", "mpi4py is not installed", "pip install 'distgrad[mpi]'")
+    job = run([python, "-c", CONNECT.format("horovod")])
+    expect(job, 69, "DG003", "Horovod was built without TensorFlow", "launch/install-horovod")
+
+
+def test_mpi4py_without_an_mpi_library(without: Path) -> None:
+    name = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    package = without / name / "mpi4py"
+    package.symlink_to(Path(sys.prefix, name, "mpi4py"))
+    try:
+        job = run([without / "bin" / "python", "-c", CONNECT.format("mpi")], env={"PATH": "/usr/bin:/bin"})
+    finally:
+        package.unlink()
+    expect(job, 69, "DG003", "mpi4py does not load", "pip install 'distgrad[mpi]'")
+
+
+WORKER = """
+    import distgrad, keras, numpy as np
+    comm = distgrad.connect()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense({units}, name="out")], name="model")
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm)
+    if {raises}:
+        raise ValueError("bad sample in file 7")
+    try:
+        step(np.ones(({rows}, 3), "float32"), np.ones(({rows}, 2), "float32"))
+    finally:
+        print("weights unchanged " + str(bool(np.all(model.get_weights()[1] == 0))), flush=True)
+"""
+
+
+def work(engine: str, **fields: object) -> Job:
+    code = textwrap.dedent(WORKER).format(**({"units": 2, "rows": 4, "raises": False} | fields))
+    return launch(engine, 2, ["-c", code])[0]
+
+
+ENGINES = ["mpi", pytest.param("horovod-gloo", marks=needs_horovod)]
+
+
+def expect_of_workers(job: Job, engine: str, status: int, code: str, *says: str) -> None:
+    # horovodrun turns every failure into status 1, and repeats the workers' stderr among lines of its own.
+    assert job.status == (1 if engine.startswith("horovod") else status), job.err
+    lines = [line for line in job.err.splitlines() if "distgrad: error" in line]
+    assert len(lines) == 1, job.err
+    for text in (f"error[{code}]", *says):
+        assert text in lines[0]
+    assert job.err.count("Traceback") == job.err.count('bin/horovodrun", line')  # its own, on any failure
+    assert job.lines("step 1") == []
+    assert job.out.count("weights unchanged True") == 2  # the workers' lines may run into each other
+
+
+@pytest.mark.fault(13, 14)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_models_that_differ(engine: str) -> None:
+    job = work(engine, units="2 + comm.rank")
+    says = "variable 0 is 'model/out/kernel float32 (3, 3)' on rank 1 but 'model/out/kernel float32 (3, 2)' on rank 0"
+    expect_of_workers(job, engine, 65, "DG020", "rank=1 step=0", says)
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_rows_anywhere(engine: str) -> None:
+    expect_of_workers(work(engine, rows=0), engine, 65, "DG034", "rank=- step=1", "no samples on any worker")
+
+
+def test_an_exception_on_one_rank_ends_the_job_with_its_traceback_once() -> None:
+    job = work("mpi", raises="comm.rank == 1")
+    assert job.status == 70
+    assert job.err.count("ValueError: bad sample in file 7") == 1
+    assert job.lines("step") == []
+
+
+def test_wrong_arguments_are_named_before_anything_is_sent() -> None:
+    import keras  # noqa: PLC0415 (only this test builds a model here)
+    import numpy as np  # noqa: PLC0415
+
+    import distgrad  # noqa: PLC0415
+
+    comm = distgrad.connect("solo")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    wrong = {
+        "micro_batch_size": 0,
+        "reduction": "average",
+        "on_nonfinite": "ignore",
+        "log_format": "xml",
+        "log_every": -1,
+        "groups": {"a": "("},
+    }
+    for name, value in wrong.items():
+        with pytest.raises(BadArgument) as caught:
+            distgrad.DistributedStep(model, "mse", "sgd", comm=comm, **{name: value})
+        assert (caught.value.status, name.rstrip("s") in str(caught.value)) == (64, True)
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm)
+    with pytest.raises(BadArgument, match=r"the parts of a batch have \[4, 3\] rows"):
+        step(np.ones((4, 3)), np.ones(3))
+    with pytest.raises(BadArgument, match="no batch at all"):
+        next(step.epoch(iter([])))
+
+
+def test_the_form_of_the_line() -> None:
+    text = str(BadArgument("cause", "what to do", rank=3, step=7))
+    assert text == "distgrad: error[DG002] rank=3 step=7: cause; what to do"
+    assert ERROR.fullmatch(text)
+
+
+def test_a_missing_core_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distgrad import native  # noqa: PLC0415 (it loads TensorFlow, which other tests here do without)
+
+    monkeypatch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [])
+    with pytest.raises(EngineMissing, match="compiled core is missing; install distgrad with pip"):
+        native._library()

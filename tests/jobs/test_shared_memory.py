@@ -1,0 +1,197 @@
+"""Summing through shared memory: under stress, beside another job, without it, and leaving nothing behind."""
+
+import os
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from support.launching import Job, finish, launch, run, start
+from support.processes import wait_until
+
+STRESS = """
+    import sys
+    import numpy as np, tensorflow as tf
+    import distgrad
+
+    comm = distgrad.connect()
+    seed, steps = int(sys.argv[1]), int(sys.argv[2])
+    rng = np.random.default_rng(seed)  # the same on every rank
+    kept = []
+    for step in range(steps):
+        size = int(rng.choice([0, 1, 7, 4096, 20_000, 150_000]))
+        dtype = str(rng.choice(["float32", "float64", "int64"]))
+        base = np.arange(size) % 1000 + step % 7
+        cuts = np.sort(rng.integers(0, size + 1, 2))
+        pieces = [tf.constant(piece.astype(dtype)) for piece in np.split(base * (comm.rank + seed), cuts)]
+        result = comm.sum_over_workers(lambda: pieces, ())
+        expected = base * sum(rank + seed for rank in range(comm.size))
+        kept = [*kept[-3:], (result, expected)] if step % 50 == comm.rank else kept[-3:]  # held by some ranks only
+        for result, expected in [*kept, (result, expected)]:
+            np.testing.assert_array_equal(result.numpy(), expected)
+        if step % 25 == 0:  # added up where the others read it, micro-batch by micro-batch, on some ranks none
+            weights = tf.Variable(tf.zeros(size))
+            rows = tf.ones((comm.rank + step) % comm.size)
+            sums = distgrad.sum_gradients(
+                lambda row: row * tf.reduce_sum(weights), [weights], rows, comm=comm, micro_batch_size=2
+            )
+            assert float(sums.weight) == sum(range(comm.size))
+            np.testing.assert_array_equal(sums.gradients[0].numpy(), np.full(size, sum(range(comm.size))))
+    print("sums right", flush=True)
+    comm.close()
+"""
+
+
+def stress(seed: int, steps: int) -> list[str]:
+    return ["-c", textwrap.dedent(STRESS), str(seed), str(steps)]
+
+
+def check(job: Job, ranks: int) -> None:
+    assert job.status == 0, job.err[-3000:]
+    assert job.out.count("sums right") == ranks  # their lines may run into each other
+
+
+def test_2000_sums_of_changing_sizes_on_more_ranks_than_cores() -> None:
+    check(launch("mpi", 4, stress(1, 2000), timeout=280)[0], 4)
+
+
+def test_two_jobs_on_one_host_do_not_meet() -> None:
+    command = ["mpirun", "--oversubscribe", "-np", "2", "python"]
+    jobs = [start([*command, *stress(seed, 300)], {}) for seed in (1, 1000)]
+    for job in jobs:
+        check(finish(job, 120), 2)
+
+
+@pytest.mark.parametrize(
+    "hosts", ["0001", *(pytest.param(even, marks=pytest.mark.thorough) for even in ("0011", "0123"))]
+)
+def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> None:
+    """Ranks of this host, told apart as if they were on several: as many ranks on each, more on one, one on each."""
+    code = f"""
+        import numpy as np, tensorflow as tf
+        from distgrad.collectives import mpi
+        from distgrad.collectives.vectors import Division
+        from distgrad.gradients.flat_vector import SCALARS, FlatLayout
+        from distgrad.gradients.window_accumulator import accumulator_for
+        world = mpi.MPI.COMM_WORLD
+        mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
+        comm = mpi.Mpi(world)
+        for size in (1, 63, 64, 100_000, 1_000_000, 5):
+            for step in range(3):
+                vector = np.arange(size) * (world.rank + 1.0) + step
+                pieces = [*map(tf.constant, np.array_split(vector, 3)), tf.constant([1.0], tf.float64)]
+                rest = size - size // 2 + 1
+                division = Division(rest, tf.constant([0.0, 2.0], tf.float64))
+                total = comm.sum_and_divide(lambda: pieces, (), division)
+                expected = np.arange(size) * 10.0 + 4 * step
+                half = expected[: size // 2]
+                np.testing.assert_array_equal(total.blocks[0], half / 8)
+                np.testing.assert_array_equal(total.undivided, [*expected[size // 2 :], 4])
+                moments = [half.sum(), (half**2).sum(), half.max(initial=0), 0]
+                np.testing.assert_allclose(total.moments, moments, rtol=1e-12)
+        totals = accumulator_for(comm, FlatLayout([tf.Variable(tf.zeros((4200, 4)))], [0]), 1)
+
+        @tf.function
+        def add_rows(ids, value):
+            gradient = tf.IndexedSlices(tf.fill((3, 4), value), ids)
+            carried, _ = totals.add([], [gradient], tf.constant(True), tf.constant(True))
+            vector = totals.vector(carried, tf.constant(world.rank != 1), tf.fill([SCALARS + 1], 0.5))
+            division = Division(SCALARS + 1, tf.constant([0.0, 1.0], tf.float64))
+            return comm.sum_and_divide(lambda: vector, (), division)
+
+        for ids, last in (([0, 7, 7], 4.0), ([1, 4199, 5], np.inf), ([2, 2, 2], 4.0)):
+            total = add_rows(tf.constant(ids), tf.constant([1.0, 2.0, 3.0, last][world.rank]))
+            expected = np.zeros((4200, 4), "f4")
+            np.add.at(expected, ids, (1 + 3 + last) / 2)
+            np.testing.assert_array_equal(tf.convert_to_tensor(total.sparse[0]), expected)
+            assert total.nonfinite_workers.numpy().tolist() == [0, 0, 0, int(np.isinf(last))]
+        print("sums right", flush=True)
+    """
+    check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)
+
+
+@pytest.mark.fault(14)
+def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
+    code = """
+        import tensorflow as tf, distgrad
+        comm = distgrad.connect()
+        add = lambda: comm.sum_over_workers(lambda: tf.zeros(5 + comm.rank), ())
+        for attempt in (add, tf.function(add)):  # a graph hides the error's class
+            try:
+                attempt()
+            except (distgrad.DistgradError, tf.errors.OpError) as error:
+                failure = comm.liveness.explain(error)
+                print(f"refused {failure.code} {failure.rank}", flush=True)
+    """
+    job = launch("mpi", 2, ["-c", textwrap.dedent(code)])[0]
+    assert job.out.count("refused DG020 1") == 4
+
+
+@pytest.mark.fault(26)
+def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -> None:
+    """A limit on the size of files, which shared memory counts as."""
+    code = """
+        import numpy as np, tensorflow as tf, distgrad
+        comm = distgrad.connect()
+        for size in (10, 4_000_000, 10, 4_000_000):
+            total = comm.sum_over_workers(lambda: tf.fill([size], float(comm.rank + 1)), ())
+            assert np.all(total.numpy() == 3), total
+        print("sums right")
+    """
+    script = f"ulimit -f 40000 && exec mpirun -np 2 python -c '{textwrap.dedent(code)}'"
+    job = run(["bash", "-c", script])
+    check(job, 2)
+    assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
+
+
+def traces() -> set[str]:
+    """Whatever a job might leave behind: files in shared memory and sessions, and processes that still run."""
+    files = {str(path) for path in Path("/dev/shm").iterdir()}
+    marked = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sums right" in (process / "cmdline").read_bytes():
+                marked.add(process.name)
+        except OSError:
+            continue
+    return files | marked
+
+
+def await_no_more_than(before: set[str], seconds: float) -> None:
+    wait_until(lambda: traces() <= before, seconds, lambda: traces() - before)
+
+
+def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
+    before = traces()
+    check(launch("mpi", 2, stress(1, 20))[0], 2)
+    await_no_more_than(before, 20)
+
+    assert launch("mpi", 2, ["-c", "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"])[0].status == 70
+    await_no_more_than(before, 20)
+
+    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
+    ranks = wait_for_ranks(job.pid, 2)
+    os.kill(ranks[0], signal.SIGKILL)
+    assert finish(job, 30).status != 0
+    await_no_more_than(before, 20)
+
+
+def test_nothing_is_left_behind_when_mpirun_is_killed() -> None:
+    before = traces()
+    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
+    wait_for_ranks(job.pid, 2)
+    job.kill()
+    await_no_more_than(before, 60)
+    finish(job, 30)
+
+
+def wait_for_ranks(parent: int, count: int) -> list[int]:
+    """The launcher's Python children, once they hold shared memory."""
+
+    def ranks() -> list[int]:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [int(child) for child in children if "memfd:distgrad" in Path(f"/proc/{child}/maps").read_text()]
+
+    wait_until(lambda: len(ranks()) == count, 60)
+    return ranks()
