@@ -140,13 +140,13 @@ class CaseRun:
         for one in self._measured.values():
             one.clear()
         orders = max(1, len(self._measured)) if TABLES[self._table].rotates else 1
-        part = budget.divided(orders)
+        budget_of_order = budget.divided(orders)
         for number in range(orders):
             if number:
                 self._first = (self._first + 1) % orders  # a second try goes on from the order that is prepared
                 self.clear()
-                self.prepare(part)
-            self._take_rounds(part, progress)
+                self.prepare(budget_of_order)
+            self._take_rounds(budget_of_order, progress)
         measured = list(self._measured.values())
         names = {one.name for one in measured}
         complete = [one for one in TABLES[self._table].differences if {one.longer, one.shorter} <= names]
