@@ -51,16 +51,6 @@ class Window:
         if size * dtype.size > self._capacity:
             self._grow(size * dtype.size)
 
-    def part(self, size: int, dtype: tf.DType) -> np.ndarray:
-        """(size,) this rank's own slot, good until a larger vector is summed. Every rank calls it."""
-        self.reserve(size, dtype)
-        return view(self._core.distgrad_window_part(self._address), size, dtype)
-
-    def sum_parts(self, size: int, dtype: tf.DType) -> np.ndarray:
-        """Sum what stands in the ranks' parts; the array is good until the next sum."""
-        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
-        return view(self._core.distgrad_window_result(self._address), size, dtype)
-
     def table(self, shape: tf.TensorShape) -> "Table":
         """A place where the core collects the gradients of a variable of this shape, row by row."""
         rows, width = shape[0], shape[1:].num_elements()
