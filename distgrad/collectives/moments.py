@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from distgrad import native
+from distgrad.native.layout import Moments
 
-TOTAL = 0  # Σ entries
-SQUARES = 1  # Σ entries²; in what `statistics` returns sqrt(Σ entries²), the norm
-LARGEST = 2  # max |entry|
-NONFINITE = 3  # number of entries that are NaN or infinite
-ZEROS = 4  # number of entries that are 0; not of every vector
-MOMENTS, COLUMNS = 4, 5  # how many of these numbers there are without the zeros, and with them
+# Σ entries; Σ entries² (its root, the norm, in what `statistics` returns); max |entry|; number of entries that are NaN
+# or infinite; number of entries that are 0, which not every vector has.
+TOTAL, SQUARES, LARGEST, NONFINITE, ZEROS = Moments
+MOMENTS, COLUMNS = int(ZEROS), len(Moments)  # how many of these numbers there are without the zeros, and with them
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
@@ -36,7 +35,7 @@ def moments_of_each(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """(n, COLUMNS) the moments of each of n tensors and its zeros, on the CPU; one operation reads each once."""
     if not tensors:
         return tf.zeros((0, COLUMNS), tf.float64)
-    return tf.ensure_shape(native.operations().distgrad_describe(list(tensors)), (len(tensors), COLUMNS))
+    return tf.ensure_shape(native.operations().distgrad_moments(list(tensors)), (len(tensors), COLUMNS))
 
 
 def merged(parts: tf.Tensor) -> tf.Tensor:
@@ -59,7 +58,7 @@ def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DTy
         only the division by a small number makes entries overflow, the number of non-finite entries is 1, however
         many they are.
     """
-    shown = native.operations().distgrad_show(found, tf.cast(divisor, tf.float64), T=dtype)
+    shown = native.operations().distgrad_statistics(found, tf.cast(divisor, tf.float64), T=dtype)
     return tf.ensure_shape(shown, found.shape)
 
 

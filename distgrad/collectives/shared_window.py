@@ -17,8 +17,9 @@ import tensorflow as tf
 from mpi4py import MPI
 
 from distgrad.collectives import between_hosts
-from distgrad.collectives.window import Event, Seat, Window, view
+from distgrad.collectives.window import Seat, Window, view
 from distgrad.errors import ModelMismatch, warn
+from distgrad.native.layout import Event
 
 
 class NoSharedMemory(Exception):
@@ -130,7 +131,7 @@ class SharedWindow(Window):
         shard = view(self._core.distgrad_window_result(self._address), last, dtype)[first:]
 
         def fill(start: int, stop: int) -> None:
-            self._core.distgrad_window_fill(self._address, first + start, first + stop)
+            self._core.distgrad_window_sum_slots(self._address, first + start, first + stop)
 
         between_hosts.all_sum(self._owners_of_shard, shard, fill)
 

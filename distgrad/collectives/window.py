@@ -5,7 +5,6 @@ whose sums go through it.
 """
 
 import ctypes
-import enum
 import functools
 import mmap
 from collections.abc import Callable, Sequence
@@ -15,16 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.collectives.moments import COLUMNS
-
-
-class Event(enum.IntEnum):
-    """Requests of the core in the midst of a sum, with two integers a and b; native/window.h has the same numbers."""
-
-    GROW = 0  # make room for vectors of a bytes
-    SUM_BETWEEN_HOSTS = 1  # sum the entries a..b-1 of the result over the hosts
-    MISMATCH = 2  # refuse the vector of local rank a, which has b entries, unlike that of local rank 0
-    VOTE = 3  # tell all ranks a, which is 1 if this rank's vector holds NaN or infinity, else 0
+from distgrad.native.layout import Event
 
 
 class Seat(NamedTuple):
@@ -89,7 +79,7 @@ class Window:
     def __init__(self, size: int, on_error: Callable[[Exception], None], page: int) -> None:
         self._size, self._on_error = size, on_error
         self._core = native.functions()
-        self._callback = native.Event(self._answer)  # the core keeps its address
+        self._callback = native.Callback(self._answer)  # the core keeps its address
         self._address: int = self._core.distgrad_window_new(self._callback, size, page)
         self._capacity = 0
         self._grow(mmap.PAGESIZE)
@@ -100,27 +90,17 @@ class Window:
 
     def room_for_notes(self, ranges: int) -> int:
         """Bytes that the core needs behind a vector to describe so many ranges of it."""
-        return (ranges * self._size + 1) * COLUMNS * tf.float64.size
+        return int(self._core.distgrad_window_range_moments_bytes(ranges, self._size))
 
     def reserve(self, size: int, dtype: tf.DType) -> None:
         """Make room for vectors of so many entries. Every rank calls it, with the same size."""
         if size * dtype.size > self._capacity:
             self._grow(size * dtype.size)
 
-    def part(self, size: int, dtype: tf.DType) -> np.ndarray:
-        """(size,) this rank's own slot, good until a larger vector is summed. Every rank calls it."""
-        self.reserve(size, dtype)
-        return view(self._core.distgrad_window_part(self._address), size, dtype)
-
-    def sum_parts(self, size: int, dtype: tf.DType) -> np.ndarray:
-        """Sum what stands in the ranks' parts; the array is good until the next sum."""
-        self._core.distgrad_window_sum(self._address, dtype.as_datatype_enum, size)
-        return view(self._core.distgrad_window_result(self._address), size, dtype)
-
     def sparse_variable(self, shape: tf.TensorShape) -> SparseVariable:
         """Make a place where the core collects the gradients of a variable of this shape, row by row."""
         rows, width = shape[0], shape[1:].num_elements()
-        return SparseVariable(shape, self._core.distgrad_window_table(self._address, rows, width))
+        return SparseVariable(shape, self._core.distgrad_window_sparse_variable(self._address, rows, width))
 
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
         """Run one of the core's operations on this window, within a graph or not."""

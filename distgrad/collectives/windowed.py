@@ -61,7 +61,7 @@ class Windowed(Communicator):
             borrow=int(borrow),
             starts=[first for first, _ in ranges],
             stops=[last for _, last in ranges],
-            tables=addresses,
+            sparse=addresses,
             K=len(addresses),
         )
         total.flat.set_shape([vector.size])

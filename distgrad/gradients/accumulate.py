@@ -17,8 +17,9 @@ from distgrad.collectives.moments import LARGEST, SQUARES, merged, moments_of_ea
 from distgrad.data.batch import row_count, rows_between
 from distgrad.gradients.flat_vector import LARGE, FlatLayout
 from distgrad.gradients.micro_batch import Gradient, LossSum
+from distgrad.native.layout import MicroBatchNotes
 
-NOTES = 4  # numbers that a worker notes of its micro-batches, see `LocalSums.notes`
+NOTES = len(MicroBatchNotes)  # numbers that a worker notes of its micro-batches, see `LocalSums.notes`
 Sums = TypeVar("Sums")
 
 
@@ -103,7 +104,7 @@ class LocalSums(NamedTuple):
         extra = self.extra if one.extra is None else self.extra + one.extra
         notes = self.notes
         if notes.shape[0]:
-            notes = tf.ensure_shape(native.operations().distgrad_note(notes, weight, found), [NOTES])
+            notes = tf.ensure_shape(native.operations().distgrad_note_micro_batch(notes, weight, found), [NOTES])
         return LocalSums(gradients, self.loss + loss, self.weight + weight, extra, notes)
 
 

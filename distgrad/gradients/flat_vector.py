@@ -22,13 +22,14 @@ import tensorflow as tf
 
 from distgrad.collectives.agreement import describe
 from distgrad.errors import UnsupportedDtype
+from distgrad.native.layout import ALIGNMENT
 
 BASE = 4096.0
 SCALARS = 8  # entries of the vector, before the extra sums
 # N is Σ of these times the scalars' entries: their order is that of `FlatLayout.pack`.
 WEIGHT_TERMS = (0.0, 0.0, BASE, 0.0, 1.0, 0.0, 0.0, 0.0)
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
-ALIGNED = 16  # entries: 64 bytes of float32
+ALIGNED = ALIGNMENT // tf.float32.size  # entries
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 

@@ -76,7 +76,7 @@ class WindowAccumulator:
     ) -> tf.Tensor:
         if isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(variable.shape[0]))
-        return self._run("collect", is_first, is_last, *self._rows_of(gradient), table=variable.address)
+        return self._run("collect_rows", is_first, is_last, *self._rows_of(gradient), variable=variable.address)
 
     def _add_rows(
         self, gradient: tf.IndexedSlices, slot: tuple[int, int], is_first: tf.Tensor, is_last: tf.Tensor

@@ -84,7 +84,9 @@ class Liveness:
 
         For engines whose sums the compiled core does not see; in a graph or not.
         """
-        return tf.control_dependencies([native.operations().distgrad_mark(page=self.page.address, begins=int(begins))])
+        return tf.control_dependencies(
+            [native.operations().distgrad_mark_sum(page=self.page.address, begins=int(begins))]
+        )
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The status page of a process: shared memory in which it tells the watchdogs of its host how far it is in the sums.
 
-native/page.h has the layout of the fields that the compiled core writes. The memory has no name, so that nothing is
-left behind when a process is killed; other processes open it through /proc.
+native/layout.py has the fields. The memory has no name, so that nothing is left behind when a process is killed; other
+processes open it through /proc.
 """
 
 import ctypes
@@ -11,12 +11,9 @@ import os
 
 import numpy as np
 
-# The fields of a page, each an int64:
-SUM_COUNT = 0  # how many sums the process has begun; all processes count alike
-WAITING = 1  # 1 while it is in a sum, and waits there or may do so
-BETWEEN_HOSTS = 2  # 1 while it sums between hosts
-FINISHED = 3  # 1 if it needs no more of the others, 2 once its program has ended well
-DUMPS_STACKS = 4  # 1 if it answers a signal with its Python stacks; compiled code does not know this field
+from distgrad.native import layout
+
+SUM_COUNT, WAITING, BETWEEN_HOSTS, FINISHED, DUMPS_STACKS = layout.StatusPage  # the fields, each an int64
 
 
 class StatusPage:

@@ -10,9 +10,10 @@ import numpy as np
 from distgrad.collectives.moments import COLUMNS
 from distgrad.errors import BadArgument
 from distgrad.gradients.global_gradient import GradientStatistics
+from distgrad.native.layout import WorkerRow
 from distgrad.reports.noise import GradientNoise, estimate
 from distgrad.reports.packing import Packing
-from distgrad.reports.worker_table import WorkerRow, column, rows_of, shape_of
+from distgrad.reports.worker_table import column, rows_of, shape_of
 
 NAMES = ("variables", "workers", "noise", "times", "updates")  # what can be asked for
 OF_ONE_DIVISOR = ("workers", "noise")  # which need a loss with a single divisor

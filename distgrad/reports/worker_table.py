@@ -6,34 +6,13 @@ add zeros to them, neither rounds again.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from distgrad import native
+from distgrad.native.layout import WorkerRow
 from distgrad.objective.extra_sums import ExtraSum, WorkerShare
-
-
-class WorkerRow(NamedTuple):
-    """One worker's row; each number is float64. The compiled core makes it, in this order.
-
-    Attributes:
-        gradient_sum, gradient_norm: of the gradient of its share alone, Σ w·∇loss over its examples, scaled by the loss
-            scale and not divided.
-        between: sqrt(Σ_micro-batches |gradient|²/N), see noise.py; scaled and not divided, too.
-        micro_batches: how many of them had an N.
-        weight: N of its share.
-        seconds: that it computed, from the beginning of its share to where it was ready to meet the others.
-    """
-
-    gradient_sum: float
-    gradient_norm: float
-    between: float
-    micro_batches: float
-    weight: float
-    seconds: float
-
 
 COLUMNS = len(WorkerRow._fields)
 
@@ -58,7 +37,7 @@ class WorkerTable(ExtraSum):
     def of_worker(self, share: WorkerShare) -> list[tf.Tensor]:
         """Return the table with this worker's row alone."""
         sums = share.sums
-        row = native.operations().distgrad_own(
+        row = native.operations().distgrad_worker_row(
             sums.notes, sums.weight, share.began, share.worker, workers=self._workers, T=self._dtype
         )
         return [tf.reshape(row, shape_of(self._workers))]
