@@ -1,8 +1,10 @@
-"""What a model gives for a batch, as sums: losses, the losses that layers add, metrics, assigned states.
+"""Everything that a model gives for a batch, as sums: losses, the losses that layers add, metrics, assigned states.
 
 loss.py                  a Keras loss as numerator and divisor
 objective.py             all losses of a model together
 forward.py               the forward pass, and what it would assign
+states.py                moving statistics, which a pass assigns
+trace.py                 a throw-away trace, to learn what a function of a batch gives
 batch_normalization.py   batch normalization over all workers, for layers that ask for it
 metrics.py               metrics as sums
 extra_sums.py            the protocol of whatever is summed along with the gradients

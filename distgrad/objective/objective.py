@@ -159,7 +159,7 @@ class _SingleLoss:
 
 
 class _CompiledLosses:
-    """What `compile` was given: a loss for each of a model's outputs, with or without weights."""
+    """The losses that `compile` was given: one for each of a model's outputs, with or without weights."""
 
     def __init__(self, compiled: CompileLoss) -> None:
         self._compiled = compiled

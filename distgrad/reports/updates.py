@@ -1,4 +1,4 @@
-"""How far a step moved the weights, against how large they are."""
+"""Sizes of the updates: how far a step moved the weights, against how large they are."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Updates:
         return address
 
     def after(self, before: tf.Tensor) -> UpdateRatios:
-        """What has become of them."""
+        """Compare the weights with the copy."""
         change, weights = np.sqrt(self._compare(before).numpy())
         whole, *each = _ratios(*(np.append(np.linalg.norm(sizes), sizes) for sizes in (change, weights)))
         return UpdateRatios(whole, dict(zip(self._paths, each, strict=True)))

@@ -1,12 +1,14 @@
 """One training step over all workers.
 
 distributed_step.py   the public `DistributedStep`: the order of events, seen from outside the graph
-plan.py               what a step is made of, learned from the model and its first batch
-graph.py              the step inside the compiled graph
+training_graph.py     the step inside the compiled graph
 update.py             the gradient into the optimizer
+config.py, plan.py    the settings of a step; what it learns of a model before it is traced
+start.py              all workers build the model and compare settings and versions
 optimizer_scope.py    the optimizer under tf.distribute
-evaluation.py         a step without gradients
+lockstep.py           workers with unequal numbers of batches
 guards.py, drift.py   stop, skipped steps, weights that are no longer alike
+evaluation.py         losses and metrics without a training step
 """
 
 from distgrad.step.distributed_step import DistributedStep

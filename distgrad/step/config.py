@@ -11,7 +11,7 @@ from distgrad.reports.outputs import FORMATS
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What `DistributedStep` was asked for; see there for what each setting means.
+    """The settings of a `DistributedStep`, see there for what each one means.
 
     Attributes:
         groups: a compiled regular expression for each label.

@@ -171,7 +171,7 @@ class DistributedStep:
 
     @property
     def epochs(self) -> int:
-        """How often `epoch` has come to its end, before a resume included."""
+        """The number of times that `epoch` has come to its end, before a resume included."""
         return self.cursor.epochs
 
     @property

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What the throw-away trace has shown.
+    """The result of the throw-away trace.
 
     Attributes:
         specs: of the batch and the output.
@@ -202,7 +202,7 @@ def make_plan(
 def _contents(
     comm: Communicator, variables: Sequence[keras.Variable], objective: Objective, config: StepConfig
 ) -> Contents:
-    """Return what the reports will tell."""
+    """Return the contents of the reports."""
     described = [(variable.path, tuple(variable.shape)) for variable in variables]
     groups = members_of(config.groups or {}, [path for path, _ in described], is_root=comm.is_root)
     asked, impossible = config.statistics, config.statistics & {*OF_ONE_DIVISOR}

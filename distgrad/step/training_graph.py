@@ -32,7 +32,7 @@ from distgrad.step.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
 class Flags(NamedTuple):
-    """What a worker says of one step.
+    """A worker's part in one step besides its batch.
 
     Attributes:
         more: it has another batch after this one.
@@ -46,7 +46,7 @@ class Flags(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What the compiled step returns.
+    """The result of the compiled step.
 
     Attributes:
         values: the step's numbers, packed as `Contents.packing` says.

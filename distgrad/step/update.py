@@ -1,4 +1,4 @@
-"""The gradient -> the optimizer: one way in for plain optimizers and for those that scale the loss.
+"""The update of the weights: one function for plain optimizers and for those that scale the loss.
 
 Keras's LossScaleOptimizer looks for NaN on its own and may not be applied outside a replica. Here the decision is
 already made, on the reduced vector and so alike on every worker; what is left is its arithmetic.
@@ -14,7 +14,7 @@ from distgrad.gradients.micro_batch import Gradient, tensor_of
 
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The factor on the loss before it is differentiated: () float32, a number, or None for none."""
+    """Return the factor on the loss before it is differentiated: () float32, a number, or None for none."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return tf.convert_to_tensor(optimizer.dynamic_scale)
     return optimizer.loss_scale_factor
@@ -48,7 +48,7 @@ def apply_gradient(
 
 
 def _leaves_other_rows_alone(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether IndexedSlices give what the dense gradient gives, and cost less.
+    """Return True if IndexedSlices give what the dense gradient gives, and cost less.
 
     Plain gradient descent is the only one of Keras's optimizers that moves nothing but the rows which have a gradient:
     all others let moments decay everywhere. Keras clips by a global norm, and accumulates, densely in any case.
