@@ -25,6 +25,7 @@ from distgrad.checkpoint.file import Archive
 from distgrad.checkpoint.fit_progress import Fitting
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument, CheckpointNotWritten, DistgradError, warn
+from distgrad.keras_internals import set_initial_epoch
 from distgrad.step.distributed_step import DistributedStep
 
 
@@ -151,7 +152,7 @@ class Checkpoint(keras.callbacks.Callback):
         """
         if not self._fits:
             self.resume(self._in_fit.step)
-            self.model._initial_epoch = self._in_fit.epoch or None
+            set_initial_epoch(self.model, self._in_fit.epoch)
         self._fits += 1
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -176,7 +177,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.save(self._in_fit.step)
         self._settle()
         self.surface()
-        self._fitting = self.model._initial_epoch = None
+        self._fitting = None
+        set_initial_epoch(self.model, 0)
 
     @property
     def _in_fit(self) -> Fitting:

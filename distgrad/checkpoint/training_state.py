@@ -18,14 +18,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from distgrad.checkpoint.file import Archive
 from distgrad.checkpoint.fit_progress import Fitting
 from distgrad.collectives import agreement
 from distgrad.data.cursor import Position
 from distgrad.errors import BadArgument, CheckpointMismatch
+from distgrad.keras_internals import global_seed_generator, set_global_seed_generator
 from distgrad.step.distributed_step import DistributedStep
 
 
@@ -163,7 +162,7 @@ def _set_global_random_state(state: Mapping[str, Any] | None) -> None:
     np.random.set_state(state["numpy"])
     for value in state["keras"]:
         if not _global_seeds():
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(0))
+            set_global_seed_generator(keras.random.SeedGenerator(0))
         _global_seeds()[0].assign(value)
 
 
@@ -180,5 +179,5 @@ def _own(model: keras.Model) -> list[keras.Variable]:
 
 def _global_seeds() -> list[keras.Variable]:
     """The state behind `keras.random` without a seed, once that was used."""
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = global_seed_generator()
     return [] if generator is None else [generator.state]

@@ -3,20 +3,21 @@
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
+
+from distgrad import keras_internals
 
 
 def shuffles_of(data: Any) -> list[Any]:
     """The shuffled datasets that a dataset is made of: they know how often they were gone through."""
     if not isinstance(data, tf.data.Dataset):
         return []
-    own = [data] if isinstance(data, _ShuffleDataset) else []
-    return own + [found for part in data._inputs() for found in shuffles_of(part)]
+    own = [data] if keras_internals.is_shuffle(data) else []
+    return own + [found for part in keras_internals.inputs_of(data) for found in shuffles_of(part)]
 
 
 def seeds_of(data: Any) -> list[int]:
     """Those of its shuffling: the same in the next run if `shuffle`, or TensorFlow, was given a seed."""
-    return [int(seed) for shuffle in shuffles_of(data) for seed in (shuffle._seed, shuffle._seed2)]
+    return [seed for shuffle in shuffles_of(data) for seed in keras_internals.seeds_of_shuffle(shuffle)]
 
 
 def untuned(data: Any) -> Any:

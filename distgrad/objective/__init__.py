@@ -5,5 +5,6 @@ objective.py             all losses of a model together
 forward.py               the forward pass, and what it would assign
 batch_normalization.py   batch normalization over all workers, for layers that ask for it
 metrics.py               metrics as sums
+symbolic.py              functions of a batch of which only shapes and types are known
 extra_sums.py            the protocol of whatever is summed along with the gradients
 """

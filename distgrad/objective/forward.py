@@ -14,10 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import compute_output_spec
 
 from distgrad.data.batch import as_ragged, filled, row_count
+from distgrad.keras_internals import is_random_state
 from distgrad.objective.extra_sums import Outcome, Pass
+from distgrad.objective.symbolic import output_spec
 
 ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
 
@@ -41,12 +42,12 @@ class Forward:
         found: list[keras.Variable] = []
 
         def trial(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-            y_pred, scope = self.run(as_ragged(x, like[0]), tf.constant(0))
+            y_pred, scope = self.run(x, tf.constant(0))
             found[:] = [v for v in _floats(self._model) if scope.get_current_value(v) is not None]
             look(Pass(x, y, sample_weight, y_pred, row_count(x), scope))
             return y_pred
 
-        return compute_output_spec(trial, *like), found
+        return output_spec(trial, *like), found
 
     def added_sums(self, x: Any) -> list[bool]:
         """For each loss that layers add, whether it is a sum over the rows rather than a mean.
@@ -88,7 +89,7 @@ class Forward:
             value = scope.get_current_value(variable)
             if value is None or _is_float(variable):
                 continue
-            if _is_seed(variable):
+            if is_random_state(variable):
                 value -= tf.cast(tf.stack([worker, tf.zeros_like(worker)]), value.dtype)
             variable.assign(value)
 
@@ -132,8 +133,4 @@ def _is_float(variable: keras.Variable) -> bool:
 
 
 def _seeds(model: keras.Model) -> list[keras.Variable]:
-    return [variable for variable in model.non_trainable_variables if _is_seed(variable)]
-
-
-def _is_seed(variable: keras.Variable) -> bool:
-    return variable.name == "seed_generator_state"
+    return [variable for variable in model.non_trainable_variables if is_random_state(variable)]

@@ -12,11 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import compute_output_spec
 
 from distgrad.data.batch import filled
 from distgrad.errors import UnsupportedMetric
+from distgrad.keras_internals import compile_loss, hold_plain_value, loss_tracker
 from distgrad.objective.extra_sums import Outcome, Pass
+from distgrad.objective.symbolic import output_spec
 
 ROWS = 6  # of the made-up batches on which metrics are tried
 
@@ -41,12 +42,13 @@ class MetricSums:
             UnsupportedMetric: it cannot.
         """
         model = self._model
-        compute_output_spec(model.compute_metrics, like.x, like.y, like.y_pred, like.sample_weight)
+        output_spec(model.compute_metrics, like.x, like.y, like.y_pred, like.sample_weight)
         for variable in model.metrics_variables:
             _hold_the_sum(variable)
         # The mean losses are taken from the sums that travel anyway.
-        self._means = model._compile_loss.metrics if model._compile_loss is not None else []
-        known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
+        compiled = compile_loss(model)
+        self._means = [] if compiled is None else compiled.metrics
+        known = {id(v) for mean in [loss_tracker(model), *self._means] for v in mean.variables}
         self.zeroed = list(model.metrics_variables)
         self._summed = [variable for variable in self.zeroed if id(variable) not in known]
         self._require_sums(like)
@@ -62,7 +64,7 @@ class MetricSums:
         """Add to the metrics' state what all workers added, and tell the results so far."""
         for variable, change in zip(self._summed, sums, strict=True):
             variable.assign(variable.value + tf.cast(change, variable.dtype))
-        self._model._loss_tracker.update_state(
+        loss_tracker(self._model).update_state(
             tf.cast(outcome.loss, tf.float32), sample_weight=tf.cast(outcome.examples, tf.float32)
         )
         for mean, loss in zip(self._means, outcome.outputs, strict=True):
@@ -98,7 +100,8 @@ class MetricSums:
         return [scope.get_current_value(variable) for variable in self._summed]
 
     def _refuse(self, variable: keras.Variable) -> None:
-        name = next(metric.name for metric in _metrics(self._model) if any(v is variable for v in metric.variables))
+        metrics = single_metrics(self._model)
+        name = next(metric.name for metric in metrics if any(v is variable for v in metric.variables))
         raise UnsupportedMetric(
             f"metric {name!r} keeps what cannot be added up over workers, in its variable {variable.name!r}",
             "write it as a sum and a count, or compute it from model.predict() after training",
@@ -106,15 +109,15 @@ class MetricSums:
         )
 
 
-def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """The model's metrics, those that `compile` was given one by one."""
+def single_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """List a model's metrics in their order; those that `compile` was given one by one."""
     return [inner for metric in model.metrics for inner in getattr(metric, "metrics", None) or [metric]]
 
 
 def _hold_the_sum(variable: keras.Variable) -> None:
     """Under a strategy a metric's variable is one a replica, added up by each read. Ours holds the sum already."""
     if isinstance(variable.value, tf.distribute.DistributedValues):
-        variable._value = tf.Variable(variable.numpy(), trainable=False, name=variable.name)
+        hold_plain_value(variable)
 
 
 def _made_up(like: Pass, seed: int) -> tuple[Any, ...]:
