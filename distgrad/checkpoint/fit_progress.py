@@ -5,11 +5,34 @@ Keras and its callbacks count as they would have; the step is not asked, and the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from distgrad.errors import CheckpointMismatch
-from distgrad.fit.data import Share
 from distgrad.step.distributed_step import DistributedStep
+
+
+class DataOrder(Protocol):
+    """How the data of a `fit` come in the same order again after a resume."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of this worker's own shuffling; they differ where a resume cannot have its order again."""
+
+    def order(self, epoch_begun: bool, pass_begun: bool) -> list[int]:
+        """Return the numbers that are to be saved; the same on every worker.
+
+        Args:
+            epoch_begun: True within an epoch of Keras.
+            pass_begun: True if some batches of a pass over the data, but not all, are done.
+        """
+
+    def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:
+        """Have the order that was saved, before the first batch.
+
+        Args:
+            order: what `order` returned.
+            seeds: this worker's `seeds` at that time; None if it had no part in the training then.
+        """
 
 
 class Fitting:
@@ -22,7 +45,7 @@ class Fitting:
         over: whether they are all that the data had.
     """
 
-    def __init__(self, step: DistributedStep, share: Share) -> None:
+    def __init__(self, step: DistributedStep, share: DataOrder) -> None:
         self.step, self.share = step, share
         self.epoch = self.ahead = 0
         self.logs: Mapping[str, float] = {}
