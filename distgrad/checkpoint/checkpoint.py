@@ -21,6 +21,7 @@ from distgrad.checkpoint.file import CheckpointContent
 from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument, CheckpointNotWritten, DistgradError, warn
+from distgrad.keras_internals import set_initial_epoch
 from distgrad.step.distributed_step import DistributedStep
 
 Result = TypeVar("Result")
@@ -144,7 +145,7 @@ class Checkpoint(keras.callbacks.Callback):
         """
         if not self._has_resumed_fit:
             self.resume(self._in_fit.step)
-            self.model._initial_epoch = self._in_fit.epoch or None
+            set_initial_epoch(self.model, self._in_fit.epoch)
         self._has_resumed_fit = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -169,7 +170,8 @@ class Checkpoint(keras.callbacks.Callback):
             self.save(self._in_fit.step)
         self._wait_for_writer()
         self.surface()
-        self._fit_progress = self.model._initial_epoch = None
+        self._fit_progress = None
+        set_initial_epoch(self.model, 0)
 
     @property
     def _in_fit(self) -> FitProgress:

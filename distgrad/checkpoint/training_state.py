@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from distgrad.checkpoint.file import CheckpointContent
 from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
 from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, CheckpointMismatch
+from distgrad.keras_internals import global_seed_generator, set_global_seed_generator
 from distgrad.step.distributed_step import DistributedStep
 
 
@@ -212,7 +211,7 @@ def _set_global_random_state(state: Mapping[str, Any] | None) -> None:
     np.random.set_state(state["numpy"])
     for value in state["keras"]:
         if not _global_seeds():
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(0))
+            set_global_seed_generator(keras.random.SeedGenerator(0))
         _global_seeds()[0].assign(value)
 
 
@@ -229,5 +228,5 @@ def _layer_states(model: keras.Model) -> list[keras.Variable]:
 
 def _global_seeds() -> list[keras.Variable]:
     """State of the generator behind `keras.random` without a seed; none if it was never used."""
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = global_seed_generator()
     return [] if generator is None else [generator.state]

@@ -3,7 +3,8 @@
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
+
+from distgrad import keras_internals
 
 
 def shuffled_datasets(data: Any) -> list[Any]:
@@ -14,13 +15,13 @@ def shuffled_datasets(data: Any) -> list[Any]:
     """
     if not isinstance(data, tf.data.Dataset):
         return []
-    own = [data] if isinstance(data, _ShuffleDataset) else []
-    return own + [found for part in data._inputs() for found in shuffled_datasets(part)]
+    own = [data] if keras_internals.is_shuffle(data) else []
+    return own + [found for part in keras_internals.inputs_of(data) for found in shuffled_datasets(part)]
 
 
 def shuffle_seeds(data: Any) -> list[int]:
     """Seeds of a pipeline's shuffles, two each: the same in the next run if `shuffle`, or TensorFlow, was given one."""
-    return [int(seed) for shuffle in shuffled_datasets(data) for seed in (shuffle._seed, shuffle._seed2)]
+    return [seed for shuffle in shuffled_datasets(data) for seed in keras_internals.seeds_of_shuffle(shuffle)]
 
 
 def without_autotune(data: Any) -> Any:

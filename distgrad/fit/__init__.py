@@ -1,7 +1,9 @@
 """Keras's own compile, fit, evaluate and predict, on all workers.
 
-trainer.py     the public `distribute()`: what stands between a model's methods and Keras's
-data.py        what fit is given, as this worker's share
+trainer.py     the public `distribute()`, and the methods that a distributed model has instead of Keras's
+data.py        the data of a call: this worker's share, as a dataset for Keras
+order.py       the order in which they come, the same on every worker and again after a resume
+functions.py   the train and test functions that Keras calls for every batch
 callbacks.py   which callbacks run where; `WarmUp`
 """
 

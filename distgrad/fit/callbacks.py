@@ -1,46 +1,120 @@
-"""Which callbacks run where, and the one that starts all workers from the same place.
+"""Callbacks under `fit` and `evaluate`: which of the user's run where, and those that distgrad adds.
 
 A callback that decides (EarlyStopping, ReduceLROnPlateau, a LambdaCallback) runs on every worker: it sees the same logs
 and so decides the same. One that writes runs on the root alone.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import keras
-from keras.src.callbacks.orbax_checkpoint import OrbaxCheckpoint
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument
+from distgrad.fit.data import FitData
+from distgrad.keras_internals import initial_epoch, set_initial_epoch
 
 WRITERS = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
+    keras.callbacks.OrbaxCheckpoint,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
-    OrbaxCheckpoint,
 )
 
 
-class Kept(NamedTuple):
-    """The callbacks of one worker, and their names in a form to compare."""
-
-    callbacks: list[Any]
-    names: list[str]
-
-
-def on_this_worker(callbacks: Any, is_root: bool) -> Kept:
-    """The callbacks that run on the root or on another worker.
+def running_callbacks(callbacks: Any, is_root: bool) -> list[keras.callbacks.Callback]:
+    """List the callbacks that run on the root, or on another worker.
 
     Args:
-        callbacks: None, one, a list, or Keras's own list of them.
+        callbacks: what a user may give: None, one, a list, or Keras's own list of them.
+        is_root: True for the root.
     """
-    given: Sequence[Any] = getattr(callbacks, "callbacks", callbacks) or []
-    listed = keras.tree.flatten(given)
-    kept = [callback for callback in listed if is_root or not isinstance(callback, WRITERS)]
-    return Kept(kept, [f"callback={type(callback).__name__}" for callback in kept])
+    given = keras.tree.flatten(getattr(callbacks, "callbacks", callbacks) or [])
+    return [callback for callback in given if is_root or not isinstance(callback, WRITERS)]
+
+
+class EpochBegin(keras.callbacks.Callback):
+    """Tells data that Keras is about to read them, once all other callbacks have prepared the epoch.
+
+    Keras itself would tell a PyDataset. What it is given here is a dataset made of it, which is told nothing.
+    """
+
+    def __init__(self, training: FitData | None, evaluated: FitData | None) -> None:
+        super().__init__()
+        self._training, self._evaluated = training, evaluated
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Begin an epoch of the training data."""
+        if self._training is not None:
+            self._training.adapter.on_epoch_begin()
+
+    def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Begin a pass over the data that are evaluated."""
+        if self._evaluated is not None:
+            self._evaluated.adapter.on_epoch_begin()
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """Tells data that Keras has read them, before any other callback looks at them; see `EpochBegin`.
+
+    It does so once before they are read for the first time, too, and not where Keras is stopped within an
+    epoch: so does Keras itself.
+    """
+
+    def __init__(self, training: FitData | None, evaluated: FitData | None) -> None:
+        super().__init__()
+        self._training, self._evaluated = training, evaluated
+        self._in_epoch = False
+
+    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """End what was before."""
+        if self._training is not None:
+            self._training.adapter.on_epoch_end()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Notice that there is an epoch to end."""
+        self._in_epoch = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """End an epoch of the training data, unless a validation did so."""
+        self._end_training()
+
+    def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """End the epoch of the training data that this validation belongs to, and what was before it."""
+        self._end_training()
+        if self._evaluated is not None:
+            self._evaluated.adapter.on_epoch_end()
+
+    def on_test_end(self, logs: Any = None) -> None:  # noqa: ARG002
+        """End a pass over the data that are evaluated."""
+        if self._evaluated is not None and not self.model.stop_evaluating:
+            self._evaluated.adapter.on_epoch_end()
+
+    def _end_training(self) -> None:
+        if self._training is not None and self._in_epoch and not self.model.stop_training:
+            self._training.adapter.on_epoch_end()
+        self._in_epoch = False
+
+
+class StartAlike(keras.callbacks.Callback):
+    """Gives every worker the root's first epoch and its weights, which another callback may just have restored there.
+
+    Args:
+        comm: the workers.
+        start_alike: called once all callbacks have begun.
+    """
+
+    def __init__(self, comm: Communicator, start_alike: Callable[[], None]) -> None:
+        super().__init__()
+        self._comm, self._start_alike = comm, start_alike
+
+    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Set the first epoch now, and the weights before the next step."""
+        set_initial_epoch(self.model, int(self._comm.from_root(str(initial_epoch(self.model)))))
+        self._start_alike()
 
 
 class WarmUp(keras.callbacks.Callback):
@@ -68,7 +142,7 @@ class WarmUp(keras.callbacks.Callback):
         """
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if not isinstance(optimizer._learning_rate, keras.Variable):
+        if not isinstance(optimizer.learning_rate, keras.Variable):
             raise BadArgument(
                 "WarmUp cannot set the rate of an optimizer that follows a schedule",
                 "give the optimizer a number, or put the warm-up into the schedule",
@@ -80,17 +154,3 @@ class WarmUp(keras.callbacks.Callback):
         step = int(self.model.optimizer.iterations.numpy())
         if step <= self._steps:
             self.model.optimizer.learning_rate = self._base * (1 + (self._scale - 1) * step / self._steps)
-
-
-class Together(keras.callbacks.Callback):
-    """Once the others have begun: the root's epoch and weights, which it may just have restored, for everyone."""
-
-    def __init__(self, comm: Communicator, start_alike: Callable[[], None]) -> None:
-        super().__init__()
-        self._comm, self._start_alike = comm, start_alike
-
-    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Give every worker the root's first epoch now, and its weights before the next step."""
-        epoch = int(self._comm.from_root(str(self.model._initial_epoch or 0)))
-        self.model._initial_epoch = epoch or None
-        self._start_alike()

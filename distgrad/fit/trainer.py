@@ -1,36 +1,32 @@
 """`distribute(model)`: compile, fit, evaluate and predict as Keras documents them, on all workers.
 
-Keras runs its own loop over epochs, callbacks and logs. What is put in its way is little: the data of a worker
-(shares.py), a train function whose every call is one `DistributedStep`, a test function whose every call is one
-`Evaluation`, and metrics that ride along in the step's one sum (metrics.py).
+Keras runs its own loop over epochs, callbacks and logs. What it is given to run on is distgrad's: the data of a worker
+(data.py), a train function whose every call is one `DistributedStep`, and a test function whose every call is one
+`Evaluation` (functions.py).
 
 The methods are replaced in the instance, not in its class, so that what is saved is a plain Keras model.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import keras
-import tensorflow as tf
-from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from distgrad.checkpoint.checkpoint import Checkpoint
 from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import no_rows_like
-from distgrad.data.sharding import rows_of_workers
-from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
-from distgrad.fit.callbacks import Together, on_this_worker
-from distgrad.fit.data import Share, share_of
-from distgrad.objective.metrics import MetricSums
-from distgrad.step.distributed_step import DistributedStep
-from distgrad.step.evaluation import Evaluation
+from distgrad.errors import FitMismatch, UnsupportedModel
+from distgrad.fit.callbacks import EpochBegin, EpochEnd, StartAlike, running_callbacks
+from distgrad.fit.data import FitData, fit_data
+from distgrad.fit.functions import StepFunction, test_function, train_function
+from distgrad.keras_internals import CountedDataset, leave_strategy, split_rows
+from distgrad.objective.metrics import single_metrics
+from distgrad.step import DistributedStep
 
 OWN = ("train_step", "test_step", "compute_loss", "make_train_function", "make_test_function", "fit", "evaluate")
-TOLD = ("gradient_norm", "gradient_sum", "gradient_zeros", "noise_scale")  # what the logs hold besides metrics
+STATISTICS = ("gradient_norm", "gradient_sum", "gradient_zeros", "noise_scale")  # what the logs hold besides metrics
 
 
 def distribute(
@@ -67,199 +63,147 @@ def distribute(
 
 
 class Trainer:
-    """What stands between a model's methods and Keras's."""
+    """The methods that a distributed model has instead of Keras's; each prepares a call of Keras's own.
 
-    def __init__(self, model: keras.Model, comm: Communicator, options: dict[str, Any]) -> None:
+    Args:
+        model: it gets these methods, and keeps this object alive by them.
+        comm: the workers.
+        options: further arguments of `DistributedStep`.
+    """
+
+    def __init__(self, model: keras.Model, comm: Communicator, options: Mapping[str, Any]) -> None:
         self._model, self._comm, self._options = model, comm, options
-        self._step: DistributedStep | None = None
-        self._fit_progress: FitProgress | None = None
-        model._maybe_symbolic_build = lambda **_: None  # the first step builds the model, on every worker alike
-        if model._distribute_strategy is not None:
-            model._distribute_strategy = NoStrategy()
+        leave_strategy(model)
         model.train_function = model.test_function = None
         model.make_train_function, model.make_test_function = self.make_train_function, self.make_test_function
         model.fit, model.evaluate, model.predict = self.fit, self.evaluate, self.predict
-        model._flatten_metrics_in_order = self._flatten
+        model.train_on_batch = self.train_on_batch
 
     # ---- what a user calls
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """See `keras.Model.fit` and `distribute`.
+        """Train on all workers; see `keras.Model.fit` and `distribute`.
 
         Raises:
             FitMismatch: workers were given different arguments or callbacks.
             TooFewSamples: fewer rows than workers.
         """
-        given = self._bound("fit", args, kwargs)
-        if given["validation_split"] and given["validation_data"] is None:
-            arrays = tuple(given[name] for name in ("x", "y", "sample_weight"))
-            kept, given["validation_data"] = array_slicing.train_validation_split(arrays, given["validation_split"])
-            given["x"], given["y"], given["sample_weight"] = kept
-        own = self._share(given, given["batch_size"], given["steps_per_epoch"], given["shuffle"], given["class_weight"])
-        if given["validation_data"] is not None:
-            given["validation_data"] = self._validation(given)
-        names = ("epochs", "initial_epoch", "steps_per_epoch", "validation_steps", "validation_freq")
-        self._agree(own, [f"{name}={given[name]}" for name in names], given)
-        given |= {"x": own, "y": None, "sample_weight": None, "class_weight": None, "validation_split": 0.0}
-        step = self._begin(own, given["callbacks"])
-        return self._keras("fit", given, Together(self._comm, step.start_alike))
+        given = self._arguments("fit", args, kwargs)
+        if not self._model.compiled:
+            return self._keras("fit", given)  # which says so
+        _hold_out_validation(given)
+        training = self._data(given, given["steps_per_epoch"], given["shuffle"])
+        validation = None if given["validation_data"] is None else self._validation_data(given)
+        loop = ("epochs", "initial_epoch", "steps_per_epoch", "validation_steps", "validation_freq")
+        self._require_same([f"{name}={given[name]}" for name in loop], training, given["callbacks"])
+        step = self._begin(training, given["callbacks"])
+        given["callbacks"] = [
+            EpochEnd(training, validation),
+            *running_callbacks(given["callbacks"], self._comm.is_root),
+            EpochBegin(training, validation),
+            StartAlike(self._comm, step.start_alike),
+        ]
+        given |= {"x": training.dataset, "y": None, "sample_weight": None, "class_weight": None, "shuffle": False}
+        given |= {"validation_data": None if validation is None else validation.dataset, "validation_split": 0.0}
+        return self._keras("fit", given)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """See `keras.Model.evaluate` and `distribute`."""
-        given = self._bound("evaluate", args, kwargs)
-        given |= given.pop("kwargs", {})
-        if not isinstance(given["x"], DataAdapter):
-            own = self._share(given, given["batch_size"], given["steps"], shuffle=False)
-            self._agree(own, [f"steps={given['steps']}"], given)
-            given |= {"x": own, "y": None, "sample_weight": None}
+        """Evaluate on all workers; see `keras.Model.evaluate` and `distribute`."""
+        given = self._arguments("evaluate", args, kwargs)
+        if isinstance(given["x"], CountedDataset) or not self._model.compiled:
+            return self._keras("evaluate", given)  # within a fit, which has prepared it; or it says what is missing
+        data = self._data(given, given["steps"])
+        self._require_same([f"steps={given['steps']}"], data, given["callbacks"])
+        kept = running_callbacks(given["callbacks"], self._comm.is_root)
+        given |= {"x": data.dataset, "y": None, "sample_weight": None}
+        given["callbacks"] = [EpochEnd(None, data), *kept, EpochBegin(None, data)]
         return self._keras("evaluate", given)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """See `keras.Model.predict`. Every worker predicts all that it is given."""
-        return self._keras("predict", self._bound("predict", args, kwargs))
+        """Predict all that this worker is given; see `keras.Model.predict`."""
+        given = self._arguments("predict", args, kwargs)
+        given["callbacks"] = running_callbacks(given["callbacks"], self._comm.is_root)
+        return self._keras("predict", given)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step on a global batch; see `keras.Model.train_on_batch`.
+
+        Returns:
+            The loss, or a list of it and the metrics; with `return_dict=True` all logs, statistics included.
+        """
+        given = self._arguments("train_on_batch", args, kwargs)
+        logs = self._keras("train_on_batch", given | {"return_dict": True})
+        return logs if given["return_dict"] else _metrics_in_order(self._model, logs)
 
     # ---- what Keras calls
 
     def make_train_function(self, force: bool = False) -> None:
         """Set `model.train_function`."""
         if self._model.train_function is None or force:
-            self._step = self._training_step()
-            self._model.optimizer = self._step.optimizer
-            self._model.train_function = self._function(self._step)
+            function = train_function(self._model, self._comm, self._options)
+            self._model.optimizer = function.step.optimizer
+            self._model.train_function = function
 
     def make_test_function(self, force: bool = False) -> None:
         """Set `model.test_function`."""
         if self._model.test_function is None or force:
-            self._model.test_function = self._function(self._evaluation())
-
-    def _training_step(self) -> DistributedStep:
-        model, options = self._model, {"jit_compile": bool(self._model.jit_compile), **self._options}
-        _require_own_optimizer(model)
-        step = DistributedStep(model, model._compile_loss, model.optimizer, comm=self._comm, **options)
-        step.run_eagerly = model.run_eagerly
-        # Where nobody can ask for it, the optimizer may compute in place.
-        step.keeps_gradient = bool(options.get("listeners")) or options.get("on_nonfinite") == "raise"
-        step.carry(MetricSums(model, logs_gradient=True))
-        return step
-
-    def _evaluation(self) -> Evaluation:
-        model, options = self._model, {"jit_compile": bool(self._model.jit_compile), **self._options}
-        known = {name: options[name] for name in ("micro_batch_size", "reduction", "jit_compile") if name in options}
-        evaluation = Evaluation(model, model._compile_loss, comm=self._comm, **known)
-        evaluation.run_eagerly = model.run_eagerly
-        evaluation.carry(MetricSums(model, logs_gradient=False))
-        return evaluation
-
-    def _function(self, step: Any) -> Callable[[Any], Mapping[str, Any]]:
-        """A function that takes the next steps of an iterator; it ends when the last worker is done."""
-        current: list[Any] = [None, None]
-
-        def function(iterator: Any) -> Mapping[str, Any]:
-            if not isinstance(iterator, tf.data.Iterator):
-                return step(*self._own_part(next(iterator))).keras_logs()
-            steps = self._model.steps_per_execution
-            if self._fit_progress is not None and self._fit_progress.step is step:
-                steps = self._fit_progress.skip(steps)
-                if not steps:
-                    step.join(no_rows_like(iterator.element_spec))
-                    current[:] = [iterator, iter(())] if self._fit_progress.data_exhausted else [None, None]
-                    return self._fit_progress.logs
-            if current[0] is not iterator:
-                current[:] = [iterator, step.epoch(iterator)]
-            return _last_of(current[1], steps).keras_logs()
-
-        return function
-
-    def _own_part(self, batch: tuple[Any, ...]) -> Any:
-        """This worker's rows of one global batch of arrays."""
-        first, last, size = self._comm.rank, self._comm.rank + self._comm.span, self._comm.size
-
-        def cut(array: Any) -> tf.Tensor:
-            return rows_of_workers(tf.convert_to_tensor(array), first, last, size)
-
-        return [None if part is None else keras.tree.map_structure(cut, part) for part in batch]
-
-    def _flatten(self, logs: dict[str, Any]) -> Any:
-        """`train_on_batch` returns a plain list of what was compiled, as without distgrad."""
-        plain = {name: value for name, value in logs.items() if name not in TOLD}
-        return type(self._model)._flatten_metrics_in_order(self._model, plain)
+            self._model.test_function = test_function(self._model, self._comm, self._options)
 
     # ---- what they have in common
 
-    def _bound(self, method: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a method by name, defaults included."""
-        bound = inspect.signature(getattr(keras.Model, method)).bind(self._model, *args, **kwargs)
+    def _arguments(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the arguments of a method of the model, defaults included."""
+        bound = inspect.signature(getattr(type(self._model), method)).bind(self._model, *args, **kwargs)
         bound.apply_defaults()
-        return {name: value for name, value in bound.arguments.items() if name != "self"}
+        given = dict(bound.arguments)
+        del given["self"]
+        return given | given.pop("kwargs", {})
 
-    def _share(
-        self, given: dict[str, Any], batch_size: Any, steps: Any, shuffle: Any, class_weight: Any = None
-    ) -> Share:
-        data = {name: given[name] for name in ("x", "y", "sample_weight")}
-        how = {"batch_size": batch_size, "steps_per_epoch": steps, "shuffle": shuffle, "class_weight": class_weight}
-        return share_of(self._comm, {**data, **how})
+    def _data(self, given: Mapping[str, Any], steps: int | None, shuffle: bool | str = False) -> FitData:
+        names = ("x", "y", "sample_weight", "class_weight", "batch_size")
+        arguments = {name: given[name] for name in names if name in given}
+        return fit_data(self._comm, arguments | {"steps_per_epoch": steps, "shuffle": shuffle})
 
-    def _validation(self, given: dict[str, Any]) -> Share:
-        x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(given["validation_data"])
+    def _validation_data(self, given: Mapping[str, Any]) -> FitData:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(given["validation_data"])
         batch_size = given["validation_batch_size"] or given["batch_size"]
-        data = {"x": x, "y": y, "sample_weight": sample_weight}
-        return self._share(data, batch_size, given["validation_steps"], shuffle=False)
+        arguments = {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": batch_size}
+        return self._data(arguments, given["validation_steps"])
 
-    def _agree(self, own: Share, settings: list[str], given: dict[str, Any]) -> None:
-        """Workers that loop differently would wait for one another for ever."""
-        lines = [*settings, *own.settings(), *on_this_worker(given["callbacks"], is_root=False).names]
-        agreement.require_same(self._comm, lines, "argument", FitMismatch)
+    def _require_same(self, settings: list[str], data: FitData, callbacks: Any) -> None:
+        """Check that all workers loop alike: others would wait for one another for ever."""
+        names = [f"callback={type(callback).__name__}" for callback in running_callbacks(callbacks, is_root=False)]
+        agreement.require_same(self._comm, [*settings, *data.settings, *names], "argument", FitMismatch)
 
-    def _begin(self, own: Share, callbacks: Any) -> DistributedStep:
-        """Make the step of this call of fit, and let checkpoints know both."""
-        self._model._assert_compile_called("fit")
+    def _begin(self, training: FitData, callbacks: Any) -> DistributedStep:
+        """Tell the train function and the checkpoints of this call of `fit`, and return what will take its steps."""
         self.make_train_function()
-        step = cast(DistributedStep, self._step)
-        self._fit_progress = FitProgress(step, own)
-        for callback in on_this_worker(callbacks, is_root=True).callbacks:
+        function = cast(StepFunction[DistributedStep], self._model.train_function)
+        function.progress = FitProgress(function.step, training.order)
+        for callback in running_callbacks(callbacks, is_root=True):
             if isinstance(callback, Checkpoint):
-                callback.set_fit_progress(self._fit_progress)
-        return step
+                callback.set_fit_progress(function.progress)
+        return function.step
 
-    def _keras(self, method: str, given: dict[str, Any], *ours: keras.callbacks.Callback) -> Any:
-        """Run Keras's own method, silently except on the root."""
-        if not self._comm.is_root:
+    def _keras(self, method: str, given: dict[str, Any]) -> Any:
+        """Run a method of the model's class, Keras's own; only the root shows progress."""
+        if "verbose" in given and not self._comm.is_root:
             given["verbose"] = 0
-        if not isinstance(given["callbacks"], keras.callbacks.CallbackList):
-            kept = on_this_worker(given["callbacks"], self._comm.is_root).callbacks
-            given["callbacks"] = [*kept, *ours]
         return getattr(type(self._model), method)(self._model, **given)
 
 
-class NoStrategy:
-    """What Keras asks of a `tf.distribute` strategy, answered as if there were none: the workers are the step's."""
-
-    def experimental_distribute_dataset(self, dataset: Any) -> Any:
-        """The data are shared out already."""
-        return dataset
-
-    def run(self, fn: Callable[..., Any], args: Sequence[Any] = ()) -> Any:
-        """Run it here."""
-        return fn(*args)
+def _hold_out_validation(given: dict[str, Any]) -> None:
+    """Take the arrays to validate on out of those that `fit` was given, if it was told to."""
+    if given["validation_split"] and given["validation_data"] is None:
+        arrays = tuple(given[name] for name in ("x", "y", "sample_weight"))
+        kept, given["validation_data"] = split_rows(arrays, given["validation_split"])
+        given["x"], given["y"], given["sample_weight"] = kept
 
 
-def _last_of(reports: Iterator[Any], steps: int) -> Any:
-    """Take so many steps, or as many as there are, and at least one."""
-    report = next(reports)
-    for _ in range(steps - 1):
-        report = next(reports, report)
-    return report
-
-
-def _require_own_optimizer(model: keras.Model) -> None:
-    optimizer = model.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None or not optimizer.built:
-        return
-    theirs = {id(variable) for variable in optimizer._trainable_variables}
-    if theirs and not theirs & {id(variable) for variable in model.variables}:
-        raise ForeignOptimizer(
-            f"optimizer {optimizer.name!r} was built for the variables of another model",
-            "give compile() an optimizer of this model's own",
-            everywhere=True,
-        )
+def _metrics_in_order(model: keras.Model, logs: Mapping[str, Any]) -> Any:
+    """Return logs as `train_on_batch` does without distgrad: one value, or a list in the order of the metrics."""
+    names = [metric.name for metric in single_metrics(model)]
+    named = [name for name in names if name in logs]
+    others = [name for name in sorted(logs) if name not in (*names, *STATISTICS)]
+    values = [logs[name] for name in (*named, *others)]
+    return values[0] if len(values) == 1 else values

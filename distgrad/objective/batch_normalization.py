@@ -18,6 +18,7 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import zero_unless
 from distgrad.errors import BadArgument
+from distgrad.keras_internals import flat_layers, own_moments, replace_moments
 
 # The replicas of a strategy are traced by threads, each of which has its own.
 _workers: contextvars.ContextVar[Any] = contextvars.ContextVar("workers", default=None)
@@ -26,9 +27,9 @@ _workers: contextvars.ContextVar[Any] = contextvars.ContextVar("workers", defaul
 def synchronized_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Find the synchronized layers of a model, and replace their `_moments`, which `moments_over_workers` feeds."""
     kind = keras.layers.BatchNormalization
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, kind) and layer.synchronized]
+    found = [layer for layer in flat_layers(model) if isinstance(layer, kind) and layer.synchronized]
     for layer in found:
-        vars(layer)["_moments"] = _Moments(layer)
+        replace_moments(layer, _Moments(layer))
     return found
 
 
@@ -69,9 +70,10 @@ class _Moments:
     def __call__(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Return ((c,) mean, (c,) variance) of the inputs (b, ...) of all workers."""
         if _workers.get() is None:
-            return type(self._layer)._moments(self._layer, inputs, mask)
+            return own_moments(self._layer)(inputs, mask)
         comm, present = _workers.get()
-        axes, shape = self._layer._reduction_axes, [1] * inputs.shape.rank
+        axes, shape = list(range(inputs.shape.rank)), [1] * inputs.shape.rank
+        del axes[self._layer.axis]
         shape[self._layer.axis] = channels = inputs.shape[self._layer.axis]
         # About the moving mean, which all workers share, so that squares of a mean far from 0 hide no small variance.
         about = tf.cast(tf.convert_to_tensor(self._layer.moving_mean), inputs.dtype)

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad.data.batch import synthetic_batch
+from distgrad.keras_internals import is_random_state
 
 ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
 
@@ -49,7 +50,7 @@ class Forward:
             value = scope.get_current_value(variable)
             if value is None or is_float(variable):
                 continue
-            if _is_seed(variable):
+            if is_random_state(variable):
                 value -= tf.cast(tf.stack([worker, tf.zeros_like(worker)]), value.dtype)
             variable.assign(value)
 
@@ -81,8 +82,4 @@ def is_float(variable: keras.Variable) -> bool:
 
 
 def _seeds(model: keras.Model) -> list[keras.Variable]:
-    return [variable for variable in model.non_trainable_variables if _is_seed(variable)]
-
-
-def _is_seed(variable: keras.Variable) -> bool:
-    return variable.name == "seed_generator_state"
+    return [variable for variable in model.non_trainable_variables if is_random_state(variable)]

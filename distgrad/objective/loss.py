@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from distgrad.errors import UnsupportedLoss
 from distgrad.gradients.micro_batch import LossSum, per_example
+from distgrad.keras_internals import keras_mask
 
 
 class _PerExample(keras.losses.Loss):
@@ -113,7 +114,7 @@ def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction:
 def _values(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[Any, tf.Tensor | None]:
     """Return the values of the loss's own function, and the mask upon them."""
     values = loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype))
-    return values, _both(_mask(y_pred), _mask(values))
+    return values, _both(keras_mask(y_pred), keras_mask(values))
 
 
 def _weighted_sum(losses: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
@@ -135,10 +136,6 @@ def _divisor(losses: tf.Tensor, weights: tf.Tensor | None, mask: tf.Tensor | Non
 
 def _cast(tensors: Any, dtype: str) -> Any:
     return tf.nest.map_structure(lambda tensor: tf.cast(tensor, dtype), tensors)
-
-
-def _mask(tensor: Any) -> tf.Tensor | None:
-    return getattr(tensor, "_keras_mask", None)
 
 
 def _both(weights: tf.Tensor | None, mask: tf.Tensor | None) -> tf.Tensor | None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from distgrad.data.batch import synthetic_batch
 from distgrad.errors import UnsupportedMetric
+from distgrad.keras_internals import compile_loss, hold_plain_value, loss_tracker
 from distgrad.objective.extra_sums import ExtraSum, Outcome, Pass, PassSpecs
 from distgrad.objective.trace import trace
 
@@ -45,8 +46,9 @@ class MetricSums(ExtraSum):
         for variable in model.metrics_variables:
             _hold_the_sum(variable)
         # The mean losses are taken from the sums that are there anyway.
-        self._means = model._compile_loss.metrics if model._compile_loss is not None else []
-        known = {id(v) for mean in [model._loss_tracker, *self._means] for v in mean.variables}
+        compiled = compile_loss(model)
+        self._means = [] if compiled is None else compiled.metrics
+        known = {id(v) for mean in [loss_tracker(model), *self._means] for v in mean.variables}
         self._state = list(model.metrics_variables)
         self._summed = [variable for variable in self._state if id(variable) not in known]
         self._require_sums(specs)
@@ -70,7 +72,7 @@ class MetricSums(ExtraSum):
         """Add to the metrics' state what all workers added. Returns the results so far."""
         for variable, change in zip(self._summed, sums, strict=True):
             variable.assign(variable.value + tf.cast(change, variable.dtype))
-        self._model._loss_tracker.update_state(
+        loss_tracker(self._model).update_state(
             tf.cast(outcome.loss, tf.float32), sample_weight=tf.cast(outcome.examples, tf.float32)
         )
         for mean, loss in zip(self._means, outcome.outputs, strict=True):
@@ -106,7 +108,8 @@ class MetricSums(ExtraSum):
         return [scope.get_current_value(variable) for variable in self._summed]
 
     def _refuse(self, variable: keras.Variable) -> None:
-        name = next(metric.name for metric in _metrics(self._model) if any(v is variable for v in metric.variables))
+        metrics = single_metrics(self._model)
+        name = next(metric.name for metric in metrics if any(v is variable for v in metric.variables))
         raise UnsupportedMetric(
             f"metric {name!r} keeps what cannot be added up over workers, in its variable {variable.name!r}",
             "write it as a sum and a count, or compute it from model.predict() after training",
@@ -114,15 +117,15 @@ class MetricSums(ExtraSum):
         )
 
 
-def _metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Return the model's metrics, those that `compile` was given one by one."""
+def single_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """List a model's metrics in their order; those that `compile` was given one by one."""
     return [inner for metric in model.metrics for inner in getattr(metric, "metrics", None) or [metric]]
 
 
 def _hold_the_sum(variable: keras.Variable) -> None:
     """Make a metric's variable a plain one. Under a strategy it is one a replica, which each read adds up."""
     if isinstance(variable.value, tf.distribute.DistributedValues):
-        variable._value = tf.Variable(variable.numpy(), trainable=False, name=variable.name)
+        hold_plain_value(variable)
 
 
 def _made_up(like: PassSpecs, seed: int) -> tuple[Any, ...]:

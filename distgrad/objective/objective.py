@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-# It knows how the outputs, targets, sample weights and losses of `compile` belong together.
-from keras.src.trainers.compile_utils import CompileLoss
-
 from distgrad.errors import UnsupportedLoss
 from distgrad.gradients.micro_batch import LossSum
+from distgrad.keras_internals import as_compile_loss, matched_losses, weighted_losses
 from distgrad.objective import loss as losses
 from distgrad.objective.extra_sums import ExtraSum, Losses, Pass
 from distgrad.objective.loss import NOTHING, Term
@@ -60,9 +58,8 @@ class Objective(ExtraSum):
     """
 
     def __init__(self, loss: Any, model: keras.Model) -> None:
-        if isinstance(loss, (list, tuple, dict)):
-            loss = CompileLoss(loss, None, output_names=getattr(model, "output_names", None))
-        self._loss = _CompiledLosses(loss) if isinstance(loss, CompileLoss) else _SingleLoss(loss)
+        compiled = as_compile_loss(loss, model)
+        self._loss = _SingleLoss(loss) if compiled is None else _CompiledLosses(compiled)
 
     def learn(self, seen: Pass, are_sums: Sequence[bool]) -> None:
         """Find the groups.
@@ -161,39 +158,21 @@ class _SingleLoss:
 class _CompiledLosses:
     """The losses that `compile` was given: one for each of a model's outputs, with or without weights."""
 
-    def __init__(self, compiled: CompileLoss) -> None:
+    def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
 
     @property
-    def _losses(self) -> list[Any]:
-        return list(self._compiled._flat_losses)
-
-    @property
     def told_apart(self) -> int:
-        return len(self._losses) if len(self._losses) > 1 else 0
+        count = len(weighted_losses(self._compiled))
+        return count if count > 1 else 0
 
     def settings(self) -> list[str]:
-        return [f"loss={e.loss.name} reduced by {e.loss.reduction}, times {e.loss_weights}" for e in self._losses]
+        pairs = weighted_losses(self._compiled)
+        return [f"loss={loss.name} reduced by {loss.reduction}, times {factor}" for loss, factor in pairs]
 
     def terms(self, seen: Pass) -> list[Weighted]:
-        found: list[Weighted] = []
-
-        def collector(entry: Any) -> Any:
-            def collect(y_true: Any, y_pred: Any, weight: Any = None) -> tf.Tensor:
-                factor = 1.0 if entry.loss_weights is None else entry.loss_weights
-                found.append(Weighted(losses.summed(entry.loss, y_true, y_pred, weight), factor))
-                return tf.zeros(())
-
-            return entry._replace(loss=collect)
-
-        if not self._compiled.built:
-            self._compiled(seen.y, seen.y_pred, seen.sample_weight)  # it builds itself only so
-        keras_s = CompileLoss.__new__(CompileLoss)  # a shallow copy, which Keras's objects refuse to be
-        vars(keras_s).update(vars(self._compiled))
-        keras_s._flat_losses = [collector(entry) for entry in self._losses]
-        keras_s._metrics = [None] * len(self._losses)  # each output's mean loss is taken from the global sums
-        keras_s(seen.y, seen.y_pred, seen.sample_weight)
-        return found
+        found = matched_losses(self._compiled, seen.y, seen.y_pred, seen.sample_weight)
+        return [Weighted(losses.summed(m.loss, m.y_true, m.y_pred, m.sample_weight), m.factor) for m in found]
 
 
 def _grouped(terms: Sequence[Weighted]) -> list[list[int]]:

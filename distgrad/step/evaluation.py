@@ -91,8 +91,7 @@ class Evaluation:
         self._carried.append(extra)
 
     def _take(self, batch: tuple[Any, ...], more: bool) -> EvaluationReport:
-        if not self._has_joined:
-            self._join(batch)
+        self.join(batch)
         self._comm.liveness.step = self.steps + 1
         try:
             report = EvaluationReport(*self._compiled(batch, tf.constant(float(more), tf.float64)))
@@ -102,8 +101,10 @@ class Evaluation:
         require_samples(report, batch, self.steps)
         return report
 
-    def _join(self, batch: tuple[Any, ...]) -> None:
-        """Make sure that all workers mean the same thing and have the same weights, and trace the evaluation."""
+    def join(self, batch: tuple[Any, ...]) -> None:
+        """Before the first batch: make sure that all workers mean the same thing, start alike, and trace it."""
+        if self._has_joined:
+            return
         build_model(self._comm, self._model, batch[0])
         trial = try_model(self._comm, self._forward, self._objective, (), batch)
         divides = self._config.reduction == "mean" and self._objective.divides

@@ -9,7 +9,7 @@ import tensorflow as tf
 import distgrad
 from distgrad.data.cursor import DataCursor
 from distgrad.data.pipeline import without_autotune
-from distgrad.fit.data import share_of
+from distgrad.fit.data import fit_data
 
 ROWS = 12
 
@@ -38,11 +38,10 @@ def test_what_was_set_by_hand_is_kept_and_what_is_no_dataset_stays_as_it_is() ->
 
 
 def test_shares_are_not_tuned(comm: distgrad.Communicator) -> None:
-    given = dict.fromkeys(("x", "y", "sample_weight", "class_weight", "steps_per_epoch"))
-    arrays = share_of(comm, {**given, "x": np.ones((ROWS, 2)), "batch_size": 4, "shuffle": True})
-    own = share_of(comm, {**given, "x": batches(), "batch_size": None, "shuffle": True})
-    assert not is_tuned(arrays.get_tf_dataset())
-    assert not is_tuned(own.get_tf_dataset()._dataset)
+    arrays = fit_data(comm, {"x": np.ones((ROWS, 2)), "batch_size": 4, "shuffle": True})
+    own = fit_data(comm, {"x": batches(), "shuffle": True})
+    assert not is_tuned(arrays.dataset)
+    assert not is_tuned(own.dataset)
     assert not is_tuned(comm.shard(batches()))
 
 

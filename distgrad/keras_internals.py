@@ -1,0 +1,378 @@
+"""The private names of Keras and tf.data that distgrad needs, each behind a function with a plain name.
+
+A release of Keras or TensorFlow may move or rename any of them. tests/test_keras_internals.py tries each one and says
+which is gone; the docstring here says which it is, why no public one does, and what breaks without it. No other module
+imports `keras.src` or `tensorflow.python`, or reads a private attribute of an object of theirs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.trainers.compile_utils import CompileLoss
+from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
+from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
+
+# ---- models and layers
+
+
+def flat_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """List a model or layer and all layers within it, at any depth.
+
+    `Layer._flatten_layers`: the public `Model.layers` leaves out what layers hold. Without it, embeddings and
+    synchronized batch normalization inside of other layers are not found.
+    """
+    return list(layer._flatten_layers())
+
+
+def is_layer_of_keras(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer's class is one of Keras's own, and not a user's.
+
+    `keras.src` in the name of the class's module: the public module `keras.layers` is no class's own. Without it,
+    gradients that Keras always computes densely are looked at as if they might be sparse.
+    """
+    return type(layer).__module__.startswith("keras.src")
+
+
+class NoStrategy:
+    """Stand-in for a model's strategy that lets Keras's loops run as if there were none; see `leave_strategy`."""
+
+    def experimental_distribute_dataset(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Return the dataset: this worker reads all of it."""
+        return dataset
+
+    def run(self, function: Callable[..., Any], args: Sequence[Any] = ()) -> Any:
+        """Call the function here, once."""
+        return function(*args)
+
+
+def leave_strategy(model: keras.Model) -> None:
+    """Let Keras run the loops of a model that was made in a strategy's scope as if it had been made outside.
+
+    `Model._distribute_strategy` and `_maybe_symbolic_build`: the public `distribute_strategy` cannot be set. Without
+    them, Keras hands each batch to all replicas itself, and builds the model on a batch that it takes out of the data.
+    None for a strategy is not enough: Keras then takes that of an open scope, where `predict` gives each row once a
+    replica, and `compile` turns XLA on.
+    """
+    if model._distribute_strategy is not None:
+        model._distribute_strategy = NoStrategy()
+        model._maybe_symbolic_build = lambda **_: None  # the first step builds it, on every worker alike
+
+
+def initial_epoch(model: keras.Model) -> int:
+    """Return the epoch at which a callback of `fit` wants it to begin; 0 if none does.
+
+    `Model._initial_epoch`: `BackupAndRestore` writes it, and nothing else tells what it has restored. Without it, the
+    workers begin at different epochs.
+    """
+    return model._initial_epoch or 0
+
+
+def set_initial_epoch(model: keras.Model, epoch: int) -> None:
+    """Let `fit`, which is about to begin, begin at an epoch; 0 leaves it to `fit`'s own argument.
+
+    `Model._initial_epoch`: `fit` reads its public argument before callbacks run. Without it, no fit goes on where it
+    was left.
+    """
+    model._initial_epoch = epoch or None
+
+
+def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """List the variables that an optimizer was built for.
+
+    `Optimizer._trainable_variables`: the public `variables` are the optimizer's own. Without it, the optimizer of
+    another model fails within a step instead of before it.
+    """
+    return list(optimizer._trainable_variables)
+
+
+def hold_plain_value(variable: keras.Variable) -> None:
+    """Replace the value of a variable, which a strategy keeps once a replica, by one plain `tf.Variable`.
+
+    `Variable._value`: the public `assign` keeps the kind of value. Without it, each read of a metric's state under a
+    strategy adds up the replicas' copies, all of which hold the sum already.
+    """
+    variable._value = tf.Variable(variable.numpy(), trainable=False, name=variable.name)
+
+
+# ---- losses
+
+
+class MatchedLoss(NamedTuple):
+    """One of the losses that `compile` was given, and what it is computed from.
+
+    Attributes:
+        loss: a `keras.losses.Loss`.
+        y_true, y_pred, sample_weight: (b, ...) those of the loss's output; sample_weight may be None.
+        factor: its weight in the sum of all losses.
+    """
+
+    loss: keras.losses.Loss
+    y_true: Any
+    y_pred: Any
+    sample_weight: Any
+    factor: Any
+
+
+def compile_loss(model: keras.Model) -> Any:
+    """Return what `compile` made of its losses and their weights, a `CompileLoss`; None if it was given none.
+
+    `Model._compile_loss`: the public `loss` has no weights, and does not say to which output each one belongs. Without
+    it, `fit` has no loss.
+    """
+    return model._compile_loss
+
+
+def as_compile_loss(loss: Any, model: keras.Model) -> Any:
+    """Turn a list or dict of losses into what `compile` makes of it; None for what is no list or dict.
+
+    `CompileLoss`: it alone knows how Keras matches losses and outputs. Without it, a step takes models with a single
+    loss only.
+    """
+    if isinstance(loss, CompileLoss):
+        return loss
+    several = isinstance(loss, (list, tuple, dict))
+    return CompileLoss(loss, None, output_names=getattr(model, "output_names", None)) if several else None
+
+
+def weighted_losses(compiled: Any) -> list[tuple[keras.losses.Loss, Any]]:
+    """List the losses of a `CompileLoss` that was called once, each with its factor, None for 1.
+
+    `CompileLoss._flat_losses`: there is no public list. Without it, workers with different losses are not found.
+    """
+    return [(entry.loss, entry.loss_weights) for entry in compiled._flat_losses]
+
+
+def matched_losses(compiled: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[MatchedLoss]:
+    """Match the losses of a `CompileLoss` with a batch, without adding them up.
+
+    `CompileLoss._flat_losses` and `_metrics`: called, it gives one number, a sum of means. Without them, a model with
+    several losses cannot be trained.
+
+    Args:
+        compiled: it is built on its first batch.
+        y, y_pred, sample_weight: nests of (b, ...) tensors.
+    """
+    found: list[MatchedLoss] = []
+
+    def collector(entry: Any) -> Any:
+        def collect(y_true: Any, y_pred: Any, weight: Any = None) -> tf.Tensor:
+            factor = 1.0 if entry.loss_weights is None else entry.loss_weights
+            found.append(MatchedLoss(entry.loss, y_true, y_pred, weight, factor))
+            return tf.zeros(())
+
+        return entry._replace(loss=collect)
+
+    if not compiled.built:
+        compiled(y, y_pred, sample_weight)  # it builds itself only so
+    collecting = CompileLoss.__new__(CompileLoss)  # a shallow copy, which Keras's objects refuse to be
+    vars(collecting).update(vars(compiled))
+    collecting._flat_losses = [collector(entry) for entry in compiled._flat_losses]
+    collecting._metrics = [None] * len(compiled._flat_losses)  # so that it updates no output's mean loss
+    collecting(y, y_pred, sample_weight)
+    return found
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Return the metric that keeps the mean loss of an epoch.
+
+    `Model._loss_tracker`: the public `metrics` have it, too, but a model may leave it out of them. Without it, `fit`
+    logs no loss.
+    """
+    return model._loss_tracker
+
+
+def keras_mask(tensor: Any) -> tf.Tensor | None:
+    """Return the mask that a layer left on its output, (b, ...) bool; None if it left none.
+
+    `_keras_mask`: `keras.src.backend.get_keras_mask` is not public either. Without it, masked entries count in losses.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
+# ---- batch normalization
+
+Moments = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+
+
+def replace_moments(layer: keras.layers.BatchNormalization, moments: Moments) -> None:
+    """Let a layer ask a function, (inputs, mask) -> (mean, variance), for the moments of its inputs.
+
+    `BatchNormalization._moments`: Keras's own `synchronized=True` knows the replicas of a strategy only. Without it,
+    layers that ask to be synchronized normalise over one worker's rows.
+    """
+    vars(layer)["_moments"] = moments
+
+
+def own_moments(layer: keras.layers.BatchNormalization) -> Moments:
+    """Return the function that computes a layer's moments in Keras; see `replace_moments`."""
+
+    def moments(inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return type(layer)._moments(layer, inputs, mask)
+
+    return moments
+
+
+# ---- random numbers
+
+
+def is_random_state(variable: keras.Variable) -> bool:
+    """Return whether a variable is the state of a layer's random numbers.
+
+    `seed_generator_state`, the name that `SeedGenerator` gives it: a model's public variables are not told apart by
+    kind. Without it, all workers draw the same dropout.
+    """
+    return variable.name == "seed_generator_state"
+
+
+def global_seed_generator() -> keras.random.SeedGenerator | None:
+    """Return the generator behind `keras.random` where no seed is given; None until it was used.
+
+    `global_state` and `GLOBAL_SEED_GENERATOR`: only functions that draw from it are public. Without it, a resumed
+    training draws other numbers than one that was not broken.
+    """
+    return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+
+
+def set_global_seed_generator(generator: keras.random.SeedGenerator) -> None:
+    """Set the generator that `global_seed_generator` returns, which says why."""
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+
+
+# ---- data of fit
+
+
+def data_adapter(arguments: Mapping[str, Any]) -> Any:
+    """Return Keras's reader of what `fit` or `evaluate` was given.
+
+    `get_data_adapter`: for PyDatasets with worker processes, generators, DataLoaders, class weights, and what Keras
+    says of data that it does not take, there is nothing public. Without it, `fit` takes datasets only.
+
+    Args:
+        arguments: x, y, sample_weight, batch_size, steps_per_epoch, shuffle, class_weight; all but x may be left out.
+
+    Returns:
+        An object with `num_batches`, `batch_size`, `get_tf_dataset()`, `on_epoch_begin()` and `on_epoch_end()`.
+    """
+    return get_data_adapter(**arguments)
+
+
+def are_arrays(data: Any) -> bool:
+    """Return whether all leaves of a nest are None or something that Keras takes for an array.
+
+    `array_slicing.can_slice_array`: which kinds these are, no public function says. Without it, `fit` does not know
+    which data it may shuffle.
+    """
+    return all(array_slicing.can_slice_array(leaf) for leaf in keras.tree.flatten(data))
+
+
+def split_rows(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """Split a nest of arrays into (the first rows, the last ones), as `fit(validation_split=...)` does.
+
+    `array_slicing.train_validation_split`: only `fit` itself is public. Without it, that argument cannot be honoured.
+
+    Raises:
+        ValueError: not all are arrays, or one part would have no rows.
+    """
+    first, last = array_slicing.train_validation_split(arrays, validation_split)
+    return first, last
+
+
+def arrays_to_gather(adapter: Any) -> Any:
+    """Return the arrays of a `data_adapter` in a form for `gather_rows`, as a nest that a dataset may hold.
+
+    `ArrayDataAdapter._inputs` and `array_slicing.convert_to_sliceable`: they have cast, weighted by class and checked
+    all that Keras would, from any kind of array. Without them, `fit` would have to do so for each kind itself.
+    """
+    arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    return keras.tree.lists_to_tuples(arrays)
+
+
+def gather_rows(arrays: Any, rows: tf.Tensor) -> Any:
+    """Gather rows of arrays that are dense, ragged or sparse.
+
+    `array_slicing.TensorflowSparseWrapper` and `slice_tensorflow_sparse_wrapper`: `tf.gather` takes no sparse tensors.
+    Without them, `fit` takes none.
+
+    Args:
+        arrays: a nest that `arrays_to_gather` gave.
+        rows: (b,) int64 numbers of rows.
+
+    Returns:
+        A nest of (b, ...) tensors.
+    """
+
+    def gather(part: Any) -> Any:
+        if isinstance(part, array_slicing.TensorflowSparseWrapper):
+            return array_slicing.slice_tensorflow_sparse_wrapper(part, rows)
+        return None if keras.tree.is_nested(part) else tf.gather(part, rows)
+
+    return keras.tree.traverse(gather, arrays)
+
+
+# ---- tf.data
+
+
+def inputs_of(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """List the datasets that a dataset reads from.
+
+    `Dataset._inputs`: nothing public tells. Without it, the shuffles in a pipeline are not found.
+    """
+    return list(dataset._inputs())
+
+
+def is_shuffle(dataset: tf.data.Dataset) -> bool:
+    """Return whether a dataset is what `Dataset.shuffle` gave.
+
+    `_ShuffleDataset`: the public type is the same for all datasets. Without it, a resumed training reads shuffled data
+    in another order.
+    """
+    return isinstance(dataset, _ShuffleDataset)
+
+
+def seeds_of_shuffle(dataset: tf.data.Dataset) -> tuple[int, int]:
+    """Return the two seeds of a dataset for which `is_shuffle` holds.
+
+    `_ShuffleDataset._seed` and `_seed2`: a dataset does not tell with what it was made. Without them, nobody warns when
+    data come in another order after a resume.
+    """
+    return int(dataset._seed), int(dataset._seed2)
+
+
+class CountedDataset(tf.data.Dataset):
+    """A dataset that counts its iterators, and says how many batches Keras is to count on.
+
+    `Dataset._inputs`, which a subclass must have: the public `assert_cardinality` fails where this worker has fewer
+    batches than another, and no public function counts iterators, of which each draws an order of its own of shuffled
+    data. Without it, a fit is not resumed in the same order.
+
+    Attributes:
+        iterators: number of iterators that were made so far.
+
+    Args:
+        dataset: where the batches come from.
+        batches: how many; None if that is not known.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, batches: int | None) -> None:
+        self._dataset, self._batches, self.iterators = dataset, batches, 0
+        super().__init__(tf.data.experimental.to_variant(dataset))
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self._dataset]
+
+    @property
+    def element_spec(self) -> Any:
+        """The type of a batch."""
+        return self._dataset.element_spec
+
+    def cardinality(self) -> tf.Tensor:
+        """Return the number of batches, () int64, or `tf.data.UNKNOWN_CARDINALITY`."""
+        return tf.constant(tf.data.UNKNOWN_CARDINALITY if self._batches is None else self._batches, tf.int64)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.iterators += 1
+        return super().__iter__()
