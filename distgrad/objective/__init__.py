@@ -1,7 +1,6 @@
 """Everything that a model gives for a batch, as sums: losses, the losses that layers add, metrics, assigned states.
 
-loss.py                  a Keras loss as numerator and divisor
-objective.py             all losses of a model together
+losses.py                the losses as numerators and divisors, one by one and all of a model together
 forward.py               the forward pass, and what it would assign
 states.py                moving statistics, which a pass assigns
 trace.py                 a throw-away trace, to learn what a function of a batch gives

@@ -3,7 +3,7 @@
 An extra sum gives a few numbers that may be added: of each micro-batch, or once of each worker. Added up over the
 micro-batches and the workers they come back to it, on every worker alike, and it does with them what it is for.
 
-    losses with a divisor of their own      objective.py
+    losses with a divisor of their own      losses.py
     moving statistics of normalization      states.py
     metrics                                 metrics.py
     checksums of the weights                step/drift.py
@@ -25,7 +25,7 @@ class Losses(NamedTuple):
     """The losses of one micro-batch.
 
     Attributes:
-        groups: those that are differentiated, one for each divisor (objective.py); the first is one of the scalars of
+        groups: those that are differentiated, one for each divisor (losses.py); the first is one of the scalars of
             the flat vector.
         outputs: the loss of each output, where a model has several.
     """

@@ -14,20 +14,20 @@ Every worker runs this; all the communication of a step is one sum of one vector
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import as_tensors, spec_with_any_rows
+from distgrad.data.batch import as_tensors, no_rows_like, spec_with_any_rows
 from distgrad.data.cursor import DataCursor
 from distgrad.errors import NonFiniteGradient, NoSamples
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.objective.extra_sums import ExtraSum
 from distgrad.objective.forward import is_float
-from distgrad.objective.objective import Objective
+from distgrad.objective.losses import Objective
 from distgrad.reports.listeners import Listener, Listeners
 from distgrad.reports.log_file import LogFile
 from distgrad.reports.outputs import listeners_of
@@ -36,7 +36,6 @@ from distgrad.reports.statistics import chosen
 from distgrad.reports.updates import Updates
 from distgrad.step.config import StepConfig, groups_of
 from distgrad.step.guards import Guards
-from distgrad.step.lockstep import until_all_are_done
 from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import make_plan
 from distgrad.step.start import build_model
@@ -316,6 +315,42 @@ class DistributedStep:
         """Return what must stay the same on all workers: no random numbers, and no counters of layers."""
         floats = [variable for variable in self.model.variables if is_float(variable)]
         return [*floats, *self.optimizer.variables]
+
+
+class Reported(Protocol):
+    """The report of one step or evaluation."""
+
+    @property
+    def more(self) -> bool:
+        """True if any worker has another batch."""
+
+
+Report = TypeVar("Report", bound=Reported)
+
+
+def until_all_are_done(
+    take: Callable[[tuple[Any, ...], bool], Report], batches: Iterable[Any], like: Any
+) -> Iterator[Report]:
+    """Take a step for every batch, until the worker with most batches is done.
+
+    A worker that has run out goes on with empty batches, which contribute nothing.
+
+    Args:
+        take: (batch, True if another follows) -> the step's report.
+        batches: (x, y) or (x, y, sample_weight) each.
+        like: a batch, or its `element_spec`, for a worker that has none; None if it is not known.
+    """
+    coming = map(as_tensors, batches)
+    batch = next(coming, None)
+    nothing = no_rows_like(like if batch is None else batch)
+    more = True
+    while more:
+        following = next(coming, None)
+        report = take(nothing if batch is None else batch, following is not None)
+        # Whoever has a batch itself need not wait to hear whether others do.
+        more = following is not None or report.more
+        batch = following
+        yield report
 
 
 def require_samples(report: Any, batch: tuple[Any, ...], step: int) -> None:

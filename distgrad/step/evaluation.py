@@ -16,11 +16,10 @@ from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import LossSum, regularization_loss
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Outcome, Pass
 from distgrad.objective.forward import Forward
-from distgrad.objective.objective import Objective
+from distgrad.objective.losses import Objective
 from distgrad.reports.packing import Packing
 from distgrad.step.config import StepConfig
-from distgrad.step.distributed_step import require_samples
-from distgrad.step.lockstep import until_all_are_done
+from distgrad.step.distributed_step import require_samples, until_all_are_done
 from distgrad.step.plan import Batch, try_model
 from distgrad.step.start import build_model, require_same_settings
 

@@ -21,7 +21,7 @@ from distgrad.gradients.window_accumulator import window_on_cpu
 from distgrad.objective.batch_normalization import require_single_pass, synchronized_layers
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Pass, PassSpecs
 from distgrad.objective.forward import Forward
-from distgrad.objective.objective import Objective
+from distgrad.objective.losses import Objective
 from distgrad.objective.states import MovingStatistics
 from distgrad.objective.trace import trace
 from distgrad.reports.groups import members_of

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrad.errors import UnsupportedLoss
-from distgrad.objective import loss as losses
+from distgrad.objective import losses
 
 REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"]
 
