@@ -2,10 +2,12 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.hosts import CannotMake, Hosts, two_hosts
 from support.launching import run
 
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.
@@ -27,3 +29,13 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (ours / "horovod" / "tensorflow").mkdir(parents=True)
     (ours / "horovod" / "__init__.py").touch()
     return root
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """Two hosts, if this system makes namespaces for us."""
+    try:
+        with two_hosts() as made:
+            yield made
+    except CannotMake as error:
+        pytest.skip(str(error))

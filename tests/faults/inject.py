@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m faults.inject [--repeat 20] [--engine mpi] [NAME ...]
 
-The suite does each once (test_inject.py). The numbers are those of the rows in faults.md.
+The suite does each once (test_inject.py). The numbers are those of the rows in faults.md. Whatever was done, in the end
+no process of the job may be left, and nothing in /dev/shm.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from support import memory_limit
 from support.launching import TESTS, start_workers
-from support.processes import state
+from support.processes import shared_memory, state, wait_until, with_environment
 
 WORKER = TESTS / "support" / "faulty_worker.py"
 START = 90.0  # seconds until the workers take steps
@@ -31,6 +33,7 @@ SKIPPED = r"error\[DG036\] rank=- step=\d+: 5 steps in a row"
 FLIPPED = r"error\[DG022\] rank=1 step=10: variable \S+kernel on rank 1"
 KILLED = LOST + " by signal 9, possibly out of memory"
 BOUND = 5.0 + 5.0  # seconds: the workers' deadline and what it takes
+TIDY = 20.0  # seconds until launchers and helpers have ended, too
 
 
 class Fault(NamedTuple):
@@ -80,8 +83,10 @@ class Trial:
 
     def __init__(self, name: str, engine: str) -> None:
         self._fault, self._engine = FAULTS[name], engine
-        patience = {"DISTGRAD_TIMEOUT": f"{self._fault.timeout:g}"}
-        self._jobs = start_workers(engine, 2, [WORKER, self._fault.does], env=patience)
+        self._mark = {"DISTGRAD_TEST_FAULT": uuid.uuid4().hex}
+        self._shared = shared_memory()
+        settings = {"DISTGRAD_TIMEOUT": f"{self._fault.timeout:g}", **self._mark}
+        self._jobs = start_workers(engine, 2, [WORKER, self._fault.does], env=settings)
         self._lines: list[list[str]] = [[] for _ in self._jobs]
         self._errors: list[list[str]] = [[] for _ in self._jobs]
         self._readers = [
@@ -142,6 +147,11 @@ class Trial:
         assert status == (expected if isinstance(expected, tuple) else (expected,)), f"{status}\n{errors}"
         for text in self._fault.says:
             assert len(re.findall(text, errors)) == 1, f"not once: {text}\n{errors}"
+        wait_until(lambda: not self._left_behind(), TIDY, self._left_behind)
+
+    def _left_behind(self) -> set[object]:
+        """Process numbers and files."""
+        return {*with_environment(self._mark), *(shared_memory() - self._shared)}
 
     @staticmethod
     def _text(lines: list[list[str]]) -> str:

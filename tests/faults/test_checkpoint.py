@@ -20,6 +20,7 @@ from distgrad.checkpoint import file as checkpoint_file
 from distgrad.checkpoint.directory import CheckpointDirectory
 from distgrad.checkpoint.file import CheckpointContent, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint
+from support import launching
 from support.launching import launch, run, start
 from support.mounts import needs_mounts, on
 
@@ -224,7 +225,7 @@ FILL = """
 
 def program(folder: Path, *parts: str, log_every: int = 0, pause: float = 0) -> list[str]:
     text = "".join(textwrap.dedent(part) for part in (PROGRAM, *parts))
-    return ["-c", text.format(folder=str(folder), log_every=log_every, pause=pause)]
+    return launching.program(text.format(folder=str(folder), log_every=log_every, pause=pause))
 
 
 def train(engine: str, size: int, folder: Path) -> tuple[int, np.ndarray]:

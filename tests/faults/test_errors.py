@@ -2,13 +2,15 @@
 
 import sys
 import textwrap
+import uuid
 from pathlib import Path
 
 import pytest
 
 from distgrad.errors import BadArgument, EngineMissing
-from support.launching import Job, launch, needs_horovod, run
+from support.launching import Job, launch, needs_horovod, program, run
 from support.lines import ERROR
+from support.processes import shared_memory, wait_until, with_environment
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
 
@@ -106,8 +108,8 @@ WORKER = """
 
 
 def work(engine: str, **fields: object) -> Job:
-    code = textwrap.dedent(WORKER).format(**({"units": 2, "rows": 4, "raises": False} | fields))
-    return launch(engine, 2, ["-c", code])[0]
+    code = WORKER.format(**({"units": 2, "rows": 4, "raises": False} | fields))
+    return launch(engine, 2, program(code))[0]
 
 
 ENGINES = ["mpi", pytest.param("horovod-gloo", marks=needs_horovod)]
@@ -144,6 +146,13 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback_once() -> None
     assert job.status == 70
     assert job.err.count("ValueError: bad sample in file 7") == 1
     assert job.lines("step") == []
+
+
+def test_an_exception_on_all_ranks_leaves_nothing_behind() -> None:
+    before, mark = shared_memory(), {"DISTGRAD_TEST_ERRORS": uuid.uuid4().hex}
+    code = "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"
+    assert launch("mpi", 2, program(code), env=mark)[0].status == 70
+    wait_until(lambda: shared_memory() <= before and not with_environment(mark), 20)
 
 
 def test_wrong_arguments_are_named_before_anything_is_sent() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import struct
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from support.launching import finish, needs_horovod, start_workers
+from support.launching import finish, needs_horovod, program, start_workers
 from support.processes import wait_until, with_environment
 
 SUMS = """
@@ -88,7 +87,7 @@ def visit(listener: Listener) -> list[socket.socket]:
 )
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:
     mark = {"DISTGRAD_TEST_STRANGERS": str(tmp_path)}
-    jobs = start_workers(engine, 2, ["-c", textwrap.dedent(SUMS), tmp_path], env=mark)
+    jobs = start_workers(engine, 2, [*program(SUMS), tmp_path], env=mark)
     wait_until(lambda: len(list(tmp_path.glob("*.ready"))) == 2, 60)
     found = listeners(with_environment(mark))
     assert found

@@ -12,7 +12,7 @@ import pytest
 
 from support import slurm
 from support.hosts import ADDRESSES, PLACES, CannotMake, two_hosts
-from support.launching import BIN, ROOT, Job, finish, recipe, run
+from support.launching import BIN, CLEAN, ROOT, Job, finish, recipe, run
 from support.lines import ERROR, STEP
 
 pytestmark = pytest.mark.cluster
@@ -48,7 +48,7 @@ def test_another_mpi(other_mpi: tuple[str, Path], tmp_path: Path) -> None:
 
     def distgrad(*words: str | Path) -> Job:
         command = [root / "bin" / "python", "-m", "distgrad", "run", "-np", "2", *words]
-        return run(command, env={"PATH": f"{root}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT)})
+        return run(command, env={"PATH": f"{root}/bin:/usr/bin:/bin", "PYTHONPATH": f"{CLEAN['PYTHONPATH']}:{ROOT}"})
 
     job = distgrad(tmp_path / "sum.py")
     assert job.status == 0, job.err[-3000:]

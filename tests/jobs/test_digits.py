@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from measure.memory import peak
-from support.launching import ROOT, Job, launch, needs_horovod, recipe, run
+from support.launching import AS_IT_IS, ROOT, Job, launch, needs_horovod, recipe, run
 from support.lines import STEP
 
 SCRIPT = recipe("train_digits.py")
@@ -55,7 +55,7 @@ def test_two_workers_train_the_digits_as_one_does(engine: str, alone: list[float
 
 
 def test_quickstart() -> None:
-    job = run([ROOT / "launch" / "quickstart"], timeout=280)
+    job = run([ROOT / "launch" / "quickstart"], timeout=280, env=AS_IT_IS)
     assert job.status == 0, job.err[-3000:]
     assert sum(bool(STEP.fullmatch(line)) for line in job.out.splitlines()) == STEPS
     assert "workers 2" in job.out

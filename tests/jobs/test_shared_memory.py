@@ -1,14 +1,11 @@
-"""Summing through shared memory: under stress, beside another job, without it, and leaving nothing behind."""
+"""Summing through shared memory: under stress, beside another job, and without it."""
 
-import os
-import signal
-import textwrap
-from pathlib import Path
+import uuid
 
 import pytest
 
-from support.launching import Job, finish, launch, run, start
-from support.processes import wait_until
+from support.launching import Job, finish, launch, program, run, start
+from support.processes import shared_memory, wait_until, with_environment
 
 STRESS = """
     import sys
@@ -44,7 +41,7 @@ STRESS = """
 
 
 def stress(seed: int, steps: int) -> list[str]:
-    return ["-c", textwrap.dedent(STRESS), str(seed), str(steps)]
+    return [*program(STRESS), str(seed), str(steps)]
 
 
 def check(job: Job, ranks: int) -> None:
@@ -52,8 +49,10 @@ def check(job: Job, ranks: int) -> None:
     assert job.out.count("sums right") == ranks  # their lines may run into each other
 
 
-def test_2000_sums_of_changing_sizes_on_more_ranks_than_cores() -> None:
-    check(launch("mpi", 4, stress(1, 2000), timeout=280)[0], 4)
+def test_2000_sums_of_changing_sizes_on_more_ranks_than_cores_leave_nothing_behind() -> None:
+    before, mark = shared_memory(), {"DISTGRAD_TEST_SUMS": uuid.uuid4().hex}
+    check(launch("mpi", 4, stress(1, 2000), timeout=280, env=mark)[0], 4)
+    wait_until(lambda: shared_memory() <= before and not with_environment(mark), 20)
 
 
 def test_two_jobs_on_one_host_do_not_meet() -> None:
@@ -108,7 +107,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
             assert total.nonfinite_workers.numpy().tolist() == [0, 0, 0, int(np.isinf(last))]
         print("sums right", flush=True)
     """
-    check(launch("mpi", 4, ["-c", textwrap.dedent(code)])[0], 4)
+    check(launch("mpi", 4, program(code))[0], 4)
 
 
 @pytest.mark.fault(14)
@@ -124,7 +123,7 @@ def test_vectors_of_different_size_are_refused_on_every_rank() -> None:
                 failure = comm.liveness.explain(error)
                 print(f"refused {failure.code} {failure.rank}", flush=True)
     """
-    job = launch("mpi", 2, ["-c", textwrap.dedent(code)])[0]
+    job = launch("mpi", 2, program(code))[0]
     assert job.out.count("refused DG020 1") == 4
 
 
@@ -139,59 +138,7 @@ def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -
             assert np.all(total.numpy() == 3), total
         print("sums right")
     """
-    script = f"ulimit -f 40000 && exec mpirun -np 2 python -c '{textwrap.dedent(code)}'"
-    job = run(["bash", "-c", script])
+    limited = ["bash", "-c", 'ulimit -f 40000 && exec "$@"', "bash"]
+    job = run([*limited, "mpirun", "-np", "2", "python", *program(code)])
     check(job, 2)
     assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
-
-
-def traces() -> set[str]:
-    """Whatever a job might leave behind: files in shared memory and sessions, and processes that still run."""
-    files = {str(path) for path in Path("/dev/shm").iterdir()}
-    marked = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"sums right" in (process / "cmdline").read_bytes():
-                marked.add(process.name)
-        except OSError:
-            continue
-    return files | marked
-
-
-def await_no_more_than(before: set[str], seconds: float) -> None:
-    wait_until(lambda: traces() <= before, seconds, lambda: traces() - before)
-
-
-def test_nothing_is_left_behind_by_an_end_an_exception_or_a_kill() -> None:
-    before = traces()
-    check(launch("mpi", 2, stress(1, 20))[0], 2)
-    await_no_more_than(before, 20)
-
-    assert launch("mpi", 2, ["-c", "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"])[0].status == 70
-    await_no_more_than(before, 20)
-
-    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
-    ranks = wait_for_ranks(job.pid, 2)
-    os.kill(ranks[0], signal.SIGKILL)
-    assert finish(job, 30).status != 0
-    await_no_more_than(before, 20)
-
-
-def test_nothing_is_left_behind_when_mpirun_is_killed() -> None:
-    before = traces()
-    job = start(["mpirun", "-np", "2", "python", *stress(1, 10**9)], {})
-    wait_for_ranks(job.pid, 2)
-    job.kill()
-    await_no_more_than(before, 60)
-    finish(job, 30)
-
-
-def wait_for_ranks(parent: int, count: int) -> list[int]:
-    """The launcher's Python children, once they hold shared memory."""
-
-    def ranks() -> list[int]:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [int(child) for child in children if "memfd:distgrad" in Path(f"/proc/{child}/maps").read_text()]
-
-    wait_until(lambda: len(ranks()) == count, 60)
-    return ranks()

@@ -16,7 +16,7 @@ from pathlib import Path
 import rich.console
 import rich.table
 
-from support.launching import launch
+from support.launching import CLEAN, launch
 
 MICRO_BATCH = 16
 COUNTS = (2, 8, 32)
@@ -73,7 +73,7 @@ def peak(micro_batches: int) -> float:
     """Peak resident memory, in MB, of a new process that takes such steps."""
     command = [sys.executable, __file__, str(micro_batches)]
     # What is freed goes back to the system at once: the peak is what was alive, not what the allocator kept.
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    env = os.environ | {"PYTHONPATH": CLEAN["PYTHONPATH"], "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     return float(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 

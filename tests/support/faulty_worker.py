@@ -11,10 +11,7 @@ import time
 from collections.abc import Callable
 
 import distgrad
-from support import (
-    fast_keras,  # noqa: F401
-    memory_limit,
-)
+from support import memory_limit
 
 STEPS = 10**6
 FAULTY, AT = 1, 5  # the rank and the step at which it happens

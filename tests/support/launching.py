@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from distgrad.launching.environment import fresh_environment, launcher_settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ROOT / "tests"
 BIN = Path(sys.executable).parent
+# What makes a program load TensorFlow as users' programs do.
+AS_IT_IS = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings; and a line is one write,
 # so that those of two workers do not run into each other.
 CLEAN = (
     fresh_environment(os.environ)
     | launcher_settings(os.environ)
     | {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": ""}
-    # Where the programs among the tests find `support`.
-    | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    # Where programs find `support`, and a quicker way of loading TensorFlow.
+    | {"PYTHONPATH": os.pathsep.join(map(str, [TESTS, TESTS / "support" / "fast_start", *AS_IT_IS.values()]))}
 )
 
 
@@ -46,6 +49,11 @@ class Job(NamedTuple):
 
 def horovod_installed() -> bool:
     return shutil.which("horovodrun", path=CLEAN["PATH"]) is not None
+
+
+def program(text: str) -> list[str]:
+    """The Python command line of a worker that runs a text, which may be indented."""
+    return ["-c", textwrap.dedent(text)]
 
 
 def recipe(name: str) -> Path:

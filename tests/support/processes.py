@@ -18,6 +18,11 @@ def state(pid: int) -> str:
     return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
 
 
+def shared_memory() -> set[Path]:
+    """Files that lie in memory which processes share, and would stay there."""
+    return set(Path("/dev/shm").iterdir())
+
+
 def read(path: Path) -> str:
     try:
         return path.read_text(errors="replace")

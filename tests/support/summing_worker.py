@@ -4,7 +4,6 @@ import itertools
 import time
 
 import distgrad
-from support import fast_keras  # noqa: F401
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import distgrad
-from support.launching import ROOT, launch, run
+from support.launching import AS_IT_IS, ROOT, launch, run
 
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ def program(folder: Path) -> str:
 
 def test_the_examples_run_in_order(tmp_path: Path) -> None:
     assert PROGRAM.count("distgrad.") >= 4
-    job = run([sys.executable, "-W", "error::UserWarning", "-c", program(tmp_path)])
+    job = run([sys.executable, "-W", "error::UserWarning", "-c", program(tmp_path)], env=AS_IT_IS)
     assert job.status == 0, job.err
     assert "workers 1" in job.out
     assert "max |entry|" in job.out

@@ -4,6 +4,10 @@ import inspect
 import subprocess
 import sys
 
+import keras
+import numpy as np
+import pytest
+
 import distgrad
 
 
@@ -110,9 +114,28 @@ def test_a_communicator_s_face() -> None:
 
 
 def test_a_report_s_fields() -> None:
-    fields = {name for name in dir(distgrad.StepReport) if not name.startswith("_")} | {"step", "workers", "seconds"}
-    contract = {"step", "loss", "examples", "weight", "nonfinite", "applied", "workers", "seconds", "groups"}
-    assert fields >= contract | {"gradient_sum", "gradient_norm", "gradient_max"}
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=distgrad.connect("solo"), groups={"all": ""}, log_every=0)
+    report = step(np.array([[1.0, 2.0]], "float32"), np.array([[1.0]], "float32"))
+    assert (report.step, report.workers, report.examples, report.weight) == (1, 1, 1, 1.0)
+    assert (report.nonfinite, report.applied, report.seconds > 0) == (0, True, True)
+    # The loss is (x·w - y)² = 4, its gradient 2 (x·w - y) x = (4, 8).
+    assert (report.loss, report.gradient_sum, report.gradient_max) == (4.0, 12.0, 8.0)
+    assert report.gradient_norm == report.groups["all"].gradient_norm == pytest.approx(80**0.5)
+
+
+def test_a_communicator_is_closed_when_its_block_ends_unless_something_was_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    comm, closed = distgrad.connect("solo"), []
+    monkeypatch.setattr(comm, "close", lambda: closed.append("closed"))
+    with comm as entered:
+        assert entered is comm
+        assert not closed
+    assert closed == ["closed"]
+    with pytest.raises(ValueError, match="bad sample"), comm:
+        raise ValueError("bad sample")
+    assert closed == ["closed"]
 
 
 def imported_by(statement: str) -> set[str]:

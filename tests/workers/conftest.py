@@ -10,16 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from support import fast_keras, results  # noqa: F401
-
-# isort: split
-# TensorFlow, which imports Keras, too, comes after that.
 import keras
 import pytest
 import tensorflow as tf
 
 import distgrad
 from distgrad.launching.world import World
+from support import results
 
 LOGICAL_CPUS = int(os.environ.get("DISTGRAD_TEST_LOGICAL_CPUS", "1"))
 RESULTS = os.environ.get("DISTGRAD_TEST_RESULTS")  # the folder that jobs/test_worlds.py reads

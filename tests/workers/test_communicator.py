@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distgrad import Communicator, DistgradError
+from distgrad import Communicator
 from distgrad.collectives.communicator import BUNDLE
-from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
+from distgrad.errors import ModelMismatch, UnsupportedDtype
 
 pytestmark = pytest.mark.every_world
 
@@ -149,6 +149,10 @@ def test_broadcast_of_different_variables_assigns_nothing(comm: Communicator) ->
     assert np.all(variable.numpy() == comm.rank)
 
 
-def test_barrier_and_context_manager(comm: Communicator) -> None:
+def test_nobody_leaves_a_barrier_before_the_last_one_has_come(comm: Communicator) -> None:
+    time.sleep(0.1 * comm.rank)
+    came = time.time()
     comm.barrier()
-    assert issubclass(BadArgument, DistgradError)
+    left = time.time()
+    times = [json.loads(text) for text in comm.exchange(json.dumps([came, left])) if text]
+    assert max(came for came, _ in times) <= min(left for _, left in times)

@@ -11,11 +11,11 @@ import distgrad
 from distgrad import Communicator
 from support.fit_zoo import FITS, Fit, normalised
 from support.fits import LOGGED, build, first, line, numbers, same, weights
-from support.marks import one_in_every_world
+from support.marks import one_for_every_engine
 
 
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
-@pytest.mark.parametrize("name", one_in_every_world(FITS, "masked LSTM"))
+@pytest.mark.parametrize("name", one_for_every_engine(FITS, "masked LSTM"))
 def test_two_epochs_are_those_of_keras_alone(comm: Communicator, name: str) -> None:
     case = FITS[name]
     model, oracle = build(comm, case, micro_batch_size=3)
@@ -82,7 +82,7 @@ def test_uneven_micro_batches_are_the_whole_batch(comm: Communicator) -> None:
     np.testing.assert_allclose(weights(model), weights(oracle), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.every_world
+@pytest.mark.every_engine
 @pytest.mark.parametrize("scaled", [False, True])
 def test_nan_on_one_worker_skips_the_batch_on_all(comm: Communicator, scaled: bool) -> None:
     """Also where the loss is scaled; then all workers halve the scale alike."""

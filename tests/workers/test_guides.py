@@ -8,8 +8,6 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from sklearn.datasets import load_digits
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import distgrad
 from distgrad import Communicator
@@ -23,6 +21,8 @@ ROWS = 320
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # noqa: PLC0415 (which takes a second, where this file is not run, too)
+
     found = load_digits()
     return found.data[:ROWS].astype("float32") / 16, found.target[:ROWS]
 
@@ -106,6 +106,8 @@ def test_a_list_of_callbacks(comm: Communicator, tmp_path: Path) -> None:
     written = list((tmp_path / "all").glob("logs/train/events*"))
     assert len(written) == int(comm.is_root)
     if comm.is_root:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 (likewise)
+
         events = EventAccumulator(str(written[0].parent), size_guidance={"tensors": 0}).Reload()
         for name in ("epoch_loss", "epoch_hits", "epoch_gradient_norm"):
             values = [float(np.frombuffer(e.tensor_proto.tensor_content, "<f4")[0]) for e in events.Tensors(name)]

@@ -8,7 +8,7 @@ from distgrad.errors import NonFiniteGradient
 from support.steps import integers, linear, own, product, quiet, weights
 
 
-@pytest.mark.every_world
+@pytest.mark.every_engine
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_nonfinite_on_one_worker_skips_the_step_on_all(comm: Communicator, poison: float) -> None:

@@ -91,8 +91,18 @@ def test_workers_drop_different_units_in_a_way_that_repeats(comm: Communicator) 
     assert len(set(sums)) == comm.size
 
 
-def test_normalisation_and_dropout_run(comm: Communicator) -> None:
+def test_normalisation_and_dropout_in_one_model(comm: Communicator) -> None:
+    """Statistics are of what is not dropped; a unit is dropped in one step and not in another, of equal rows alike."""
+    x, y = np.tile(np.float32([[3.0, -1.0]]), (ROWS, 1)), np.ones((ROWS, 1), "float32")
     with comm.scope():
-        layers = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        normalise = keras.layers.BatchNormalization(momentum=0.5, beta_initializer="ones")
+        layers = [normalise, keras.layers.Dropout(0.5), keras.layers.Dense(1, kernel_initializer="ones")]
         model = keras.Sequential([keras.Input((2,)), *layers])
-    assert quiet(comm, model, micro_batch_size=2)(*own(comm, integers())).applied
+    step = quiet(comm, model, optimizer=keras.optimizers.SGD(0.0), micro_batch_size=2)
+    losses = [step(*own(comm, (x, y))).loss for _ in range(3)]
+    np.testing.assert_allclose(np.asarray(normalise.moving_mean), x[0] * (1 - 0.5**3), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(normalise.moving_variance), [0.5**3] * 2, atol=1e-6)
+    # Normalised, every entry is 1, which dropout makes 0 or 2: a row's prediction is 0, 2 or 4, and its loss 1 or 9.
+    assert len(set(losses)) > 1
+    assert all((loss - 1) * ROWS / 8 == pytest.approx(round((loss - 1) * ROWS / 8), abs=1e-3) for loss in losses)
+    assert all(1 <= loss <= 9 for loss in losses)

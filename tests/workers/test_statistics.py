@@ -47,6 +47,7 @@ def expected_noise(parts: list[np.ndarray]) -> GradientNoise:
     return estimate(between, float(np.square(total).sum()), sum(map(len, parts)), len(parts))
 
 
+@pytest.mark.between_hosts
 def test_all_that_can_be_asked_for(comm: Communicator) -> None:
     x, y = integers()
     x[:, 1] = 0
@@ -139,7 +140,7 @@ def operations(step: Any, batch: tuple[Any, ...]) -> list[str]:
     return inner + [node.op for node in graph.node]
 
 
-@pytest.mark.every_world
+@pytest.mark.every_engine
 def test_one_reduction_whatever_is_asked_for_and_nothing_for_what_is_not(comm: Communicator) -> None:
     batch = own(comm, integers())
     found = {}

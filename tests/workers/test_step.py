@@ -10,14 +10,14 @@ import tensorflow as tf
 from distgrad import Communicator, DistributedStep, StepReport
 from distgrad.errors import NoSamples
 from distgrad.step.training_graph import Flags
-from support.marks import one_in_every_world
+from support.marks import one_for_every_engine
 from support.step_zoo import ROWS, ZOO, adam, batches, by_keras
 from support.steps import COLLECTIVES, TOLERANCE, Lookup, build, integers, linear, own, product, quiet, weights
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # says the oracle of its idle layer
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
-@pytest.mark.parametrize("name", one_in_every_world(ZOO, "masked LSTM"))
+@pytest.mark.parametrize("name", one_for_every_engine(ZOO, "masked LSTM"))
 def test_three_adam_steps_are_keras_on_the_whole_batch(
     comm: Communicator, name: str, micro_batch_size: int | None
 ) -> None:
@@ -33,7 +33,7 @@ def test_three_adam_steps_are_keras_on_the_whole_batch(
     assert step.compiled.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.every_world
+@pytest.mark.every_engine
 def test_exactly_one_reduction_a_step(comm: Communicator) -> None:
     model, _ = build(comm, ZOO["regularised attention"])
     step = quiet(comm, model, ZOO["dense"].loss, adam({"global_clipnorm": 1.0}), groups={"all": ""}, micro_batch_size=2)
@@ -95,7 +95,7 @@ def test_no_rows_anywhere_is_an_error_and_applies_nothing(comm: Communicator) ->
     assert step.optimizer.iterations.numpy() == 0
 
 
-@pytest.mark.every_world
+@pytest.mark.every_engine
 def test_rows_that_are_all_masked_out_change_nothing(comm: Communicator) -> None:
     x, y = integers()
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
