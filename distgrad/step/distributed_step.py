@@ -131,6 +131,7 @@ class DistributedStep:
         self.checkpoint: Saves | None = None  # where it was saved to or resumed from
         self._restore: Restore = comm.broadcast
         self._has_joined = self._is_in_sync = False
+        self._first_trace: Any = None  # of the compiled step
         self.run_eagerly = False  # without a graph, to look inside
         self.keeps_gradient = True  # so that reports can tell it entry by entry
         self._last: StepReport | None = None
@@ -239,7 +240,7 @@ class DistributedStep:
         flags = self._guards.flags(bool(more), self.steps + 1)
         began = time.perf_counter()
         try:
-            output: StepOutput = self.compiled(batch, flags)
+            output = self._call(batch, flags)
         except tf.errors.OpError as error:
             raise self.comm.liveness.explain(error) from None
         seconds = time.perf_counter() - began
@@ -247,6 +248,15 @@ class DistributedStep:
         gradient = self._graph.entries(output)
         contents = self._plan.contents
         return StepReport(self.steps, self.comm.size, seconds, output.values, contents, gradient, output.logs)
+
+    def _call(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+        """Call the compiled step: its first trace, if that fits, which spares TensorFlow the search for one."""
+        if self._first_trace is not None:
+            try:
+                return self._first_trace(batch, flags)
+            except TypeError:  # a batch of another structure, dtype or shape
+                self._first_trace = None
+        return self.compiled(batch, flags)
 
     def _stop(self) -> NoReturn:
         if self.checkpoint is not None:
@@ -292,11 +302,14 @@ class DistributedStep:
         self._graph = graph = TrainingGraph(self.comm, self.optimizer, self._config, self._plan)
         self._synchronize()
         self.compiled: Any = graph.run
+        self._first_trace = None
         if not self.run_eagerly:
             self.compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
             # The first trace takes any number of rows, so that a short last batch needs no second one.
             first = tf.nest.map_structure(spec_with_any_rows, batch)
-            self.compiled.get_concrete_function(first, tf.TensorSpec(len(Flags._fields), tf.float64))
+            self._first_trace = self.compiled.get_concrete_function(
+                first, tf.TensorSpec(len(Flags._fields), tf.float64)
+            )
         self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._has_joined = True
 
