@@ -146,7 +146,9 @@ class Communicator:
 
     def marked(self, begins: bool) -> contextlib.AbstractContextManager[Any]:
         """Note, in a graph or not, that a sum begins or has ended, before whatever is computed in this context."""
-        return tf.control_dependencies([native.operations().distgrad_mark(page=self.page.address, begins=int(begins))])
+        return tf.control_dependencies(
+            [native.operations().distgrad_mark_sum(page=self.page.address, begins=int(begins))]
+        )
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from distgrad import native
+from distgrad.native.layout import Moments
 
-ROW = 5  # numbers that describe a tensor
+ROW = len(Moments)  # numbers that describe a tensor
 
 # Below this sum of squares, float32 may have lost squares to underflow.
 _TINY = 1e-30
@@ -31,7 +32,7 @@ def rows(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
     """(n, 5) float64 the rows of n tensors, on the CPU: each is read once, by one operation for all of them."""
     if not tensors:
         return tf.zeros((0, ROW), tf.float64)
-    return tf.ensure_shape(native.operations().distgrad_describe(list(tensors)), (len(tensors), ROW))
+    return tf.ensure_shape(native.operations().distgrad_moments(list(tensors)), (len(tensors), ROW))
 
 
 def whole(rows: tf.Tensor) -> tf.Tensor:
@@ -53,7 +54,7 @@ def statistics(found: tf.Tensor, divisor: tf.Tensor | float = 1.0, dtype: tf.DTy
         (..., m) float64: Σ entries, sqrt(Σ entries²), max |entry|, number of non-finite entries; where only the
         division by a small number makes entries overflow, that is 1, however many they are. Of rows, the zeros, too.
     """
-    shown = native.operations().distgrad_show(found, tf.cast(divisor, tf.float64), T=dtype)
+    shown = native.operations().distgrad_statistics(found, tf.cast(divisor, tf.float64), T=dtype)
     return tf.ensure_shape(shown, found.shape)
 
 

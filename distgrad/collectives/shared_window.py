@@ -106,7 +106,7 @@ class SharedWindow(Window):
         shard = view(self._core.distgrad_window_result(self._address), last, dtype)[first:]
 
         def fill(start: int, stop: int) -> None:
-            self._core.distgrad_window_fill(self._address, first + start, first + stop)
+            self._core.distgrad_window_sum_slots(self._address, first + start, first + stop)
 
         between_hosts.all_sum(self._across, shard, fill)
 

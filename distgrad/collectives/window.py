@@ -16,9 +16,15 @@ from distgrad import native
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.moments import ROW
 from distgrad.collectives.vectors import DividedSum, Vector, pieces_of
+from distgrad.native.layout import Event
 
 ALONE = (0, 1, 1, False)  # rank, of how many on the host, how many of them own a shard, whether there are other hosts
-EVENTS = ("_grow", "_sum_across", "_refuse", "_vote")  # by the core's numbers; without others it has two of them
+EVENTS = {  # a rank without others has only two of these methods
+    Event.GROW: "_grow",
+    Event.SUM_BETWEEN_HOSTS: "_sum_across",
+    Event.MISMATCH: "_refuse",
+    Event.VOTE: "_vote",
+}
 
 
 class Window:
@@ -33,7 +39,7 @@ class Window:
     def __init__(self, size: int, on_error: Callable[[Exception], None], page: int) -> None:
         self._size, self._on_error = size, on_error
         self._core = native.functions()
-        self._event = native.Event(self._answer)  # the core keeps its address
+        self._event = native.Callback(self._answer)  # the core keeps its address
         self._address: int = self._core.distgrad_window_new(self._event, size, page)
         self._capacity = 0
         self._grow(mmap.PAGESIZE)
@@ -44,7 +50,7 @@ class Window:
 
     def room_for_notes(self, ranges: int) -> int:
         """Bytes behind a vector so many of whose ranges are described one by one."""
-        return (ranges * self._size + 1) * ROW * tf.float64.size
+        return int(self._core.distgrad_window_range_moments_bytes(ranges, self._size))
 
     def reserve(self, size: int, dtype: tf.DType) -> None:
         """Make room for vectors of so many entries. Every rank calls it, with the same size."""
@@ -54,7 +60,7 @@ class Window:
     def table(self, shape: tf.TensorShape) -> "Table":
         """A place where the core collects the gradients of a variable of this shape, row by row."""
         rows, width = shape[0], shape[1:].num_elements()
-        return Table(shape, self._core.distgrad_window_table(self._address, rows, width))
+        return Table(shape, self._core.distgrad_window_sparse_variable(self._address, rows, width))
 
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
         """One of the core's operations on this window, within a graph or not."""
@@ -71,7 +77,7 @@ class Window:
 
     def _answer(self, event: int, a: int, b: int) -> int:
         try:
-            getattr(self, EVENTS[event])(a, b)
+            getattr(self, EVENTS[Event(event)])(a, b)
         except Exception as error:  # it must not cross the compiled code, and is raised again behind it
             self._on_error(error)
             return 1
@@ -178,7 +184,7 @@ class Windowed(Communicator):
         addresses = [table.address for table in vector.tables]
         entries = {"placed": vector.entries, "divided": divided, "described": described, "borrow": int(borrow)}
         places = {"starts": [first for first, _ in ranges], "stops": [last for _, last in ranges]}
-        tables = {"tables": addresses, "K": len(addresses)}
+        tables = {"sparse": addresses, "K": len(addresses)}
         total = self.window.run("sum", vector.filled, divisor, vector.pieces, **entries, **places, **tables)
         shapes = ([vector.size], [1], [4], [self.size], [len(ranges) + len(addresses), ROW])
         for output, shape in zip(total[: len(shapes)], shapes, strict=True):

@@ -16,8 +16,9 @@ from distgrad.collectives.moments import rows, whole
 from distgrad.data.batch import row_count, rows_between
 from distgrad.gradients.flat_vector import LARGE, Layout
 from distgrad.gradients.micro_batch import Gradient, GradientSum
+from distgrad.native.layout import MicroBatchNotes
 
-NOTED = 4  # numbers that a worker notes of its micro-batches
+NOTED = len(MicroBatchNotes)  # numbers that a worker notes of its micro-batches
 
 
 class Totals(Protocol):
@@ -133,7 +134,7 @@ def _loop(sums: Accumulated, add_part: Callable[..., Accumulated], batch: Any, s
 
 def _note(noted: tf.Tensor, weight: tf.Tensor, found: list[tf.Tensor]) -> tf.Tensor:
     """Take in what totals found of a micro-batch of this N."""
-    return tf.ensure_shape(native.operations().distgrad_note(noted, weight, found), [NOTED])
+    return tf.ensure_shape(native.operations().distgrad_note_micro_batch(noted, weight, found), [NOTED])
 
 
 class Carried:

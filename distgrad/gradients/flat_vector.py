@@ -24,12 +24,13 @@ import tensorflow as tf
 
 from distgrad.collectives.agreement import describe
 from distgrad.errors import UnsupportedDtype
+from distgrad.native.layout import ALIGNMENT
 
 BASE = 4096.0
 LANES = 8  # entries, before the riders'
 WEIGHT = (0.0, 0.0, BASE, 0.0, 1.0, 0.0, 0.0, 0.0)  # Σ of these times the lanes is N
 LARGE = 1 << 14  # entries; joining fewer costs less than handing them over one by one
-ALIGNED = 16  # entries: 64 bytes of float32
+ALIGNED = ALIGNMENT // tf.float32.size  # entries
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 

@@ -73,7 +73,7 @@ class WindowAccumulator:
     def _collect(self, gradient: Gradient, table: Table, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
         if isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(table.shape[0]))
-        return self._run("collect", first, last, *self._rows_of(gradient), table=table.address)
+        return self._run("collect_rows", first, last, *self._rows_of(gradient), variable=table.address)
 
     def _add_rows(
         self, gradient: tf.IndexedSlices, slot: tuple[int, int], first: tf.Tensor, last: tf.Tensor

@@ -1,8 +1,8 @@
 """The other processes of a job on this host: where each one is in the sums, and whether it lives.
 
-Each has a page of shared memory (native/page.h) and opens those of the others through /proc, as the window does. It has
-no name, so that nothing can be left behind. A process's end is noticed through its pidfd, which no other process can
-get by chance, as it could a process number.
+Each has a page of shared memory (native/status_page.h) and opens those of the others through /proc, as the window does.
+It has no name, so that nothing can be left behind. A process's end is noticed through its pidfd, which no other process
+can get by chance, as it could a process number.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from distgrad.native.layout import StatusPage
+
 if TYPE_CHECKING:
     from distgrad.collectives.communicator import Communicator
 
-TURN, INSIDE, AWAY, LEFT, DUMPS = range(5)  # what stands in a page, each an int64; the first four as in native/page.h
+TURN, INSIDE, AWAY, LEFT, DUMPS = StatusPage  # what stands in a page, each an int64
 # Programs that end a job when they end; a batch system looks after itself what becomes of them.
 LAUNCHERS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "horovodrun"}
 BATCH_SYSTEMS = {"slurmstepd"}

@@ -1,46 +1,68 @@
-"""The compiled core: memory that ranks share, and what is done to it, as TensorFlow operations and as C functions.
+"""The compiled core: memory that ranks share, the sum through it, and statistics, for TensorFlow and for Python.
 
-    page.h            what a process tells the watchdogs of its host
-    numbers.h, .cpp   adding vectors and describing them
-    rows.h, .cpp      gradients of tables of which few rows are touched
-    window.h, .cpp    the memory, how ranks meet, the sum
-    ops.cpp           both as operations of TensorFlow, and as functions for Python
-    tensorflow.h      the part of TensorFlow's C API that the operations use
+    layout.py               what stands where, for Python: the numbers of layout.h and status_page.h
 
-Compiled, because the way into Python costs a small step more than its sum does, and because only so one pass over the
-parts can add, describe and divide.
+    layout.h, .cpp          structures and numbers that Python shares
+    status_page.h           where a process is in the sums, for the watchdogs of its host
+    data_type.h             types of entries
+    simd.h                  a few entries in a register
+    vector_math.h, .cpp     adding vectors, and their moments
+    sparse_variable.h, .cpp gradients of variables of which few rows are touched
+    row_lists.h, .cpp       those rows as a rank shows them to the others, and their sum
+    shared_memory.h, .cpp   the memory of a host's ranks: seats, slots, results
+    meeting.h, .cpp         how ranks wait for one another
+    sum_request.h           what is asked of a sum
+    window.h, .cpp          the sum
 
-pip builds it, with any C++17 compiler and without TensorFlow; it works with every TensorFlow that has this C API.
+    tensorflow.h            the part of TensorFlow's C API that is used
+    kernels.h, .cpp         TensorFlow operations on that API; window_kernel.h, those on a window
+    sum_op.cpp              DistgradSum
+    accumulate_ops.cpp      DistgradAdd, AddRows, CollectRows: micro-batches
+    statistics_ops.cpp      DistgradMoments, Statistics, CopyTo, SquaredChange, NoteMicroBatch, WorkerRow
+    mark_op.cpp             DistgradMarkSum: the sums of other engines
+    python_api.cpp          a window's functions for Python; export.h
+    mpi_exit.cpp            the end of MPI at the end of a process
+
+It is compiled, because the way into Python costs a small step more than its sum does, and because only so one pass over
+the vectors can add, describe and divide. pip builds it, with any C++17 compiler and without TensorFlow; it works with
+every TensorFlow that has this C API.
 """
 
 import ctypes
 import functools
 import importlib.machinery
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from distgrad.errors import EngineMissing
+from distgrad.native.layout import require_same
 
-Event = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
+# event, a, b -> 0 if Python did what the core asks; see layout.Event
+Callback = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
 
-_POINTER, _INT, _LONG, _BOOL = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_bool
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "distgrad_window_new": (_POINTER, [Event, _INT, _POINTER]),
-    "distgrad_window_bytes": (_LONG, [_LONG, _INT]),
-    "distgrad_window_map": (_BOOL, [_POINTER, _INT, _LONG, _INT, _INT, _INT, _BOOL]),
-    "distgrad_window_table": (_POINTER, [_POINTER, _LONG, _LONG]),
-    "distgrad_window_close": (None, [_POINTER]),
-    "distgrad_window_part": (_POINTER, [_POINTER]),
-    "distgrad_window_result": (_POINTER, [_POINTER]),
-    "distgrad_window_votes": (_POINTER, [_POINTER]),
-    "distgrad_window_type": (_INT, [_POINTER]),
-    "distgrad_window_fill": (None, [_POINTER, _LONG, _LONG]),
-    "distgrad_window_sum": (_BOOL, [_POINTER, _INT, _LONG]),
-    "distgrad_add_parts": (None, [_POINTER, _POINTER, _INT, _LONG]),
-    "distgrad_end_mpi": (None, [_POINTER, _POINTER, ctypes.c_char_p]),
-    "distgrad_at_exit": (None, [_POINTER, _POINTER, _POINTER, ctypes.c_char_p]),
+_ADDRESS, _INT, _LONG, _BOOL, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_bool, ctypes.c_char_p
+
+
+class _Signature(NamedTuple):
+    result: Any
+    arguments: tuple[Any, ...]
+
+
+_FUNCTIONS = {
+    "distgrad_window_new": _Signature(_ADDRESS, (Callback, _INT, _ADDRESS)),
+    "distgrad_window_bytes": _Signature(_LONG, (_LONG, _INT)),
+    "distgrad_window_range_moments_bytes": _Signature(_LONG, (_LONG, _INT)),
+    "distgrad_window_map": _Signature(_BOOL, (_ADDRESS, _INT, _LONG, _INT, _INT, _INT, _BOOL)),
+    "distgrad_window_close": _Signature(None, (_ADDRESS,)),
+    "distgrad_window_sparse_variable": _Signature(_ADDRESS, (_ADDRESS, _LONG, _LONG)),
+    "distgrad_window_sum_slots": _Signature(None, (_ADDRESS, _LONG, _LONG)),
+    "distgrad_window_result": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_window_type": _Signature(_INT, (_ADDRESS,)),
+    "distgrad_window_votes": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_end_mpi": _Signature(None, (_ADDRESS, _ADDRESS, _TEXT)),
+    "distgrad_at_exit": _Signature(None, (_ADDRESS, _ADDRESS, _ADDRESS, _TEXT)),
 }
 
 
@@ -56,29 +78,36 @@ def _library() -> str:
 
 @functools.cache
 def operations() -> Any:
-    """TensorFlow's wrappers of the operations: distgrad_sum, _add, _add_rows, _collect, _describe and _mark.
+    """Load the core and return TensorFlow's wrappers of its operations: distgrad_sum, distgrad_add and so on.
 
     Raises:
-        EngineMissing: the core was not built, or does not load into this TensorFlow.
+        EngineMissing: the core was not built, does not load into this TensorFlow, or is of another version.
     """
     library = _library()
     # The core does not name TensorFlow's library, which lies in another place on every machine.
     ctypes.CDLL(str(next(Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.so*"))), mode=ctypes.RTLD_GLOBAL)
     try:
-        return tf.load_op_library(library)
+        loaded = tf.load_op_library(library)
     except tf.errors.OpError as error:
         raise EngineMissing(
             f"distgrad's compiled core does not load into TensorFlow {tf.__version__} ({error.message})",
             "install distgrad again, for this TensorFlow",
             everywhere=True,
         ) from None
+    require_same(ctypes.CDLL(library))
+    return loaded
 
 
 @functools.cache
 def functions() -> ctypes.CDLL:
-    """The core's functions, which let other Python threads run while they work."""
+    """Return the core's C functions, which let other Python threads run while they work.
+
+    Raises:
+        EngineMissing: see `operations`.
+    """
     operations()
     core = ctypes.CDLL(_library())
-    for name, (result, arguments) in _SIGNATURES.items():
-        getattr(core, name).restype, getattr(core, name).argtypes = result, arguments
+    for name, signature in _FUNCTIONS.items():
+        function = getattr(core, name)
+        function.restype, function.argtypes = signature
     return core

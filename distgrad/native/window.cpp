@@ -1,245 +1,117 @@
 #include "window.h"
 
-#include <linux/futex.h>
-#include <sched.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
-#include <climits>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 
+#include "meeting.h"
+
 namespace distgrad {
-namespace {
 
-constexpr std::int64_t kPage = 4096;
-constexpr std::int64_t kLine = 64;  // entries; a shard begins on a cache line, so that no two ranks write into one
-
-std::int64_t whole_pages(std::int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
-
-void pause_briefly() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-bool has_arrived(const Seat& seat, std::uint32_t turn) {
-  // The difference stays right when the count wraps around.
-  return static_cast<std::int32_t>(seat.arrived.load(std::memory_order_acquire) - turn) >= 0;
-}
-
-int usable_cores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) ? 1 : CPU_COUNT(&cores);
-}
-
-void futex(std::atomic<std::uint32_t>* word, int operation, std::uint32_t value, const timespec* limit) {
-  syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(word), operation, value, limit, nullptr, 0);
-}
-
-// Bytes behind a result, for what each owner finds in each range; one more, so that they stand aligned.
-std::size_t room_for_notes(std::size_t ranges, int ranks) {
-  return ranges ? (ranges * ranks + 1) * sizeof(Moments) : 0;
-}
-
-// Calls `body` with a null pointer of the type's own C++ type.
-template <typename Body>
-auto with_type(Type type, Body body) {
-  switch (type) {
-    case Type::kDouble:
-      return body(static_cast<double*>(nullptr));
-    case Type::kInt32:
-      return body(static_cast<std::int32_t*>(nullptr));
-    case Type::kInt64:
-      return body(static_cast<std::int64_t*>(nullptr));
-    default:
-      return body(static_cast<float*>(nullptr));
-  }
-}
-
-}  // namespace
-
-std::size_t size_of(Type type) {
-  return with_type(type, [](auto* none) { return sizeof *none; });
-}
+// Entries. A shard begins at a multiple, which is a cache line or more, so that no two ranks write into one.
+constexpr std::int64_t kShardGrain = 64;
 
 // ---- memory
 
-std::int64_t Memory::bytes(std::int64_t capacity, int ranks) {
-  return whole_pages(ranks * static_cast<std::int64_t>(sizeof(Seat))) + whole_pages(capacity) * (ranks + kSlots);
-}
-
-Memory::Memory(int fd, std::int64_t capacity, int ranks)
-    : capacity_(whole_pages(capacity)),
-      seats_(whole_pages(ranks * static_cast<std::int64_t>(sizeof(Seat)))),
-      bytes_(bytes(capacity, ranks)),
-      ranks_(ranks) {
-  const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-  void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, fd, 0);
-  if (base != MAP_FAILED) base_ = static_cast<char*>(base);
-}
-
-Memory::~Memory() {
-  if (base_) munmap(base_, bytes_);
-}
-
-void Lease::release() {
-  memory->lent[slot].fetch_sub(1, std::memory_order_release);
-  delete this;
-}
-
-bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool across) {
-  auto memory = std::make_shared<Memory>(fd, capacity, ranks);
+bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool between_hosts) {
+  auto memory = std::make_shared<SharedMemory>(fd, capacity, ranks);
   if (!memory->mapped()) return false;
-  const std::shared_ptr<Memory> old = memory_;
-  const char* old_part = old ? part() : nullptr;
+  const std::shared_ptr<SharedMemory> old = memory_;
+  const char* old_slot = old ? slot() : nullptr;
   memory_ = std::move(memory);
-  rank_ = rank, ranks_ = ranks, owners_ = owners, across_ = across;
-  turn_ = 0;
-  // Touched now, and by the rank that will use it, rather than within a step.
+  rank_ = rank, ranks_ = ranks, owners_ = owners, between_hosts_ = between_hosts;
+  meetings_ = 0;
   const std::int64_t kept = old ? std::min(old->capacity(), memory_->capacity()) : 0;
-  if (kept) std::memcpy(part(), old_part, kept);  // what is placed there already
-  if (!alone()) std::memset(part() + kept, 0, memory_->capacity() - kept);
-  if (rank_ < owners_) {
-    const std::int64_t share = whole_pages(memory_->capacity() / owners_);
-    const std::int64_t start = std::min(share * rank_, memory_->capacity());
-    std::memset(memory_->result(0) + start, 0, std::min(share, memory_->capacity() - start));
-  }
+  if (kept) std::memcpy(slot(), old_slot, kept);  // what is placed there already
+  // Touched now, and by the rank that will use it, rather than within a step.
+  if (!alone()) memory_->touch_slot(rank_, kept);
+  if (rank_ < owners_) memory_->touch_shard(rank_, owners_);
   return true;
 }
 
 void Window::close() {
-  kept_.clear();
+  held_.clear();
   memory_.reset();
-  for (const auto& table : tables_) table->release();
+  for (const auto& variable : sparse_variables_) variable->free_memory();
 }
 
-Table* Window::add_table(std::int64_t rows, std::int64_t width) {
-  return tables_.emplace_back(std::make_unique<Table>(rows, width)).get();
+SparseVariable* Window::add_sparse_variable(std::int64_t rows, std::int64_t width) {
+  return sparse_variables_.emplace_back(std::make_unique<SparseVariable>(rows, width)).get();
 }
 
-Lease* Window::lease() {
-  if (slot_ == kLent) return nullptr;
-  memory_->lent[slot_].fetch_add(1, std::memory_order_relaxed);
-  return new Lease{memory_, slot_};
+std::unique_ptr<Lease> Window::lease() {
+  return result_number_ == kLendable ? nullptr : std::make_unique<Lease>(memory_, result_number_);
 }
 
-std::uint32_t Window::lent() const {
-  std::uint32_t bits = 0;
-  for (int slot = 0; slot < kLent; ++slot) {
-    if (memory_->lent[slot].load(std::memory_order_acquire)) bits |= 1u << slot;
-  }
-  return bits;
-}
-
-// ---- meeting
-
-// Returns when every rank of the host has come here as often as this one.
-void Window::meet() {
-  Seat& own = memory_->seat(rank_);
-  own.arrived.store(++turn_, std::memory_order_seq_cst);
-  page_->arrive();
-  if (own.sleepers.load(std::memory_order_seq_cst)) futex(&own.arrived, FUTEX_WAKE, INT_MAX, nullptr);
-  for (int rank = 0; rank < ranks_; ++rank) wait_for(memory_->seat(rank));
-}
-
-// Spins while the other rank may be about to arrive, then lets others have the core, then sleeps.
-void Window::wait_for(Seat& seat) {
-  using Clock = std::chrono::steady_clock;
-  static const int cores = usable_cores();
-  for (int spin = 0; spin < (ranks_ > cores ? 1 : 400); ++spin) {
-    if (has_arrived(seat, turn_)) return;
-    pause_briefly();
-  }
-  const auto patience = Clock::now() + std::chrono::milliseconds(2);
-  while (Clock::now() < patience) {
-    for (int turn = 0; turn < 16; ++turn) {
-      if (has_arrived(seat, turn_)) return;
-      sched_yield();
-    }
-  }
-  seat.sleepers.fetch_add(1, std::memory_order_seq_cst);
-  const timespec limit{1, 0};
-  while (!has_arrived(seat, turn_)) {
-    const std::uint32_t seen = seat.arrived.load(std::memory_order_seq_cst);
-    // The kernel looks again whether it is still what was seen, so that no arrival is missed.
-    if (static_cast<std::int32_t>(seen - turn_) < 0) futex(&seat.arrived, FUTEX_WAIT, seen, &limit);
-  }
-  seat.sleepers.fetch_sub(1, std::memory_order_seq_cst);
-}
+void Window::meet() { distgrad::meet(*memory_, rank_, ++meetings_, *page_); }
 
 // ---- the sum
 
-std::string Window::sum(const Order& order) {
-  kept_.clear();
-  const std::string problem = try_sum(order);
-  for (Table* table : order.tables) table->clear();
+std::string Window::sum(const SumRequest& request) {
+  held_.clear();
+  const std::string problem = try_sum(request);
+  for (SparseVariable* variable : request.sparse) variable->clear();
   page_->go_on();
   return problem;
 }
 
-std::string Window::try_sum(const Order& order) {
-  lay_out(order);
-  const bool fits = tables_at_ + row_bytes_ <= memory_->capacity();
-  if (fits) copy_in(order);
-  std::string problem = agree();
-  if (!problem.empty()) return problem;
-  const std::int64_t bytes = needed(order);
-  if (bytes > memory_->capacity()) {
-    const std::int64_t spare = (bytes - tables_at_) / 2;  // the number of rows varies from step to step
-    return callback_(kGrow, order.tables.empty() ? bytes : bytes + spare, 0) ? "no memory for the sum" : try_sum(order);
-  }
-  problem = own_shard(order);
+std::string Window::try_sum(const SumRequest& request) {
+  std::string problem = bring(request);
+  if (problem.empty()) problem = sum_shard(request);
   if (!problem.empty()) return problem;
   meet();
-  collect(order);
+  gather_moments(request);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
-  if (moments_.nonfinite > 0 && callback_(kVote, own_part_is_bad(order), 0)) return "the vote failed";
+  if (moments_.nonfinite > 0 && callback_(kVote, own_vector_is_bad(request), 0)) return "the vote failed";
   return "";
 }
 
-// How large everything is: the vector, and behind it the lists of rows, or between hosts whole tables.
-void Window::lay_out(const Order& order) {
-  const std::int64_t size = size_of(type_ = order.type);
-  entries_ = order.placed;
-  for (const Piece& piece : order.pieces) entries_ += piece.entries;
-  whole_ = entries_, row_bytes_ = 0, tables_at_ = entries_ * size;
-  touched_.clear();
-  if (order.tables.empty()) return;
-  tables_at_ = aligned(tables_at_);
-  for (Table* table : order.tables) {
-    if (!order.filled) table->clear();  // what stands there is an earlier, failed step's
-    touched_.push_back({{}, table->width(), nullptr});
+// Brings this rank's vector to where the others find theirs, in more memory if that is needed.
+std::string Window::bring(const SumRequest& request) {
+  for (;;) {
+    lay_out(request);
+    if (sparse_offset_ + sparse_bytes_ <= memory_->capacity()) copy_in(request);
+    const std::string problem = agree();
+    if (!problem.empty()) return problem;
+    const std::int64_t bytes = needed(request);
+    if (bytes <= memory_->capacity()) return "";
+    // The number of rows varies from step to step.
+    const std::int64_t spare = request.sparse.empty() ? 0 : (bytes - sparse_offset_) / 2;
+    if (callback_(kGrow, bytes + spare, 0)) return "no memory for the sum";
   }
-  if (!across_) {
-    row_bytes_ = RowLists::bytes(order.tables, size);
+}
+
+// How large everything is: the vector, and behind it the lists of rows, or between hosts whole variables.
+void Window::lay_out(const SumRequest& request) {
+  const std::int64_t size = size_of(type_ = request.type);
+  entries_ = request.placed;
+  for (const Piece& piece : request.pieces) entries_ += piece.entries;
+  sharded_ = entries_, sparse_bytes_ = 0, sparse_offset_ = entries_ * size;
+  sparse_sums_.clear();
+  if (request.sparse.empty()) return;
+  sparse_offset_ = aligned(sparse_offset_);
+  for (SparseVariable* variable : request.sparse) {
+    if (!request.filled) variable->clear();  // what stands there is an earlier, failed step's
+    sparse_sums_.push_back({{}, variable->width(), nullptr});
+  }
+  if (!between_hosts_) {
+    sparse_bytes_ = RowLists::bytes(request.sparse, size);
     return;
   }
-  for (const Table* table : order.tables) row_bytes_ += aligned(table->entries() * size);
-  whole_ = (tables_at_ + row_bytes_) / size;
+  for (const SparseVariable* variable : request.sparse) sparse_bytes_ += aligned(variable->entries() * size);
+  sharded_ = (sparse_offset_ + sparse_bytes_) / size;
 }
 
-// Bytes for the vector, all rows that any rank touches, each perhaps another one's, and the notes.
-std::int64_t Window::needed(const Order& order) const {
-  std::int64_t bytes = tables_at_ + room_for_notes(order.ranges.size() + order.tables.size(), ranks_);
-  if (across_) return bytes + row_bytes_;
-  for (int rank = 0; rank < ranks_; ++rank) bytes += memory_->seat(rank).row_bytes;
-  return bytes;
-}
-
-void Window::copy_in(const Order& order) {
-  with_type(type_, [&](auto* place) {
-    using T = std::remove_pointer_t<decltype(place)>;
-    place = reinterpret_cast<T*>(part());
-    if (!order.filled) std::memset(place, 0, order.placed * sizeof(T));
-    copy_in_tables<T>(order);
-    if (alone()) return;  // nobody else reads the part: the pieces may stay where they are
-    place += order.placed;
-    for (const Piece& piece : order.pieces) {
+void Window::copy_in(const SumRequest& request) {
+  with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    T* place = reinterpret_cast<T*>(slot());
+    if (!request.filled) std::memset(place, 0, request.placed * sizeof(T));
+    copy_in_sparse<T>(request);
+    if (alone()) return;  // nobody else reads the slot: the pieces may stay where they are
+    place += request.placed;
+    for (const Piece& piece : request.pieces) {
       store(place, static_cast<const T*>(piece.values), piece.entries, is_large());
       place += piece.entries;
     }
@@ -247,241 +119,283 @@ void Window::copy_in(const Order& order) {
 }
 
 template <typename T>
-void Window::copy_in_tables(const Order& order) {
-  if (order.tables.empty()) return;
-  if (!across_) return lists_of(rank_, order.tables).fill<T>();
-  char* place = part() + tables_at_;
-  for (const Table* table : order.tables) {
-    const std::int64_t bytes = aligned(table->entries() * sizeof(T));
+void Window::copy_in_sparse(const SumRequest& request) {
+  if (request.sparse.empty()) return;
+  if (!between_hosts_) return lists_of(rank_, request.sparse).fill<T>();
+  char* place = slot() + sparse_offset_;
+  for (const SparseVariable* variable : request.sparse) {
+    const std::int64_t bytes = aligned(variable->entries() * sizeof(T));
     std::memset(place, 0, bytes);
-    table->scatter_to(reinterpret_cast<T*>(place));
+    variable->scatter_to(reinterpret_cast<T*>(place));
     place += bytes;
   }
 }
 
-RowLists Window::lists_of(int rank, const Tables& tables) const {
-  return {memory_->part(rank) + tables_at_, tables, size_of(type_)};
-}
-
-std::vector<RowLists> Window::lists_of_all(const Tables& tables) const {
-  std::vector<RowLists> ranks;
-  for (int rank = 0; rank < ranks_; ++rank) ranks.push_back(lists_of(rank, tables));
-  return ranks;
-}
-
-// Meets the others and finds out whether all bring the same kind of vector, and which result slot is free.
+// Meets the others and finds out whether all bring the same kind of vector, and which result is free.
 std::string Window::agree() {
   Seat& own = memory_->seat(rank_);
-  own.entries = entries_, own.row_bytes = row_bytes_, own.type = type_, own.lent = lent();
+  own.entries = entries_, own.sparse_bytes = sparse_bytes_, own.type = type_;
+  own.lent_results = memory_->lent_results();
   meet();
   const Seat& first = memory_->seat(0);
-  std::uint32_t busy = 0;
+  std::uint32_t lent = 0;
   for (int rank = 0; rank < ranks_; ++rank) {
     const Seat& seat = memory_->seat(rank);
     if (seat.entries != first.entries || seat.type != first.type) {
-      callback_(kMismatch, rank, seat.entries);
+      const std::int64_t entries = seat.entries;
+      meet();  // before any rank writes into its seat for another sum; all find the same
+      callback_(kMismatch, rank, entries);
       return "the ranks of this host bring vectors of different size or dtype";
     }
-    busy |= seat.lent;
+    lent |= seat.lent_results;
   }
-  // The same on every rank, since all have read the same notes.
-  for (slot_ = 0; slot_ < kLent && busy >> slot_ & 1; ++slot_) {
+  // The same on every rank, since all have read the same seats.
+  result_number_ = 0;
+  while (result_number_ < kLendable && lent >> result_number_ & 1) ++result_number_;
+  result_ = memory_->result(result_number_);
+  return "";
+}
+
+// Bytes for the vector, all rows that any rank touches, each perhaps another one's, and the moments of the ranges.
+std::int64_t Window::needed(const SumRequest& request) const {
+  std::int64_t bytes = sparse_offset_ + range_moments_bytes(request.described_one_by_one(), ranks_);
+  if (between_hosts_) return bytes + sparse_bytes_;
+  for (int rank = 0; rank < ranks_; ++rank) bytes += memory_->seat(rank).sparse_bytes;
+  return bytes;
+}
+
+// ---- one's own shard
+
+// Sums and finishes what this rank owns. Between hosts the sum is made first, the divisor is read from it, and then it
+// is divided where it stands; within one host the divisor is summed first, and everything else is done in one pass.
+std::string Window::sum_shard(const SumRequest& request) {
+  const bool owns = rank_ < owners_;
+  const Range shard = owns ? Range{boundary(rank_), boundary(rank_ + 1)} : Range{0, 0};
+  if (between_hosts_) {
+    const std::string problem = sum_between_hosts(shard.first, shard.last);
+    if (!problem.empty()) return problem;
   }
-  result_ = memory_->result(slot_);
+  divisor_ = find_divisor(request);
+  locate_sparse_sums(request);
+  if (!owns) return "";
+  Moments* of_ranges = moments_of_owner(rank_, request.described_one_by_one());
+  Moments found = finish_vector(request, shard, of_ranges);
+  for (std::size_t variable = 0; variable < request.sparse.size(); ++variable) {
+    Moments& of_variable = of_ranges[request.ranges.size() + variable];
+    of_variable = finish_sparse(request, variable, shard);
+    found.merge(of_variable);
+  }
+  memory_->seat(rank_).shard_moments = found;
   return "";
 }
 
 std::int64_t Window::boundary(int shard) const {
-  return shard == owners_ ? whole_ : whole_ * shard / owners_ / kLine * kLine;
+  return shard == owners_ ? sharded_ : sharded_ * shard / owners_ / kShardGrain * kShardGrain;
 }
 
-// Each rank that owns a shard sums it, and finishes it; between hosts, the sum is there before its divisor is known.
-std::string Window::own_shard(const Order& order) {
-  const bool owns = rank_ < owners_;
-  const std::int64_t first = owns ? boundary(rank_) : 0, last = owns ? boundary(rank_ + 1) : 0;
-  if (across_) {
-    page_->away.store(1);
-    if (owns && callback_(kAcross, first, last)) return "the sum between the hosts failed";
-    page_->away.store(0);
-    meet();
-  }
-  finish_ = {static_cast<std::size_t>(order.divided), static_cast<std::size_t>(order.described), divisor(order, across_)};
-  find_touched(order);
-  if (owns) work_on_shard(order, first, last);
+// Returns an error, or "" when the whole result is there.
+std::string Window::sum_between_hosts(std::int64_t first, std::int64_t last) {
+  page_->sum_between_hosts(true);
+  if (rank_ < owners_ && callback_(kSumBetweenHosts, first, last)) return "the sum between the hosts failed";
+  page_->sum_between_hosts(false);
+  meet();
   return "";
 }
 
-// The union of the ranks' rows, on every rank alike, and where in the result their sums will stand.
-void Window::find_touched(const Order& order) {
-  std::int64_t place = tables_at_;
-  for (std::size_t i = 0; i < touched_.size(); ++i) {
-    Touched& table = touched_[i];
-    if (across_) {
-      table.rows.resize(order.tables[i]->rows());
-      std::iota(table.rows.begin(), table.rows.end(), 0);
-    } else {
-      table.rows = union_of(lists_of_all(order.tables), i);
-    }
-    table.values = result_ + place;
-    place += aligned(table.rows.size() * table.width * size_of(type_));
-  }
-}
-
-// Adds, divides and describes: as a whole, or range by range, and what lies between the ranges without describing it;
-// then the tables.
-void Window::work_on_shard(const Order& order, std::int64_t first, std::int64_t last) {
-  const std::int64_t end = std::min(last, entries_);
-  const auto work = [&](std::int64_t start, std::int64_t stop, bool describes) {
-    const Finish finish{finish_.divided, describes ? finish_.described : 0, finish_.divisor};
-    if (start >= stop) return Moments{};
-    return alone()   ? finish_pieces(order, start, stop, finish)
-           : across_ ? finish_shard(start, stop, finish)
-                     : add_shard(start, stop, finish);
-  };
-  Moments* found = notes(rank_, order.ranges.size() + order.tables.size());
-  Moments whole;
-  if (order.ranges.empty()) whole = work(first, end, true);
-  std::int64_t done = order.ranges.empty() ? end : first;
-  for (const Range& range : order.ranges) {
-    const std::int64_t start = std::clamp(range.first, done, std::max(done, end));
-    const std::int64_t stop = std::clamp(range.last, start, std::max(start, end));
-    work(done, start, false);
-    *found = work(start, stop, true);
-    whole.merge(*found++);
-    done = stop;
-  }
-  work(done, end, false);
-  for (std::size_t table = 0; table < order.tables.size(); ++table) {
-    *found = work_on_table(order, table, first, last);
-    whole.merge(*found++);
-  }
-  memory_->seat(rank_).moments = whole;
-}
-
-// What of a table is this rank's to add: between hosts what lies in its shard, else its share of the touched rows.
-Moments Window::work_on_table(const Order& order, std::size_t table, std::int64_t first, std::int64_t last) {
-  const bool describes = order.described == order.divided;
-  if (!across_) return add_own_rows(order, table, {SIZE_MAX, describes ? SIZE_MAX : 0, finish_.divisor});
-  const std::int64_t start = (touched_[table].values - result_) / static_cast<std::int64_t>(size_of(type_));
-  const std::int64_t from = std::max(first, start), to = std::min(last, start + order.tables[table]->entries());
-  const std::size_t end = std::max(from, to);
-  return from < to ? finish_shard(from, to, {end, describes ? end : 0, finish_.divisor}) : Moments{};
-}
-
-Moments Window::add_own_rows(const Order& order, std::size_t table, const Finish& finish) {
-  return with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
-    const Touched& found = touched_[table];
-    const std::int64_t count = found.rows.size(), first = count * rank_ / owners_, last = count * (rank_ + 1) / owners_;
-    T* out = reinterpret_cast<T*>(found.values);
-    return add_rows(out, found.rows, first, last, lists_of_all(order.tables), table, found.width, finish);
-  });
-}
-
-// What each owner found in its shard, taken together. Rows that nobody touched are zeros.
-void Window::collect(const Order& order) {
-  const std::size_t ranges = order.ranges.size();
-  moments_ = Moments{};
-  by_range_.assign(ranges + order.tables.size(), Moments{});
-  for (int owner = 0; owner < owners_; ++owner) {
-    moments_.merge(memory_->seat(owner).moments);
-    const Moments* found = notes(owner, by_range_.size());
-    for (Moments& range : by_range_) range.merge(*found++);
-  }
-  for (std::size_t table = 0; table < order.tables.size(); ++table) {
-    const std::int64_t touched = touched_[table].rows.size() * touched_[table].width;
-    by_range_[ranges + table].zeros += static_cast<double>(order.tables[table]->entries() - touched);
-  }
-}
-
-// Where an owner notes what it found in each range: behind the result, at the end of its slot.
-Moments* Window::notes(int owner, std::size_t ranges) const {
-  return reinterpret_cast<Moments*>(result_ + memory_->capacity()) - ranges * (owner + 1);
-}
-
-// The same on every rank: from the parts, added in rank order, or from the result, if they are summed already.
-double Window::divisor(const Order& order, bool summed) const {
-  double divisor = order.terms.empty() ? 1 : order.terms[0];
-  const std::int64_t others = static_cast<std::int64_t>(order.terms.size()) - 1;
-  with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
+// The same on every rank: from the slots, added in rank order, or between hosts from the result.
+double Window::find_divisor(const SumRequest& request) const {
+  double divisor = request.terms.empty() ? 1 : request.terms[0];
+  const std::int64_t others = static_cast<std::int64_t>(request.terms.size()) - 1;
+  with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
     for (std::int64_t term = 1; term <= others; ++term) {
-      if (order.terms[term] == 0) continue;  // whose entry may be NaN
+      if (request.terms[term] == 0) continue;  // whose entry may be NaN
       const std::int64_t entry = entries_ - others + term - 1;
-      T sum = summed ? reinterpret_cast<const T*>(result_)[entry] : T{};
-      for (int rank = 0; rank < ranks_ && !summed; ++rank) {
-        sum += alone() ? own_entry<T>(order, entry) : reinterpret_cast<const T*>(memory_->part(rank))[entry];
+      T sum = between_hosts_ ? reinterpret_cast<const T*>(result_)[entry] : T{};
+      for (int rank = 0; rank < ranks_ && !between_hosts_; ++rank) {
+        sum += alone() ? own_entry<T>(request, entry) : reinterpret_cast<const T*>(memory_->slot(rank))[entry];
       }
-      divisor += order.terms[term] * static_cast<double>(sum);
+      divisor += request.terms[term] * static_cast<double>(sum);
     }
   });
   return divisor == 0 ? 1 : divisor;
 }
 
-// A lone rank's vector: what is placed, and the pieces.
-std::vector<Piece> Window::all_of(const Order& order) const {
-  std::vector<Piece> pieces{{part(), order.placed}};
-  pieces.insert(pieces.end(), order.pieces.begin(), order.pieces.end());
-  return pieces;
-}
-
-template <typename T>
-T Window::own_entry(const Order& order, std::int64_t entry) const {
-  for (const Piece& piece : all_of(order)) {
-    if (entry < piece.entries) return static_cast<const T*>(piece.values)[entry];
-    entry -= piece.entries;
+// Finds the union of the ranks' rows, on every rank alike, and where in the result their sums will stand.
+void Window::locate_sparse_sums(const SumRequest& request) {
+  std::int64_t place = sparse_offset_;
+  for (std::size_t i = 0; i < sparse_sums_.size(); ++i) {
+    SparseSum& sum = sparse_sums_[i];
+    if (between_hosts_) {
+      sum.rows.resize(request.sparse[i]->rows());
+      std::iota(sum.rows.begin(), sum.rows.end(), 0);
+    } else {
+      sum.rows = union_of(lists_of_all(request.sparse), i);
+    }
+    sum.values = result_ + place;
+    place += aligned(sum.entries() * size_of(type_));
   }
-  return T{};
 }
 
-Moments Window::finish_pieces(const Order& order, std::int64_t first, std::int64_t last, const Finish& finish) {
+// What of the vector is in the shard, as a whole, or range by range and what lies between the ranges without describing
+// it. Writes the moments of each range, and returns those of all.
+Moments Window::finish_vector(const SumRequest& request, Range shard, Moments* of_ranges) {
+  const std::int64_t end = std::min(shard.last, entries_);
+  if (request.ranges.empty()) return finish_range(request, {shard.first, end}, true);
+  Moments found;
+  std::int64_t done = shard.first;
+  for (const Range& range : request.ranges) {
+    const std::int64_t start = std::clamp(range.first, done, std::max(done, end));
+    const std::int64_t stop = std::clamp(range.last, start, std::max(start, end));
+    finish_range(request, {done, start}, false);
+    *of_ranges = finish_range(request, {start, stop}, true);
+    found.merge(*of_ranges++);
+    done = stop;
+  }
+  finish_range(request, {done, end}, false);
+  return found;
+}
+
+Moments Window::finish_range(const SumRequest& request, Range range, bool describes) {
+  if (range.first >= range.last) return {};
+  const std::size_t divided = request.divided, described = describes ? request.described : 0;
+  const Finish finish = Finish{divided, described, divisor_}.behind(range.first);
+  if (alone()) return finish_pieces(request, range.first, range.last, finish);
+  if (between_hosts_) return finish_in_place(range.first, range.last, finish);
+  return sum_slots(range.first, range.last, finish);
+}
+
+// What of a sparse variable is this rank's: between hosts what lies in its shard, else its share of the touched rows.
+Moments Window::finish_sparse(const SumRequest& request, std::size_t variable, Range shard) {
+  const Finish finish = Finish::of_all(request.described == request.divided, divisor_);
+  if (!between_hosts_) return sum_own_rows(request, variable, finish);
+  const std::int64_t start = (sparse_sums_[variable].values - result_) / static_cast<std::int64_t>(size_of(type_));
+  const std::int64_t stop = start + request.sparse[variable]->entries();
+  const std::int64_t first = std::max(shard.first, start), last = std::min(shard.last, stop);
+  return first < last ? finish_in_place(first, last, finish) : Moments{};
+}
+
+Moments Window::sum_own_rows(const SumRequest& request, std::size_t variable, const Finish& finish) {
+  return with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const SparseSum& sum = sparse_sums_[variable];
+    const std::int64_t count = sum.rows.size(), first = count * rank_ / owners_, last = count * (rank_ + 1) / owners_;
+    T* out = reinterpret_cast<T*>(sum.values);
+    return sum_rows(out, sum.rows, first, last, lists_of_all(request.sparse), variable, sum.width, finish);
+  });
+}
+
+// ---- entries first..last of the result; `finish` counts from `first`
+
+Moments Window::sum_slots(std::int64_t first, std::int64_t last, const Finish& finish) {
+  return with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    std::vector<const T*> slots;
+    for (int rank = 0; rank < ranks_; ++rank) slots.push_back(reinterpret_cast<const T*>(memory_->slot(rank)) + first);
+    T* out = reinterpret_cast<T*>(result_) + first;
+    return sum_vectors(out, slots.data(), ranks_, last - first, finish, is_large());
+  });
+}
+
+// What is summed there already.
+Moments Window::finish_in_place(std::int64_t first, std::int64_t last, const Finish& finish) {
+  return with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    T* sum = reinterpret_cast<T*>(result_) + first;
+    const std::size_t count = last - first;
+    const Moments found = moments_of(sum, std::min(finish.described, count));
+    sum_vectors(sum, &sum, 1, std::min(finish.divided, count), Finish{finish.divided, 0, finish.divisor}, false);
+    return found;
+  });
+}
+
+// A lone rank's sum is its own vector.
+Moments Window::finish_pieces(const SumRequest& request, std::int64_t first, std::int64_t last, const Finish& finish) {
   Moments all;
-  with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
+  with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
     std::int64_t start = 0;
-    for (const Piece& piece : all_of(order)) {
+    for (const Piece& piece : own_pieces(request)) {
       const std::int64_t from = std::max(first, start), to = std::min(last, start + piece.entries);
-      const T* values = static_cast<const T*>(piece.values) - start;  // as if the whole vector stood there
-      if (from < to) all.merge(add_parts(reinterpret_cast<T*>(result_), &values, 1, from, to, finish, is_large()));
+      if (from < to) {
+        const T* values = static_cast<const T*>(piece.values) + (from - start);
+        T* out = reinterpret_cast<T*>(result_) + from;
+        all.merge(sum_vectors(out, &values, 1, to - from, finish.behind(from - first), is_large()));
+      }
       start += piece.entries;
     }
   });
   return all;
 }
 
-Moments Window::add_shard(std::int64_t first, std::int64_t last, const Finish& finish) {
-  return with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
-    std::vector<const T*> parts;
-    for (int rank = 0; rank < ranks_; ++rank) parts.push_back(reinterpret_cast<const T*>(memory_->part(rank)));
-    return add_parts(reinterpret_cast<T*>(result_), parts.data(), ranks_, first, last, finish, is_large());
-  });
+// A lone rank's vector: what is placed, and the pieces.
+std::vector<Piece> Window::own_pieces(const SumRequest& request) const {
+  std::vector<Piece> pieces{{slot(), request.placed}};
+  pieces.insert(pieces.end(), request.pieces.begin(), request.pieces.end());
+  return pieces;
 }
 
-Moments Window::finish_shard(std::int64_t first, std::int64_t last, const Finish& finish) {
-  return with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
-    T* result = reinterpret_cast<T*>(result_);
-    const std::int64_t described = std::clamp<std::int64_t>(finish.described, first, last) - first;
-    const Moments found = describe(result + first, described);
-    const Finish division{finish.divided, 0, finish.divisor};
-    add_parts(result, &result, 1, first, std::clamp<std::int64_t>(finish.divided, first, last), division, false);
-    return found;
-  });
+template <typename T>
+T Window::own_entry(const SumRequest& request, std::int64_t entry) const {
+  for (const Piece& piece : own_pieces(request)) {
+    if (entry < piece.entries) return static_cast<const T*>(piece.values)[entry];
+    entry -= piece.entries;
+  }
+  return T{};
 }
 
-bool Window::own_part_is_bad(const Order& order) const {
+// ---- what was found
+
+// What each owner found in its shard, taken together. Rows that nobody touched are zeros.
+void Window::gather_moments(const SumRequest& request) {
+  moments_ = Moments{};
+  range_moments_.assign(request.described_one_by_one(), Moments{});
+  for (int owner = 0; owner < owners_; ++owner) {
+    moments_.merge(memory_->seat(owner).shard_moments);
+    const Moments* found = moments_of_owner(owner, range_moments_.size());
+    for (Moments& range : range_moments_) range.merge(*found++);
+  }
+  for (std::size_t i = 0; i < request.sparse.size(); ++i) {
+    const std::int64_t untouched = request.sparse[i]->entries() - sparse_sums_[i].entries();
+    range_moments_[request.ranges.size() + i].zeros += static_cast<double>(untouched);
+  }
+}
+
+// Where an owner writes down what it finds in each range: at the end of the result's memory, behind the sum.
+Moments* Window::moments_of_owner(int owner, std::size_t ranges) const {
+  return reinterpret_cast<Moments*>(result_ + memory_->capacity()) - ranges * (owner + 1);
+}
+
+// One more than there are, since the end of the sum need not be where one of them may begin.
+std::int64_t Window::range_moments_bytes(std::size_t ranges, int ranks) {
+  return ranges ? (ranges * ranks + 1) * sizeof(Moments) : 0;
+}
+
+bool Window::own_vector_is_bad(const SumRequest& request) const {
   if (alone()) return true;  // whose else
-  return with_type(type_, [&](auto* none) {
-    using T = std::remove_pointer_t<decltype(none)>;
-    double bad = describe(reinterpret_cast<const T*>(part()), finish_.described).nonfinite;
-    if (across_) return bad + describe(reinterpret_cast<const T*>(part() + tables_at_), row_bytes_ / sizeof(T)).nonfinite > 0;
-    const RowLists own = lists_of(rank_, order.tables);
-    for (std::size_t i = 0; i < touched_.size(); ++i) {
-      bad += describe(own.values<T>(i), own.count(i) * touched_[i].width).nonfinite;
+  return with_type(type_, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    double bad = moments_of(reinterpret_cast<const T*>(slot()), request.described).nonfinite;
+    if (between_hosts_) {
+      bad += moments_of(reinterpret_cast<const T*>(slot() + sparse_offset_), sparse_bytes_ / sizeof(T)).nonfinite;
+      return bad > 0;
+    }
+    const RowLists own = lists_of(rank_, request.sparse);
+    for (std::size_t i = 0; i < sparse_sums_.size(); ++i) {
+      bad += moments_of(own.values<T>(i), own.count(i) * sparse_sums_[i].width).nonfinite;
     }
     return bad > 0;
   });
+}
+
+RowLists Window::lists_of(int rank, const SparseVariables& sparse) const {
+  return {memory_->slot(rank) + sparse_offset_, sparse, size_of(type_)};
+}
+
+std::vector<RowLists> Window::lists_of_all(const SparseVariables& sparse) const {
+  std::vector<RowLists> ranks;
+  for (int rank = 0; rank < ranks_; ++rank) ranks.push_back(lists_of(rank, sparse));
+  return ranks;
 }
 
 }  // namespace distgrad

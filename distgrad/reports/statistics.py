@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distgrad.collectives.moments import ROW
+from distgrad.native.layout import WorkerRow
 from distgrad.reports.noise import GradientNoise, estimate
-from distgrad.reports.worker_table import Own, table
+from distgrad.reports.worker_table import table
 
 NAMES = ("variables", "workers", "noise", "times", "updates")  # what can be asked for
 
@@ -153,9 +154,9 @@ class Told:
         """The workers by rank ("workers")."""
         if "workers" not in self._contents.asked:
             return []
-        return [self._worker(Own(*map(float, row))) for row in self._own]
+        return [self._worker(WorkerRow(*map(float, row))) for row in self._own]
 
-    def _worker(self, own: Own) -> WorkerStatistics:
+    def _worker(self, own: WorkerRow) -> WorkerStatistics:
         divisor = self._scale * (own.weight if self._contents.divides and own.weight else 1.0)
         return WorkerStatistics(own.gradient_sum / divisor, own.gradient_norm / divisor, own.weight, own.seconds)
 
@@ -178,7 +179,7 @@ class Told:
         return StepTimes(compute, max(0.0, until - compute), max(0.0, self._seconds - until), int(computed.argmax()))
 
     def _column(self, name: str) -> np.ndarray:
-        return self._own[:, Own._fields.index(name)]
+        return self._own[:, WorkerRow._fields.index(name)]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it that was asked for, as Python numbers."""

@@ -47,7 +47,7 @@ class Updates:
 
     @functools.cached_property
     def _compare(self) -> Any:
-        return self._compiled(native.operations().distgrad_compare)
+        return self._compiled(native.operations().distgrad_squared_change)
 
     def _compiled(self, operation: Callable[[tf.Tensor, list[tf.Tensor]], Any]) -> Any:
         """One of the core's operations on a place and all weights."""
@@ -59,7 +59,7 @@ class Updates:
 
 
 def _keep(place: tf.Tensor, weights: list[tf.Tensor]) -> None:
-    native.operations().distgrad_keep(place, weights)
+    native.operations().distgrad_copy_to(place, weights)
 
 
 def _ratios(change: np.ndarray, weights: np.ndarray) -> list[float]:

@@ -5,38 +5,17 @@ number is float64 and travels as two entries: itself in the vector's dtype, and 
 add zeros to them, neither rounds again.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
 from distgrad import native
 from distgrad.gradients.accumulate import Accumulated
-
-
-class Own(NamedTuple):
-    """One worker's row; each number is () float64. The core makes it, in this order.
-
-    Attributes:
-        gradient_sum, gradient_norm: of the gradient of its share alone, Σ w·∇loss over its examples, scaled by the loss
-            scale and not divided.
-        between: sqrt(Σ_micro-batches |gradient|²/N), see noise.py; scaled and not divided, too.
-        micro_batches: how many of them had an N.
-        weight: N of its share.
-        seconds: that it computed, from the step's begin to where it was ready to meet the others.
-    """
-
-    gradient_sum: tf.Tensor
-    gradient_norm: tf.Tensor
-    between: tf.Tensor
-    micro_batches: tf.Tensor
-    weight: tf.Tensor
-    seconds: tf.Tensor
+from distgrad.native.layout import WorkerRow
 
 
 def entries(workers: int) -> int:
     """How many entries the table takes up in the vector."""
-    return 2 * workers * len(Own._fields)
+    return 2 * workers * len(WorkerRow._fields)
 
 
 def flat(sums: Accumulated, began: tf.Tensor, worker: tf.Tensor, workers: int, dtype: tf.DType) -> tf.Tensor:
@@ -45,11 +24,11 @@ def flat(sums: Accumulated, began: tf.Tensor, worker: tf.Tensor, workers: int, d
     Args:
         began: () float64 seconds, when that was begun.
     """
-    made = native.operations().distgrad_own(sums.noted, sums.weight, began, worker, workers=workers, T=dtype)
+    made = native.operations().distgrad_worker_row(sums.noted, sums.weight, began, worker, workers=workers, T=dtype)
     return tf.ensure_shape(made, [entries(workers)])
 
 
 def table(summed: np.ndarray) -> np.ndarray:
     """(workers, columns) float64 from the summed entries."""
-    high, low = np.split(summed.reshape(-1, 2 * len(Own._fields)), 2, axis=1)
+    high, low = np.split(summed.reshape(-1, 2 * len(WorkerRow._fields)), 2, axis=1)
     return high + low

@@ -1,0 +1,44 @@
+// A window as Python uses it, through ctypes; collectives/window.py says what each function is for.
+#include <cstdint>
+
+#include "export.h"
+#include "window.h"
+
+using distgrad::SparseVariable;
+using distgrad::StatusPage;
+using distgrad::Window;
+
+extern "C" {
+
+// Never freed: a graph that outlives the communicator must still be told that it is closed.
+EXPORT Window* distgrad_window_new(distgrad::Callback callback, std::int32_t size, StatusPage* page) {
+  return new Window(callback, size, page);
+}
+
+EXPORT std::int64_t distgrad_window_bytes(std::int64_t capacity, std::int32_t ranks) {
+  return distgrad::SharedMemory::bytes(capacity, ranks);
+}
+
+EXPORT std::int64_t distgrad_window_range_moments_bytes(std::int64_t ranges, std::int32_t ranks) {
+  return Window::range_moments_bytes(ranges, ranks);
+}
+
+EXPORT bool distgrad_window_map(Window* window, std::int32_t fd, std::int64_t capacity, std::int32_t rank,
+                                std::int32_t ranks, std::int32_t owners, bool between_hosts) {
+  return window->map(fd, capacity, rank, ranks, owners, between_hosts);
+}
+
+EXPORT void distgrad_window_close(Window* window) { window->close(); }
+
+EXPORT SparseVariable* distgrad_window_sparse_variable(Window* window, std::int64_t rows, std::int64_t width) {
+  return window->add_sparse_variable(rows, width);
+}
+
+EXPORT void distgrad_window_sum_slots(Window* window, std::int64_t first, std::int64_t last) {
+  window->sum_slots(first, last);
+}
+
+EXPORT const void* distgrad_window_result(Window* window) { return window->result(); }
+EXPORT std::int32_t distgrad_window_type(Window* window) { return static_cast<std::int32_t>(window->type()); }
+EXPORT float* distgrad_window_votes(Window* window) { return window->votes().data(); }
+}

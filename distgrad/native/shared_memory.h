@@ -1,0 +1,94 @@
+// The memory that the ranks of one host share.
+//
+//     seats     one a rank: how often it has arrived, what it brings, what it found in its shard
+//     slots     one a rank: its vector
+//     results   a few: each rank writes its shard of the sum into one of them
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "data_type.h"
+#include "layout.h"
+
+namespace distgrad {
+
+constexpr int kLendable = 2;             // results that tensors may alias
+constexpr int kResults = kLendable + 1;  // the last one is never lent, only copied from
+
+// Where a rank tells the others about itself, on cache lines of its own. Memory is new when it is mapped, so that all
+// of it is zeros at first.
+//
+// The fields that are not atomic are written by the seat's own rank alone, before it arrives, and read by the others
+// after they have seen that it has arrived. The store of `arrived` is a release, among other things, and the load that
+// sees it an acquire (meeting.cpp), so that whoever has met the rank sees what it wrote. What stands in its slot and in
+// its shard of the result is published in the same way.
+//
+// Nor does a rank overwrite what another still reads, because two meetings make a sum: `entries` to `lent_results` are
+// read between the first and the second meeting and written between the second and the next first one; `shard_moments`
+// and shards are the other way round, but for results that are lent.
+struct alignas(kAlignment) Seat {
+  std::atomic<std::uint32_t> arrived;   // counts meetings; what a sleeping rank waits on
+  std::atomic<std::uint32_t> sleepers;  // how many ranks sleep until this one arrives, or are about to
+  std::int64_t entries;                 // of the vector it brings
+  std::int64_t sparse_bytes;            // that its lists of rows take
+  DataType type;
+  std::uint32_t lent_results;  // a bit for each result that its tensors alias
+  Moments shard_moments;
+};
+
+// The kernel waits on `arrived` as a plain word, and locks would be each process's own.
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t));
+static_assert(sizeof(Seat) % kAlignment == 0);
+
+// One mapping. It lives until the last tensor that aliases a result is gone.
+class SharedMemory {
+ public:
+  // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector.
+  SharedMemory(int fd, std::int64_t capacity, int ranks);
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  bool mapped() const { return base_ != nullptr; }
+  int ranks() const { return ranks_; }
+  std::int64_t capacity() const { return capacity_; }
+  Seat& seat(int rank) { return reinterpret_cast<Seat*>(base_)[rank]; }
+  char* slot(int rank) { return base_ + seat_bytes_ + capacity_ * rank; }
+  char* result(int number) { return base_ + seat_bytes_ + capacity_ * (ranks_ + number); }
+
+  // How much of it there must be.
+  static std::int64_t bytes(std::int64_t capacity, int ranks);
+
+  // Touches the pages of a rank's slot behind its first `kept` bytes and those of its shard of the first result.
+  void touch_slot(int rank, std::int64_t kept);
+  void touch_shard(int owner, int owners);
+
+  // A bit for each result that tensors of this process alias.
+  std::uint32_t lent_results() const;
+
+ private:
+  friend class Lease;
+
+  std::int64_t capacity_, seat_bytes_, bytes_;
+  int ranks_;
+  char* base_ = nullptr;
+  std::atomic<int> leases_[kLendable] = {};  // how many tensors of this process alias each result
+};
+
+// The use of a result by a tensor, until the tensor is gone.
+class Lease {
+ public:
+  Lease(std::shared_ptr<SharedMemory> memory, int result);
+  ~Lease();
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+
+ private:
+  std::shared_ptr<SharedMemory> memory_;
+  int result_;
+};
+
+}  // namespace distgrad

@@ -1,0 +1,82 @@
+// Vectors of a few entries in registers, in the notation that GCC and Clang share, and memory around the cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+// One copy of a function for each generation of processors, chosen when the library is loaded. What it calls must be
+// inlined into it, else it would be compiled for the oldest of them.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define DISTGRAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define DISTGRAD_CLONES
+#endif
+#define DISTGRAD_INLINE inline __attribute__((always_inline))
+// GCC warns, in all of the file that includes this, that processors differ in how a function returns a vector as wide
+// as these. All such functions are inlined, and return nothing then.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace distgrad {
+
+constexpr std::size_t kRegisterBytes = 32;  // wider registers, where there are any, gain nothing here
+constexpr std::size_t kStreamedBytes = 16;  // that are stored around the cache at once, and their alignment
+constexpr std::size_t kFetchedBytes = 64;   // that are fetched at once: a cache line
+constexpr std::size_t kBytesAhead = 2048;   // to fetch ahead, since the processor itself stops at each page's end
+
+template <typename T, std::size_t kEntries>
+struct Register {
+  typedef T Values __attribute__((vector_size(sizeof(T) * kEntries)));
+};
+template <typename T, std::size_t kEntries>
+using Values = typename Register<T, kEntries>::Values;
+
+template <std::size_t kEntries, typename T>
+DISTGRAD_INLINE Values<T, kEntries> load(const T* from) {
+  Values<T, kEntries> values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+// Entry `i` of a vector that is read in order will soon be read, `kBytesAhead` further on.
+template <typename T>
+DISTGRAD_INLINE void fetch_ahead(const T* values, std::size_t i) {
+  if (i * sizeof(T) % kFetchedBytes == 0) {
+    __builtin_prefetch(reinterpret_cast<const char*>(values + i) + kBytesAhead);
+  }
+}
+
+DISTGRAD_INLINE void stream_block(void* to, const void* from) {
+#if defined(__SSE2__)
+  _mm_stream_si128(static_cast<__m128i*>(to), _mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  std::memcpy(to, from, kStreamedBytes);
+#endif
+}
+
+// Stores around the cache are not kept in order with the stores that follow, not even with a release. What was stored
+// so must have arrived before another rank is told that it is there.
+inline void finish_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+inline bool can_stream_to(const void* place) { return reinterpret_cast<std::uintptr_t>(place) % kStreamedBytes == 0; }
+
+template <bool kStreams, typename T, typename V>
+DISTGRAD_INLINE void put(T* place, const V& values) {
+  if (!kStreams) {
+    std::memcpy(place, &values, sizeof values);
+    return;
+  }
+  for (std::size_t byte = 0; byte < sizeof values; byte += kStreamedBytes) {
+    stream_block(reinterpret_cast<char*>(place) + byte, reinterpret_cast<const char*>(&values) + byte);
+  }
+}
+
+}  // namespace distgrad
