@@ -8,12 +8,9 @@
 #include "meeting.h"
 
 namespace distgrad {
-namespace {
 
 // Entries. A shard begins at a multiple, which is a cache line or more, so that no two ranks write into one.
 constexpr std::int64_t kShardGrain = 64;
-
-}  // namespace
 
 // ---- memory
 
