@@ -10,7 +10,7 @@ import pytest
 from distgrad.errors import BadArgument, EngineMissing
 from support.launching import Job, launch, needs_horovod, program, run
 from support.lines import ERROR
-from support.processes import shared_memory, wait_until, with_environment
+from support.processes import left_in_shared_memory, wait_until, with_environment
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
 
@@ -149,10 +149,10 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback_once() -> None
 
 
 def test_an_exception_on_all_ranks_leaves_nothing_behind() -> None:
-    before, mark = shared_memory(), {"DISTGRAD_TEST_ERRORS": uuid.uuid4().hex}
+    before, mark = left_in_shared_memory(), {"DISTGRAD_TEST_ERRORS": uuid.uuid4().hex}
     code = "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"
     assert launch("mpi", 2, program(code), env=mark)[0].status == 70
-    wait_until(lambda: shared_memory() <= before and not with_environment(mark), 20)
+    wait_until(lambda: left_in_shared_memory() <= before and not with_environment(mark), 20)
 
 
 def test_wrong_arguments_are_named_before_anything_is_sent() -> None:
