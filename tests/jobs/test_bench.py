@@ -9,54 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from distgrad import DistributedStep, connect
-from distgrad.bench import models, output
-from distgrad.bench.cases import EMBEDDINGS, HOROVODS, JOBS, OWN, PEERS, TABLES, Contestant, Job, takes_part
-from distgrad.bench.engines import by_hand
-from distgrad.bench.engines.keras_mpi import Densified
+from distgrad.bench import output
+from distgrad.bench.cases import HOROVODS, JOBS, OWN, TABLES, Contestant, Job, takes_part
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
-from distgrad.bench.rounds import Effort, Row, Series, Trial, is_void, median_interval, rows, unheard
+from distgrad.bench.rounds import Effort, Trial, rows, unheard
 from support.launching import BIN, horovod_installed, run, start
 from support.processes import read, state, wait_until, with_environment
 
 BRIEF = Effort(rounds=3, turn=0.001, tries=1)
 STEP = {"table": "step", "case": "small"}
-
-
-def series(name: str, *seconds: float, label: str = "") -> Series:
-    return Series("sum", "4 KB", name, label or name, seconds=list(seconds))
-
-
-def test_a_ratio_above_1_says_that_the_contestant_is_faster() -> None:
-    measured = [series(OWN, 1.0, 2.0, 1.0), series("mpi", 3.0, 6.0, 3.0, label="slow"), series("mpi", 2.0, 4.0, 2.0)]
-    assert rows("sum", measured) == [Row("sum", "4 KB", OWN, "mpi", 2.0, 2.0, 2.0)]
-
-
-def test_the_best_horovod_is_the_faster_of_both() -> None:
-    measured = [series(OWN, 1.0), series("horovod-mpi", 3.0), series("horovod-gloo", 2.0)]
-    assert {row.against: row.ratio for row in rows("sum", measured)} == {
-        "horovod-mpi": 3.0,
-        "horovod-gloo": 2.0,
-        "best-horovod": 2.0,
-    }
-
-
-@pytest.mark.parametrize(("again", "void"), [(1.02, False), (1.04, True), (0.96, True)])
-def test_a_against_a_must_read_1(again: float, void: bool) -> None:
-    assert is_void(rows("sum", [series(OWN, 1.0), series(f"{OWN} again", again)])) is void
-
-
-def test_an_interval_of_few_values_is_all_of_them() -> None:
-    assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-
-
-def test_every_contestant_has_a_job_and_every_job_a_contestant() -> None:
-    everyone = [one for table in TABLES.values() for one in table.contestants]
-    assert {one.job for one in everyone} == set(JOBS)
-    assert {one.peer for one in everyone} >= set(PEERS)
-    for name, table in TABLES.items():
-        for case in table.cases:
-            assert sum(takes_part(name, case.name, one, quick=True) for one in table.contestants) >= 3
 
 
 def test_who_is_not_installed_is_named() -> None:
@@ -109,15 +70,6 @@ def test_bare_passes_keep_the_shapes_of_a_model_over_time(jobs: Jobs) -> None:
     trial.prepare(BRIEF, unheard)
     trial.clear()
     assert trial.failed == {}
-
-
-@pytest.mark.parametrize(("kind", "whole"), [(DistributedStep, False), (Densified, True)])
-def test_what_is_called_densified_sums_whole_tables(kind: type[DistributedStep], whole: bool) -> None:
-    model = models.build("embedding 20k")
-    step = kind(model, models.loss(), by_hand.sgd(model), comm=connect("solo"), log_every=0)
-    report = step(*by_hand.batch("embedding 20k", 0, 1))
-    table = next(entries for path, entries in report.entries().items() if "embeddings" in path)
-    assert (table.size == EMBEDDINGS["embedding 20k"] * models.WIDTH) is whole
 
 
 def test_a_wrong_step_takes_no_part(jobs: Jobs) -> None:
