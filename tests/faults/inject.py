@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from support import memory_limit
 from support.launching import TESTS, start_workers
-from support.processes import shared_memory, state, wait_until, with_environment
+from support.processes import left_in_shared_memory, state, wait_until, with_environment
 
 WORKER = TESTS / "support" / "faulty_worker.py"
 START = 90.0  # seconds until the workers take steps
@@ -84,7 +84,7 @@ class Trial:
     def __init__(self, name: str, engine: str) -> None:
         self._fault, self._engine = FAULTS[name], engine
         self._mark = {"DISTGRAD_TEST_FAULT": uuid.uuid4().hex}
-        self._shared = shared_memory()
+        self._shared = left_in_shared_memory()
         settings = {"DISTGRAD_TIMEOUT": f"{self._fault.timeout:g}", **self._mark}
         self._jobs = start_workers(engine, 2, [WORKER, self._fault.does], env=settings)
         self._lines: list[list[str]] = [[] for _ in self._jobs]
@@ -151,7 +151,7 @@ class Trial:
 
     def _left_behind(self) -> set[object]:
         """Process numbers and files."""
-        return {*with_environment(self._mark), *(shared_memory() - self._shared)}
+        return {*with_environment(self._mark), *(left_in_shared_memory() - self._shared)}
 
     @staticmethod
     def _text(lines: list[list[str]]) -> str:

@@ -1,6 +1,5 @@
-"""Checkpoints against real faults: flipped bits, kills at every system call, full disks, hostile files."""
+"""Checkpoints of real jobs: kills at every system call and in the midst of saves, full disks, a pickle among them."""
 
-import io
 import os
 import pickle
 import shutil
@@ -9,80 +8,15 @@ import subprocess
 import sys
 import textwrap
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from distgrad.checkpoint import file as checkpoint_file
-from distgrad.checkpoint.directory import CheckpointDirectory
-from distgrad.checkpoint.file import CheckpointContent, Damaged, Hostile
-from distgrad.errors import HostileCheckpoint
 from support import launching
+from support.hostile import Evil
 from support.launching import launch, run, start
 from support.mounts import needs_mounts, on
-
-PLACES = 200
-CONTENT = CheckpointContent(
-    {f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7}
-)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    file = tmp_path / "step-0000000007.npz"
-    checkpoint_file.write(file, CONTENT)
-    return file
-
-
-# ---- damaged
-
-
-def test_what_is_written_is_read_and_numpy_can_read_it(path: Path) -> None:
-    found = checkpoint_file.read(path)
-    assert found.meta == CONTENT.meta
-    for name, array in CONTENT.arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], array)
-        np.testing.assert_array_equal(np.load(path)[name], array)
-    before = path.read_bytes()
-    checkpoint_file.write(path, CONTENT)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.fault(29)
-def test_one_flipped_bit_anywhere_is_found(path: Path) -> None:
-    whole = path.read_bytes()
-    rng = np.random.default_rng(1)
-    ends = [*range(40), *range(len(whole) - 100, len(whole))]  # the first header, the seal
-    places = [*ends, *rng.choice(len(whole), PLACES, replace=False)]
-    for place in places:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        with pytest.raises(Damaged):
-            checkpoint_file.read(path)
-
-
-@pytest.mark.fault(29)
-def test_a_file_cut_anywhere_is_found(path: Path) -> None:
-    whole = path.read_bytes()
-    for length in [0, 1, *np.random.default_rng(2).choice(len(whole), PLACES, replace=False)]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(Damaged):
-            checkpoint_file.read(path)
-
-
-def test_a_damaged_file_is_not_the_last_complete_one_until_it_is_written_again(path: Path) -> None:
-    kept = CheckpointDirectory(path.parent, keep=3)
-    kept.write(9, CONTENT)
-    newest = path.with_name("step-0000000009.npz")
-    newest.write_bytes(newest.read_bytes()[:-1])
-    assert kept.read_newest() is not None
-    assert kept.undamaged() == [path]
-    kept.write(9, CONTENT)
-    assert kept.undamaged() == [newest, path]
 
 
 @pytest.mark.fault(28)
@@ -95,67 +29,6 @@ def test_a_save_killed_at_every_system_call_leaves_a_whole_file(tmp_path: Path) 
     assert places[0] > 50
     assert places[0] > places[1] > 0
 
-
-# ---- hostile
-
-
-class Evil:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = mark
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self._mark}",)
-
-
-def sealed(path: Path, name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
-    """A file with a checksum that holds, made by somebody who knows how."""
-    with path.open("w+b") as file:
-        with zipfile.ZipFile(file, "w", method) as packed:
-            packed.writestr(name, data)
-            packed.comment = checkpoint_file.SEAL + b"0" * checkpoint_file.DIGEST
-        checkpoint_file._seal(file)
-
-
-def header(shape: tuple[int, ...]) -> bytes:
-    """An array's description without the array."""
-    described = io.BytesIO()
-    np.lib.format.write_array_header_1_0(described, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return described.getvalue()
-
-
-@pytest.mark.fault(31)
-def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
-    mark = tmp_path / "unpickled"
-    objects = tmp_path / "objects.npy"
-    np.save(objects, np.array([Evil(mark)], dtype=object), allow_pickle=True)
-    files: dict[str, Callable[[], object]] = {
-        **{f"pickle {n}": lambda n=n: path.write_bytes(pickle.dumps(Evil(mark), n)) for n in range(6)},
-        "cut pickle": lambda: path.write_bytes(pickle.dumps(Evil(mark))[:-9]),
-        "npz of objects": lambda: np.savez(path, a=np.array([Evil(mark)], dtype=object)),
-        "sealed objects": lambda: sealed(path, "a.npy", objects.read_bytes()),
-        "larger than its bytes": lambda: sealed(path, "a.npy", header((10**13,))),
-        "compressed": lambda: sealed(path, "a.npy", bytes(10**6), zipfile.ZIP_DEFLATED),
-        "no array": lambda: sealed(path, "../data.pkl", b"x"),
-    }
-    for name, make in files.items():
-        make()
-        with pytest.raises(Hostile):
-            checkpoint_file.read(path)
-        with pytest.raises(HostileCheckpoint, match="no checkpoint"):
-            CheckpointDirectory(tmp_path, keep=1).read_newest()
-        assert not mark.exists(), name
-
-
-def test_a_pipe_is_not_waited_for(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(Hostile, match="no regular file"):
-        checkpoint_file.read(path)
-
-
-# ---- in real jobs
 
 PROGRAM = """
     import os, sys, distgrad
@@ -172,6 +45,7 @@ PROGRAM = """
     checkpoint = distgrad.Checkpoint(folder, comm, keep=2)
     began = checkpoint.resume(step)
 """
+
 TRAIN = """
     import time
     for _ in range(step.epochs, 5):
@@ -183,6 +57,7 @@ TRAIN = """
         np.save(folder + ".npy", np.concatenate([np.ravel(v.numpy()) for v in step.variables()]))
         print("began at", began, flush=True)
 """
+
 STOP = """
     import signal
     try:
@@ -193,6 +68,7 @@ STOP = """
     finally:
         print("at step", step.steps, flush=True)
 """
+
 FILL = """
     def fill():
         try:

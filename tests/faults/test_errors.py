@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distgrad.errors import BadArgument, EngineMissing
 from support.launching import Job, launch, needs_horovod, program, run
 from support.lines import ERROR
-from support.processes import shared_memory, wait_until, with_environment
+from support.processes import left_in_shared_memory, wait_until, with_environment
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
 
@@ -149,48 +148,7 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback_once() -> None
 
 
 def test_an_exception_on_all_ranks_leaves_nothing_behind() -> None:
-    before, mark = shared_memory(), {"DISTGRAD_TEST_ERRORS": uuid.uuid4().hex}
+    before, mark = left_in_shared_memory(), {"DISTGRAD_TEST_ERRORS": uuid.uuid4().hex}
     code = "import distgrad; comm = distgrad.connect(); comm.barrier(); 1 / 0"
     assert launch("mpi", 2, program(code), env=mark)[0].status == 70
-    wait_until(lambda: shared_memory() <= before and not with_environment(mark), 20)
-
-
-def test_wrong_arguments_are_named_before_anything_is_sent() -> None:
-    import keras  # noqa: PLC0415 (only this test builds a model here)
-    import numpy as np  # noqa: PLC0415
-
-    import distgrad  # noqa: PLC0415
-
-    comm = distgrad.connect("solo")
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    wrong = {
-        "micro_batch_size": 0,
-        "reduction": "average",
-        "on_nonfinite": "ignore",
-        "log_format": "xml",
-        "log_every": -1,
-        "groups": {"a": "("},
-    }
-    for name, value in wrong.items():
-        with pytest.raises(BadArgument) as caught:
-            distgrad.DistributedStep(model, "mse", "sgd", comm=comm, **{name: value})
-        assert (caught.value.status, name.rstrip("s") in str(caught.value)) == (64, True)
-    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm)
-    with pytest.raises(BadArgument, match=r"the parts of a batch have \[4, 3\] rows"):
-        step(np.ones((4, 3)), np.ones(3))
-    with pytest.raises(BadArgument, match="no batch at all"):
-        next(step.epoch(iter([])))
-
-
-def test_the_form_of_the_line() -> None:
-    text = str(BadArgument("cause", "what to do", rank=3, step=7))
-    assert text == "distgrad: error[DG002] rank=3 step=7: cause; what to do"
-    assert ERROR.fullmatch(text)
-
-
-def test_a_missing_core_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distgrad import native  # noqa: PLC0415 (it loads TensorFlow, which other tests here do without)
-
-    monkeypatch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [])
-    with pytest.raises(EngineMissing, match="compiled core is missing; install distgrad with pip"):
-        native._library()
+    wait_until(lambda: left_in_shared_memory() <= before and not with_environment(mark), 20)

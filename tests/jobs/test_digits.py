@@ -1,13 +1,12 @@
-"""The main job as a newcomer runs it: the digits, by every launcher, with the same script."""
+"""The digits by every launcher, with the same script."""
 
+import json
 import re
-import shutil
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
-from measure.memory import peak
-from support.launching import AS_IT_IS, ROOT, Job, launch, needs_horovod, recipe, run
+from support.launching import Job, launch, needs_horovod, recipe
 from support.lines import STEP
 
 SCRIPT = recipe("train_digits.py")
@@ -17,19 +16,31 @@ STEPS = 12 * 23  # 1,437 rows in batches of 64, the last of 29
 
 def check(job: Job, workers: int) -> list[float]:
     """Rank 0 printed one line a step and the accuracy, nobody else anything. Gives the gradient norms."""
-    assert job.status == 0, job.err[-3000:]
     fields = [match.groups() for match in map(STEP.fullmatch, job.lines("step")) if match]
-    assert [int(field[0]) for field in fields] == list(range(1, STEPS + 1))
-    assert {int(field[5]) for field in fields} == {workers}
-    assert fields[22][4] == "29"
+    check_steps(job, workers, [(int(field[0]), int(field[4]), int(field[5])) for field in fields])
     accuracy = [float(line.split()[-1]) for line in job.lines("test accuracy")]
     assert len(accuracy) == 1
     assert accuracy[0] >= 0.95
-    # Whatever else they say: a machine may have its hiccups.
-    assert [line for line in job.err.splitlines() if "distgrad: alarm" in line and "slow step" not in line] == []
     others = [line for line in job.out.splitlines() if line and not re.search(r"step \d+ \||test accuracy", line)]
     assert others == []
     return [float(field[3]) for field in fields]
+
+
+def check_json(job: Job, workers: int) -> list[float]:
+    """Rank 0 printed one line a step, nobody else anything. Gives the gradient norms."""
+    reports = [json.loads(line) for line in job.out.splitlines()]
+    check_steps(job, workers, [(report["step"], report["examples"], report["workers"]) for report in reports])
+    return [report["gradient_norm"] for report in reports]
+
+
+def check_steps(job: Job, workers: int, found: Sequence[tuple[int, int, int]]) -> None:
+    """Found are the number, examples and workers of each step."""
+    assert job.status == 0, job.err[-3000:]
+    assert [number for number, _, _ in found] == list(range(1, STEPS + 1))
+    assert {size for _, _, size in found} == {workers}
+    assert found[22][1] == 29
+    # Whatever else they say: a machine may have its hiccups.
+    assert [line for line in job.err.splitlines() if "distgrad: alarm" in line and "slow step" not in line] == []
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,6 @@ def alone() -> list[float]:
 @pytest.mark.parametrize(
     "engine",
     [
-        "mpi",
         "mwms",
         pytest.param("horovod-gloo", marks=needs_horovod),
         pytest.param("horovod-mpi", marks=[needs_horovod, pytest.mark.thorough]),
@@ -54,28 +64,7 @@ def test_two_workers_train_the_digits_as_one_does(engine: str, alone: list[float
         assert (other.status, other.out) == (0, "")
 
 
-def test_quickstart() -> None:
-    job = run([ROOT / "launch" / "quickstart"], timeout=280, env=AS_IT_IS)
-    assert job.status == 0, job.err[-3000:]
-    assert sum(bool(STEP.fullmatch(line)) for line in job.out.splitlines()) == STEPS
-    assert "workers 2" in job.out
-    assert float(job.out.strip().rsplit(" ", 1)[-1]) >= 0.95
-
-
-@pytest.mark.parametrize(("missing", "fix"), [("g++", "apt-get install g++"), ("make", "apt-get install make")])
-def test_horovod_s_build_names_what_it_lacks(tmp_path: Path, missing: str, fix: str) -> None:
-    """Under a PATH of links to what is there; cmake and mpicxx come with the environment."""
-    for program in {"bash", "dirname", "env", "g++", "make"} - {missing}:
-        (tmp_path / program).symlink_to(shutil.which(program) or "/bin/true")
-    job = run(["bash", ROOT / "launch" / "install-horovod"], env={"PATH": str(tmp_path)})
-    assert (job.status, job.out) == (69, "")
-    assert job.err == f"launch/install-horovod: {missing} is missing; on Debian: {fix}\n"
-
-
-def test_json_lines() -> None:
-    job = launch("mpi", 2, [SCRIPT, "--epochs", "1", "--log-format", "json"])[0]
-    assert len(job.lines('{"step": ')) == 23 == len(job.out.splitlines())
-
-
-def test_micro_batches_cost_no_memory() -> None:
-    assert peak(32) <= 1.05 * peak(2)
+def test_two_mpi_workers_do_and_print_json(alone: list[float]) -> None:
+    """As lines, test_installation.py reads what they print."""
+    (job,) = launch("mpi", 2, [*TELLING_ALL, "--log-format", "json"])
+    assert check_json(job, 2)[:5] == pytest.approx(alone[:5], rel=1e-3)

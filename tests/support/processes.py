@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from distgrad.launching.session import MARK
+
 
 def with_environment(entries: Mapping[str, str]) -> set[int]:
     """Numbers of the processes that were started with these variables, at whatever remove."""
@@ -18,9 +20,12 @@ def state(pid: int) -> str:
     return read(Path("/proc", str(pid), "stat")).rpartition(")")[2].strip()[:1]
 
 
-def shared_memory() -> set[Path]:
-    """Files that lie in memory which processes share, and would stay there."""
-    return set(Path("/dev/shm").iterdir())
+def left_in_shared_memory() -> set[Path]:
+    """Files and folders in /dev/shm that no running process has mapped, and of which none calls itself a part."""
+    processes = list(Path("/proc").glob("[0-9]*"))
+    jobs = {Path(job).name for one in processes for job in re.findall(rf"{MARK}=([^\0]+)", read(one / "environ"))}
+    mapped = {path for one in processes for path in re.findall(r"/dev/shm/\S+", read(one / "maps"))}
+    return {path for path in Path("/dev/shm").iterdir() if path.name not in jobs and str(path) not in mapped}
 
 
 def read(path: Path) -> str:

@@ -1,24 +1,12 @@
 """A log file read back: every step counts, whatever its length, and whatever happened to it."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from distgrad.reports.history import files_of, read
-from support.launching import BIN, run
-
-
-def line(step: int, **fields: Any) -> str:
-    plain = {"loss": 1 / step, "gradient_sum": -1.0, "gradient_norm": 2.0, "seconds": 0.5, "applied": True}
-    return json.dumps({"step": step, **plain, **fields})
-
-
-def written(path: Path, lines: list[str]) -> Path:
-    path.write_text("\n".join(lines) + "\n")
-    return path
+from support.logs import line, written
 
 
 def test_a_short_run_is_there_step_by_step(tmp_path: Path) -> None:
@@ -61,16 +49,3 @@ def test_rotated_files_are_read_in_order(tmp_path: Path) -> None:
     written(tmp_path / "log.txt", [line(99)])
     assert [one.name for one in files_of(tmp_path / "log")] == ["log.10", "log.2", "log.1", "log"]
     assert read(tmp_path / "log").column("step")[1].tolist() == [1, 3, 11, 12]
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    path = written(tmp_path / "log", [line(1), "damaged", line(2)])
-    job = run([BIN / "distgrad", "report", path, "--png", tmp_path / "log.png", "--html", tmp_path / "log.html"])
-    assert (job.status, job.err) == (0, "")
-    said = "steps 2 | skipped steps 0 | damaged lines 1 | first loss 1 | last loss 0.5 | median step 500 ms\n"
-    assert job.out == said
-    assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "log.html").read_text().startswith("<!doctype html>")
-    empty = run([BIN / "distgrad", "report", written(tmp_path / "empty", ["x"])])
-    assert (empty.status, empty.out) == (64, "")
-    assert "holds no steps, and 1 damaged lines; give a file that log_file= wrote" in empty.err

@@ -1,0 +1,19 @@
+"""`distgrad report` on a log file."""
+
+from pathlib import Path
+
+from support.launching import BIN, run
+from support.logs import line, written
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", [line(1), "damaged", line(2)])
+    job = run([BIN / "distgrad", "report", path, "--png", tmp_path / "log.png", "--html", tmp_path / "log.html"])
+    assert (job.status, job.err) == (0, "")
+    said = "steps 2 | skipped steps 0 | damaged lines 1 | first loss 1 | last loss 0.5 | median step 500 ms\n"
+    assert job.out == said
+    assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "log.html").read_text().startswith("<!doctype html>")
+    empty = run([BIN / "distgrad", "report", written(tmp_path / "empty", ["x"])])
+    assert (empty.status, empty.out) == (64, "")
+    assert "holds no steps, and 1 damaged lines; give a file that log_file= wrote" in empty.err
