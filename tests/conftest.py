@@ -1,16 +1,14 @@
 """What all tests have in common: the environment, and what several of them need."""
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from support.hosts import CannotMake, Hosts, two_hosts
-from support.launching import ROOT, run
+from support.launching import run
 
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,28 +16,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 collect_ignore = ["workers"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if hasattr(config, "workerinput"):
-        from support.two_at_a_time import place  # noqa: PLC0415 (it takes xdist, without which pytest works, too)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        from support import two_at_a_time  # noqa: PLC0415 (it takes xdist, without which pytest works, too)
 
-        items.sort(key=lambda item: place(item.nodeid))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from support.two_at_a_time import Scheduling  # noqa: PLC0415
-
-    config.option.loadscopereorder = False
-    return Scheduling(config, log)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test that is marked `alone` wait for the others, and the others for it."""
-    with (ROOT / "pyproject.toml").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        return (yield)
+        config.pluginmanager.register(two_at_a_time)
 
 
 @pytest.fixture(scope="module")
