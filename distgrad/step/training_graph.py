@@ -32,7 +32,7 @@ from distgrad.step.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
 class Flags(NamedTuple):
-    """A worker's part in one step besides its batch.
+    """A worker's part in one step besides its batch: bools, or within the graph () float64.
 
     Attributes:
         more: it has another batch after this one.
@@ -40,9 +40,9 @@ class Flags(NamedTuple):
         compares_weights: the step compares the weights of the workers.
     """
 
-    more: bool
-    stop: bool
-    compares_weights: bool
+    more: Any
+    stop: Any
+    compares_weights: Any
 
 
 class StepOutput(NamedTuple):
@@ -87,8 +87,9 @@ class TrainingGraph:
             flags: (3,) float64, `Flags`.
         """
         began, batch = self._start_clock(batch)
-        # The only communication of a step, and its one division.
-        total = self._comm.sum_and_divide(self._local_sums, (batch, flags), self._division())
+        # The only communication of a step, and its one division. Scalars are given whole to every worker of this process.
+        own_flags = Flags(*tf.unstack(flags, len(Flags._fields)))
+        total = self._comm.sum_and_divide(self._local_sums, (batch, own_flags), self._division())
         packed, extra_sums = tf.split(total.undivided, [SCALARS, self._plan.extra.entries])
         scalars, extra = self.sent.unpack(packed), self._plan.extra.split(extra_sums)
         losses = self._plan.objective.means(
@@ -118,9 +119,8 @@ class TrainingGraph:
 
     # ---- one worker's share
 
-    def _local_sums(self, batch: tuple[Any, ...], flags: tf.Tensor) -> Vector:
+    def _local_sums(self, batch: tuple[Any, ...], flags: Flags) -> Vector:
         """Return this worker's part of the sum: its gradients, scalars and extra sums as one flat vector."""
-        more, stop, compares_weights = tf.unstack(flags, len(Flags._fields))
         worker, rows, is_present = self._comm.worker(), row_count(batch), None
         if self._plan.is_synchronized:  # the others wait for this worker's pass, even if it has no rows
             is_present, batch = rows > 0, one_row_at_least(batch)
@@ -139,8 +139,8 @@ class TrainingGraph:
             sums = add(nothing, batch, tf.constant(True), tf.constant(True))
         else:
             sums = over_micro_batches(add, nothing, batch, self._config.micro_batch_size)
-        share = WorkerShare(worker, sums, began, tf.equal(compares_weights, 1))
-        scalars = self.sent.pack(Scalars(sums.loss, sums.weight, rows, more, stop))
+        share = WorkerShare(worker, sums, began, tf.equal(flags.compares_weights, 1))
+        scalars = self.sent.pack(Scalars(sums.loss, sums.weight, rows, flags.more, flags.stop))
         rest = tf.concat([scalars, sums.extra, self._plan.extra.of_worker(share, self.sent.dtype)], 0)
         return self._accumulator.vector(sums.gradients, rows > 0, rest)
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from distgrad.launching.session import MARK
+from distgrad.launching.job_folder import JOB_MARK
 
 
 def with_environment(entries: Mapping[str, str]) -> set[int]:
@@ -23,7 +23,7 @@ def state(pid: int) -> str:
 def left_in_shared_memory() -> set[Path]:
     """Files and folders in /dev/shm that no running process has mapped, and of which none calls itself a part."""
     processes = list(Path("/proc").glob("[0-9]*"))
-    jobs = {Path(job).name for one in processes for job in re.findall(rf"{MARK}=([^\0]+)", read(one / "environ"))}
+    jobs = {Path(job).name for one in processes for job in re.findall(rf"{JOB_MARK}=([^\0]+)", read(one / "environ"))}
     mapped = {path for one in processes for path in re.findall(r"/dev/shm/\S+", read(one / "maps"))}
     return {path for path in Path("/dev/shm").iterdir() if path.name not in jobs and str(path) not in mapped}
 
