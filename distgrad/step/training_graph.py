@@ -87,7 +87,7 @@ class TrainingGraph:
             flags: (3,) float64, `Flags`.
         """
         began, batch = self._start_clock(batch)
-        # The only communication of a step, and its one division. Scalars are given whole to every worker of this process.
+        # The only communication of a step, and its one division. Every worker of this process gets scalars whole.
         own_flags = Flags(*tf.unstack(flags, len(Flags._fields)))
         total = self._comm.sum_and_divide(self._local_sums, (batch, own_flags), self._division())
         packed, extra_sums = tf.split(total.undivided, [SCALARS, self._plan.extra.entries])
