@@ -7,6 +7,7 @@ no process of the job may be left, and nothing in /dev/shm.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -100,8 +101,7 @@ class Trial:
         try:
             return self._run()
         finally:
-            for job in self._jobs:
-                job.kill()
+            self._end()
 
     def _run(self) -> float:
         for reader in self._readers:
@@ -124,7 +124,10 @@ class Trial:
 
     def _wait_until_ready(self) -> list[int]:
         end = time.monotonic() + START
-        while time.monotonic() < end and all(job.poll() is None for job in self._jobs):
+        may_start = True
+        while may_start:
+            # A job may have ended already: what counts is whether all of its lines have been read.
+            may_start = time.monotonic() < end and any(reader.is_alive() for reader in self._readers)
             found = {rank: int(process) for rank, process in READY.findall(self._text(self._lines))}
             if len(found) == 2:
                 return list(found.values())
@@ -136,9 +139,6 @@ class Trial:
             job.wait(20)
         for reader in self._readers:
             reader.join(10)
-        for job in self._jobs:
-            job.stdout.close()
-            job.stderr.close()
         errors = self._text(self._errors)
         expected = self._fault.status[self._engine]
         status = tuple(job.returncode for job in self._jobs)
@@ -148,6 +148,19 @@ class Trial:
         for text in self._fault.says:
             assert len(re.findall(text, errors)) == 1, f"not once: {text}\n{errors}"
         wait_until(lambda: not self._left_behind(), TIDY, self._left_behind)
+
+    def _end(self) -> None:
+        for process in with_environment(self._mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for job in self._jobs:
+            job.kill()
+            job.wait(20)
+        for reader in self._readers:
+            reader.join(10)
+        for job in self._jobs:
+            job.stdout.close()
+            job.stderr.close()
 
     def _left_behind(self) -> set[object]:
         """Process numbers and files."""
