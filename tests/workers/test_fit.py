@@ -15,7 +15,7 @@ from support.marks import one_for_every_engine
 
 
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
-@pytest.mark.parametrize("name", one_for_every_engine(FITS, "masked LSTM"))
+@pytest.mark.parametrize("name", one_for_every_engine(FITS, "recommender"))
 def test_two_epochs_are_those_of_keras_alone(comm: Communicator, name: str) -> None:
     case = FITS[name]
     model, oracle = build(comm, case, micro_batch_size=3)
