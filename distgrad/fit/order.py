@@ -117,8 +117,8 @@ class ShuffledBatches(keras.utils.PyDataset):
 class RowOrder:
     """The order of the rows in each epoch, drawn from one seed and so the same on every worker.
 
-    The draws are counted in a variable of TensorFlow's, not in Python: an iterator's threads that wait for the
-    interpreter, and an interpreter that waits for the end of an iterator, would wait for each other.
+    A TensorFlow variable counts the draws. Python code in the pipeline could deadlock: when the interpreter ends an
+    iterator it waits for the iterator's threads, while these wait for the interpreter.
 
     Args:
         rows: how many there are.
