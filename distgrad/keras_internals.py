@@ -1,8 +1,8 @@
 """The private names of Keras and tf.data that distgrad needs, each behind a function with a plain name.
 
-A release of Keras or TensorFlow may move or rename any of them. tests/test_keras_internals.py tries each one and says
-which is gone; the docstring here says which it is, why no public one does, and what breaks without it. No other module
-imports `keras.src` or `tensorflow.python`, or reads a private attribute of an object of theirs.
+A release of Keras or TensorFlow may move or rename any of them. tests/unit/test_keras_internals.py tries each one and
+says which is gone; the docstring here says which it is, why no public one does, and what breaks without it. No other
+module imports `keras.src` or `tensorflow.python`, or reads a private attribute of an object of theirs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,6 +6,5 @@ states.py                moving statistics, which a pass assigns
 trace.py                 a throw-away trace, to learn what a function of a batch gives
 batch_normalization.py   batch normalization over all workers, for layers that ask for it
 metrics.py               metrics as sums
-symbolic.py              functions of a batch of which only shapes and types are known
 extra_sums.py            the protocol of whatever is summed along with the gradients
 """

@@ -2,7 +2,7 @@
 
 report.py              `StepReport`: the line, the JSON, the table
 statistics.py          statistics beyond the line, as far as they were asked for
-graph_statistics.py    their measurement inside the graph
+graph_clock.py         timestamps inside the graph
 worker_table.py        a row of numbers from each worker
 groups.py              groups of variables
 updates.py             how far a step moves the weights
