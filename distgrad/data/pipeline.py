@@ -1,5 +1,6 @@
-"""The shuffles of a `tf.data` pipeline, which TensorFlow keeps private, and its autotuning thread."""
+"""The shuffles of a `tf.data` pipeline, which TensorFlow keeps private, its autotuning thread, and its functions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -37,3 +38,11 @@ def without_autotune(data: Any) -> Any:
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.with_options(options)
+
+
+def unconverted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function for a pipeline's `map` that autograph leaves as it is.
+
+    Autograph would write a file for it, which stays when this process is killed.
+    """
+    return tf.autograph.experimental.do_not_convert(function)

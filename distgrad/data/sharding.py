@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.data.batch import row_count, rows_between
-from distgrad.data.pipeline import without_autotune
+from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.errors import BadArgument
 
 
@@ -49,5 +49,4 @@ def shard_dataset(dataset: tf.data.Dataset, first: int, last: int, size: int) ->
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
         return tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, first, last, size), whole)
 
-    # Autograph would write a file, which stays when this process is killed.
-    return without_autotune(dataset.map(tf.autograph.experimental.do_not_convert(cut_batch)))
+    return without_autotune(dataset.map(unconverted(cut_batch)))

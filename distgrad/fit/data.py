@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.pipeline import without_autotune
+from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import TooFewSamples
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
@@ -96,7 +96,7 @@ def _own_rows(comm: Communicator, arrays: Any, batches: tf.data.Dataset) -> tf.d
     with_arrays = tf.data.Dataset.zip(batches, tf.data.Dataset.from_tensors(arrays).repeat())
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False  # there is little to gain
-    return without_autotune(with_arrays.map(gather).prefetch(READY)).with_options(options)
+    return without_autotune(with_arrays.map(unconverted(gather)).prefetch(READY)).with_options(options)
 
 
 def _shared_batches(comm: Communicator, adapter: Any, order: ResumableData) -> FitData:

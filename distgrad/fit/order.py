@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from distgrad.data.cursor import warn_of_changed_seed
-from distgrad.data.pipeline import shuffle_seeds
+from distgrad.data.pipeline import shuffle_seeds, unconverted
 from distgrad.keras_internals import CountedDataset
 
 
@@ -134,9 +134,13 @@ class RowOrder:
 
     def batches(self) -> tf.data.Dataset:
         """Return the batches of one epoch, (b,) int64 row numbers each; every iterator draws another order."""
-        batches = self._epoch().flat_map(lambda rows: tf.data.Dataset.from_tensor_slices(rows).batch(self._batch_size))
+
+        def cut(rows: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_tensor_slices(rows).batch(self._batch_size)
+
+        batches = self._epoch().flat_map(unconverted(cut))
         if self._shuffle == "batch":
-            batches = tf.data.Dataset.zip(batches, self._draws()).map(_shuffled)
+            batches = tf.data.Dataset.zip(batches, self._draws()).map(unconverted(_shuffled))
         return batches
 
     def _epoch(self) -> tf.data.Dataset:
@@ -144,7 +148,7 @@ class RowOrder:
         rows = tf.range(self._rows, dtype=tf.int64)
         if not self._shuffle or self._shuffle == "batch":
             return tf.data.Dataset.from_tensors(rows)
-        return self._draws().map(lambda seed: _shuffled(rows, seed))
+        return self._draws().map(unconverted(lambda seed: _shuffled(rows, seed)))
 
     def _draws(self) -> tf.data.Dataset:
         """As many seeds as an epoch takes, (2,) int64 each, others for every iterator.
@@ -152,7 +156,7 @@ class RowOrder:
         TensorFlow's own would depend on this worker's seed, too.
         """
         draws = tf.data.Dataset.range(self._draws_per_epoch)
-        return draws.map(lambda _: tf.stack([self._seed, self._drawn.assign_add(1)]))
+        return draws.map(unconverted(lambda _: tf.stack([self._seed, self._drawn.assign_add(1)])))
 
     @property
     def seeds(self) -> list[int]:
