@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import as_tensors, no_rows_like, spec_with_any_rows
+from distgrad.data.batch import as_tensors, no_rows_like
 from distgrad.data.cursor import DataCursor
 from distgrad.errors import NonFiniteGradient, NoSamples
 from distgrad.gradients.flat_vector import FlatLayout
@@ -38,7 +38,7 @@ from distgrad.step.config import StepConfig, groups_of
 from distgrad.step.guards import Guards
 from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import make_plan
-from distgrad.step.start import build_model
+from distgrad.step.start import build_model, compile_for_any_rows
 from distgrad.step.training_graph import Flags, StepOutput, TrainingGraph
 
 Restore: TypeAlias = Callable[[Sequence[Any]], None]  # takes variables, and makes them the same on every worker
@@ -304,12 +304,8 @@ class DistributedStep:
         self.compiled: Any = graph.run
         self._first_trace = None
         if not self.run_eagerly:
-            self.compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
-            # The first trace takes any number of rows, so that a short last batch needs no second one.
-            first = tf.nest.map_structure(spec_with_any_rows, batch)
-            self._first_trace = self.compiled.get_concrete_function(
-                first, tf.TensorSpec(len(Flags._fields), tf.float64)
-            )
+            flags = tf.TensorSpec(len(Flags._fields), tf.float64)
+            self.compiled, self._first_trace = compile_for_any_rows(graph.run, batch, flags)
         self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._has_joined = True
 

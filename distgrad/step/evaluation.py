@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector
-from distgrad.data.batch import as_tensors, row_count, spec_with_any_rows
+from distgrad.data.batch import as_tensors, row_count
 from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatch, over_micro_batches
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import LossSum, regularization_loss
@@ -21,7 +21,7 @@ from distgrad.reports.packing import Packing
 from distgrad.step.config import StepConfig
 from distgrad.step.distributed_step import require_samples, until_all_are_done
 from distgrad.step.plan import Batch, try_model
-from distgrad.step.start import build_model, require_same_settings
+from distgrad.step.start import build_model, compile_for_any_rows, require_same_settings
 
 PACKING = Packing({"examples": (), "more": ()})
 
@@ -115,10 +115,7 @@ class Evaluation:
         self._comm.broadcast(self._model.variables)
         self._compiled: Any = graph.run
         if not self.run_eagerly:
-            self._compiled = tf.function(graph.run, reduce_retracing=True, autograph=False)
-            # The first trace takes any number of rows, so that a short last batch needs no second one.
-            first = tf.nest.map_structure(spec_with_any_rows, batch)
-            self._compiled.get_concrete_function(first, tf.TensorSpec((), tf.float64))
+            self._compiled, _ = compile_for_any_rows(graph.run, batch, tf.TensorSpec((), tf.float64))
         self._has_joined = True
 
 

@@ -1,6 +1,6 @@
 """The start of a step or an evaluation: before anything is summed, all workers must mean the same thing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import one_row_like
+from distgrad.data.batch import one_row_like, spec_with_any_rows
 from distgrad.errors import BadArgument, VersionMismatch
 
 
@@ -41,3 +41,14 @@ def require_same_settings(comm: Communicator, settings: Sequence[str]) -> None:
     agreement.require_same_settings(comm, settings)
     versions = [f"tensorflow={tf.__version__}", f"keras={keras.__version__}", f"distgrad={version('distgrad')}"]
     agreement.require_same(comm, versions, "version", VersionMismatch)
+
+
+def compile_for_any_rows(run: Callable[..., Any], batch: tuple[Any, ...], flags: tf.TensorSpec) -> tuple[Any, Any]:
+    """Compile a step or an evaluation, `run(batch, flags)`, and trace it.
+
+    Returns:
+        (the compiled function, its first trace). That takes any number of rows, so that a short last batch needs no
+        second one.
+    """
+    compiled = tf.function(run, reduce_retracing=True, autograph=False)
+    return compiled, compiled.get_concrete_function(tf.nest.map_structure(spec_with_any_rows, batch), flags)
