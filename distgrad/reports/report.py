@@ -110,7 +110,7 @@ class StepReport:
 
     @cached_property
     def _fetched(self) -> dict[str, np.ndarray]:
-        return self._contents.packing().unpack(np.asarray(self._values))
+        return self._contents.packing.unpack(np.asarray(self._values))
 
     loss = _Fetched(float, 'Σ w·loss / N of the global batch (undivided if reduction="sum"), regularization included.')
     examples = _Fetched(int, "Rows of the global batch.")

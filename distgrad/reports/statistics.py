@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ def chosen(names: str | Iterable[str]) -> frozenset[str]:
     return frozenset(NAMES if "all" in listed else listed)
 
 
-class Contents(NamedTuple):
+@dataclass(frozen=True)
+class Contents:
     """The contents of a step's report.
 
     Attributes:
@@ -65,8 +67,9 @@ class Contents(NamedTuple):
         """True if each worker describes its share."""
         return bool(self.asked & {"workers", "noise", "times"})
 
+    @cached_property
     def packing(self) -> Packing:
-        """Return the form in which the compiled step gives its numbers; see `StepStatistics`."""
+        """The form in which the compiled step gives its numbers; see `StepStatistics`."""
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SCALARS, ())
         shapes["nonfinite_workers"] = (self.workers,)
         if self.by_variable:

@@ -77,7 +77,7 @@ class TrainingGraph:
         self.layout = self.sent if groups == 1 else FlatLayout(plan.variables)
         self._reader = GradientReader(self.sent, self.layout, plan.contents.by_variable)
         self._accumulator = accumulator_for(comm, self.sent, plan.extra.entries, plan.contents.by_worker)
-        self._packing, self._places = plan.contents.packing(), self.layout.places()
+        self._packing, self._places = plan.contents.packing, self.layout.places()
 
     def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
         """Take one step.
@@ -106,11 +106,8 @@ class TrainingGraph:
         logs = self._plan.extra.settle(extra, outcome)
 
         values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
-        values |= {
-            "drifted": self._plan.drift.differs(extra[self._plan.drift]),
-            "nonfinite_workers": total.nonfinite_workers,
-        }
-        values |= {"by_variable": gradient.by_variable}
+        values |= {"nonfinite_workers": total.nonfinite_workers, "by_variable": gradient.by_variable}
+        values |= {"drifted": self._plan.drift.differs(extra[self._plan.drift])}
         if self._plan.workers is not None:
             values |= {"scale": self._scale(), "summed_squares": total.moments[SQUARES]}
             values |= {"summed_after": seconds_since(began, total.blocks), "worker_table": extra[self._plan.workers][0]}

@@ -138,7 +138,7 @@ def report(step: int, norm: float = 1.0, zeros: float = 0, odd: float = 1.0, sec
     workers = [[norm * 4, norm * 4, 1.0, 1, 4.0, 0.001], [odd * norm * 4, odd * norm * 4, 1.0, 1, 4.0, 0.001]]
     numbers["worker_table"] = np.hstack([workers, np.zeros_like(workers)])
     exact = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
-    return StepReport(step, 2, seconds, CONTENTS.packing().pack(exact).numpy(), CONTENTS, None)
+    return StepReport(step, 2, seconds, CONTENTS.packing.pack(exact).numpy(), CONTENTS, None)
 
 
 def alarms(reports: list[StepReport], capsys: pytest.CaptureFixture[str], **thresholds: Any) -> list[str]:

@@ -45,7 +45,7 @@ def report(loss: float = 0.431214, nonfinite: float = 0, applied: float = 1) -> 
     numbers["nonfinite_workers"] = [0, float(nonfinite > 0)]
     numbers["by_variable"] = [[-1.5, 1.2, 0.25, 0, 1], [0.5, 1.6, 0.125, 0, 0]]
     exact = {name: np.asarray(value, np.float64) for name, value in numbers.items()}
-    values = Watched(CONTENTS.packing().pack(exact).numpy())
+    values = Watched(CONTENTS.packing.pack(exact).numpy())
     in_two_blocks, sparse = [tf.constant([np.nan]), tf.constant([3.0])], tf.constant([1.0, -2.0, 2.0])
     return StepReport(12, 2, 0.0123, values, CONTENTS, GlobalGradientEntries(in_two_blocks, [sparse], PLACES))
 
