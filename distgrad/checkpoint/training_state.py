@@ -25,6 +25,7 @@ from distgrad.collectives import agreement
 from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, CheckpointMismatch
 from distgrad.keras_internals import global_seed_generator, set_global_seed_generator
+from distgrad.objective.forward import is_float
 from distgrad.step.distributed_step import DistributedStep
 
 
@@ -223,7 +224,7 @@ def _set_layer_random_state(model: keras.Model, state: Mapping[str, Any] | None)
 
 def _layer_states(model: keras.Model) -> list[keras.Variable]:
     """Random states and integer counters of layers, which may differ between workers: see `Forward.keep_states`."""
-    return [v for v in model.non_trainable_variables if not tf.as_dtype(v.dtype).is_floating]
+    return [variable for variable in model.non_trainable_variables if not is_float(variable)]
 
 
 def _global_seeds() -> list[keras.Variable]:

@@ -6,7 +6,6 @@ finds the other's half of it when it finalises, and crashes.
 
 import functools
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import cast
@@ -15,6 +14,7 @@ from distgrad.errors import EngineMissing
 from distgrad.launching.engines import ENGINES
 from distgrad.launching.world import World
 from distgrad.liveness.engine_hooks import EngineHooks
+from distgrad.liveness.processes import host_id
 
 # A process that no mpirun started needs to be told where a wheel's Open MPI lives; mpirun tells its own.
 if Path(sys.prefix, "bin", "orted").exists():
@@ -87,9 +87,7 @@ def _host_of(world: MPI.Intracomm) -> MPI.Intracomm:
 
     MPI's own split goes by the host's name, and so puts containers into one host that cannot share memory.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    kernel = boot.read_text() if boot.exists() else platform.node()
-    hosts = world.allgather((kernel, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
+    hosts = world.allgather((host_id(), os.readlink("/proc/self/ns/net")))
     return cast(MPI.Intracomm, world.Split(hosts.index(hosts[world.rank]), world.rank))
 
 

@@ -261,11 +261,6 @@ def resolve(loss: Any) -> keras.losses.Loss:
     return found if isinstance(found, keras.losses.Loss) else _PerExample(found)
 
 
-def divides(loss: keras.losses.Loss) -> bool:
-    """Return True if the loss is a mean of some kind, rather than a plain sum."""
-    return loss.reduction != "sum"
-
-
 def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> Term:
     """Take the loss of one micro-batch apart.
 
