@@ -146,18 +146,6 @@ class UnsupportedModel(DistgradError):
     code, status = "DG040", os.EX_DATAERR
 
 
-class UnsupportedMetric(DistgradError):
-    """A metric whose state cannot be added up over workers."""
-
-    code, status = "DG041", os.EX_DATAERR
-
-
-class TooFewSamples(DistgradError):
-    """Fewer samples than workers."""
-
-    code, status = "DG042", os.EX_DATAERR
-
-
 class ForeignOptimizer(DistgradError):
     """An optimizer whose state belongs to the variables of another model."""
 
@@ -233,6 +221,11 @@ class WorkerFailed(DistgradError):
 def warn(message: str) -> None:
     """Print one warning line on stderr, on whichever workers call this."""
     print_line(f"distgrad: warning: {message}", sys.stderr)
+
+
+def note(message: str) -> None:
+    """Print one line on stderr that says what is done, on whichever workers call this."""
+    print_line(f"distgrad: note: {message}", sys.stderr)
 
 
 def print_line(line: str, stream: TextIO) -> None:

@@ -5,12 +5,15 @@ says which is gone; the docstring here says which it is, why no public one does,
 module imports `keras.src` or `tensorflow.python`, or reads a private attribute of an object of theirs.
 """
 
+import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.losses import loss as loss_module
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.trainers.compile_utils import CompileLoss
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
@@ -28,13 +31,15 @@ def flat_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers())
 
 
-def is_layer_of_keras(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer's class is one of Keras's own, and not a user's.
+def is_of_keras(thing: Any) -> bool:
+    """Return whether a function, or the class of an object, is one of Keras's own and not a user's.
 
-    `keras.src` in the name of the class's module: the public module `keras.layers` is no class's own. Without it,
-    gradients that Keras always computes densely are looked at as if they might be sparse.
+    `keras.src` in the name of its module: the public modules, such as `keras.layers`, are no class's own. Without it,
+    gradients that Keras always computes densely are looked at as if they might be sparse, and losses and metrics of
+    Keras's own are tried as a user's are.
     """
-    return type(layer).__module__.startswith("keras.src")
+    module = getattr(thing if callable(thing) and hasattr(thing, "__name__") else type(thing), "__module__", "")
+    return module.startswith("keras.src")
 
 
 class NoStrategy:
@@ -176,6 +181,15 @@ def matched_losses(compiled: Any, y: Any, y_pred: Any, sample_weight: Any) -> li
     return found
 
 
+def function_of_metric(metric: keras.metrics.Metric) -> Any:
+    """Return the function (y_true, y_pred) -> values that a metric averages; None if it has none.
+
+    `MeanMetricWrapper._fn`: the public config tells its name only. Without it, a user's function passes for one of
+    Keras's own.
+    """
+    return getattr(metric, "_fn", None)
+
+
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Return the metric that keeps the mean loss of an epoch.
 
@@ -191,6 +205,59 @@ def keras_mask(tensor: Any) -> tf.Tensor | None:
     `_keras_mask`: `keras.src.backend.get_keras_mask` is not public either. Without it, masked entries count in losses.
     """
     return getattr(tensor, "_keras_mask", None)
+
+
+def set_keras_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> None:
+    """Leave a mask on an output, as a layer does; see `keras_mask`."""
+    if mask is not None:
+        tensor._keras_mask = mask
+
+
+_as_if_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("as_if_alone", default=False)
+
+
+@contextlib.contextmanager
+def without_replica_scaling() -> Iterator[None]:
+    """Let Keras's losses give the mean over the rows they see, under a strategy, too, while this context lasts.
+
+    `loss.scale_loss_for_distribution` and `unscale_loss_for_distribution`: there, Keras divides means by the number of
+    replicas and leaves the rest to an optimizer that sums. No argument turns that off. Without it, losses that a user's
+    own code computes are too small under a strategy.
+    """
+    for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution"):
+        function = getattr(loss_module, name)
+        if not isinstance(function, _UnlessAlone):
+            setattr(loss_module, name, _UnlessAlone(function))
+    token = _as_if_alone.set(True)
+    try:
+        yield
+    finally:
+        _as_if_alone.reset(token)
+
+
+class _UnlessAlone:
+    """A function of a loss that gives it back as it is within `without_replica_scaling`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, value: Any) -> Any:
+        return value if _as_if_alone.get() else self._function(value)
+
+
+@contextlib.contextmanager
+def outside_stateless_scope() -> Iterator[None]:
+    """Let assignments to Keras variables take effect within a `StatelessScope`, while this context lasts.
+
+    `global_state` with the key "stateless_scope": a scope has no public way out. Without it, an optimizer that a user's
+    own `train_step` calls could not update the weights there and then.
+    """
+    scope = global_state.get_global_attribute("stateless_scope")
+    global_state.set_global_attribute("stateless_scope", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("stateless_scope", scope)
 
 
 # ---- batch normalization

@@ -4,7 +4,6 @@ A tensor may be dense, ragged or sparse.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -53,38 +52,20 @@ def spec_with_any_rows(tensor: Any) -> tf.TypeSpec:
     return type(spec)(shape, spec.dtype)
 
 
-def _zeros(rows: int, like: Any) -> Any:
+def spec_with_some_rows(tensor: Any) -> tf.TypeSpec:
+    """Type of a tensor with its own number of rows, which is left open if it has none."""
+    return tf.type_spec_from_value(tensor) if tensor.shape[0] else spec_with_any_rows(tensor)
+
+
+def rows_of_zeros(rows: int, like: Any) -> Any:
     """Rows of zeros, dense, ragged or sparse as `like`, a tensor or its spec; axes of unknown length get 1 entry."""
+    if like is None:
+        return None
     dense = tf.zeros([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
     spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank, row_splits_dtype=spec.row_splits_dtype)
     return tf.sparse.from_dense(dense) if isinstance(spec, tf.SparseTensorSpec) else dense
-
-
-def one_row_like(x: Any) -> Any:
-    """One row of zeros in the form of `x`, to build a model on: some layers fail on an empty batch."""
-    return tf.nest.map_structure(functools.partial(_zeros, 1), x)
-
-
-def synthetic_batch(like: Any, rows: int, draw: Callable[[list[int]], Any]) -> Any:
-    """Make up a batch.
-
-    Args:
-        like: nest of `tf.TypeSpec`, or None. Axes of unknown length get 3 entries; sparse tensors become dense ones.
-        rows: number of rows.
-        draw: shape -> array of numbers. They are cast to the tensor's dtype, so an integer tensor drops their
-            fractions. Tensors of strings are not drawn: they are empty strings.
-    """
-
-    def fill(spec: tf.TypeSpec) -> Any:
-        shape = [rows, *(size or 3 for size in spec.shape[1:])]
-        dense = tf.zeros(shape, tf.string) if spec.dtype == tf.string else tf.cast(draw(shape), spec.dtype)
-        if not isinstance(spec, tf.RaggedTensorSpec):
-            return dense
-        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
-
-    return None if like is None else tf.nest.map_structure(fill, like)
 
 
 def no_rows_like(batch: Any) -> tuple[Any, ...]:
@@ -101,7 +82,7 @@ def no_rows_like(batch: Any) -> tuple[Any, ...]:
             "this worker's iterable has no batch at all, which leaves its shapes unknown",
             "give a tf.data.Dataset, whose element_spec tells them",
         )
-    return tf.nest.map_structure(functools.partial(_zeros, 0), batch if isinstance(batch, tuple) else (batch,))
+    return tf.nest.map_structure(functools.partial(rows_of_zeros, 0), batch if isinstance(batch, tuple) else (batch,))
 
 
 def one_row_at_least(batch: Any) -> Any:

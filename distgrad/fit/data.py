@@ -15,7 +15,6 @@ from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.data.sharding import rows_of_workers
-from distgrad.errors import TooFewSamples
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
 from distgrad.keras_internals import CountedDataset, are_arrays, arrays_to_gather, data_adapter, gather_rows
 
@@ -47,7 +46,6 @@ def fit_data(comm: Communicator, arguments: Mapping[str, Any]) -> FitData:
             x may be left out.
 
     Raises:
-        TooFewSamples: there are fewer rows than workers.
         ValueError: Keras does not take such data.
     """
     x, shuffle = arguments["x"], arguments.get("shuffle", False)
@@ -68,12 +66,6 @@ def _shared_arrays(comm: Communicator, adapter: Any, shuffle: bool | str) -> Fit
     arrays = arrays_to_gather(adapter)
     rows = int(next(array for array in keras.tree.flatten(arrays) if array is not None).shape[0])
     order = RowOrder(rows, adapter.batch_size, shuffle, _seed_of_root(comm) if shuffle else 0)
-    if rows < comm.size:
-        raise TooFewSamples(
-            f"{rows} samples for {comm.size} workers",
-            "give every worker all the data, which distgrad shares out, or start fewer workers",
-            everywhere=True,
-        )
     settings = [f"number of rows={rows}", *_settings(adapter.num_batches, adapter.batch_size)]
     dataset = CountedDataset(_own_rows(comm, arrays, order.batches()), adapter.num_batches)
     return FitData(dataset, settings, order, adapter)

@@ -11,7 +11,9 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import no_rows_like
 from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import ForeignOptimizer
+from distgrad.fit.own_training import OwnTrainStep
 from distgrad.keras_internals import compile_loss, optimized_variables
+from distgrad.objective.losses import Objective
 from distgrad.objective.metrics import MetricSums
 from distgrad.step import DistributedStep
 from distgrad.step.evaluation import Evaluation
@@ -84,7 +86,9 @@ def train_function(model: keras.Model, comm: Communicator, options: Mapping[str,
     """
     _require_own_optimizer(model)
     options = {"jit_compile": bool(model.jit_compile), **options}
-    step = DistributedStep(model, compile_loss(model), model.optimizer, comm=comm, **options)
+    kind = DistributedStep if type(model).train_step is keras.Model.train_step else OwnTrainStep
+    objective = Objective(compile_loss(model), model, uses_model_loss=True)
+    step = kind(model, objective, model.optimizer, comm=comm, **options)
     step.run_eagerly = model.run_eagerly
     # Where nobody can ask for it, the optimizer may compute in place.
     step.keeps_gradient = bool(options.get("listeners")) or options.get("on_nonfinite") == "raise"
@@ -100,7 +104,7 @@ def test_function(model: keras.Model, comm: Communicator, options: Mapping[str, 
     """
     options = {"jit_compile": bool(model.jit_compile), **options}
     shared = {name: options[name] for name in ("micro_batch_size", "reduction", "jit_compile") if name in options}
-    evaluation = Evaluation(model, compile_loss(model), comm=comm, **shared)
+    evaluation = Evaluation(model, compile_loss(model), comm=comm, **shared, uses_model_loss=True)
     evaluation.run_eagerly = model.run_eagerly
     evaluation.carry(MetricSums(model, logs_gradient=False))
     return StepFunction(evaluation, model, comm)

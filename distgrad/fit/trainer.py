@@ -25,7 +25,7 @@ from distgrad.keras_internals import CountedDataset, leave_strategy, split_rows
 from distgrad.objective.metrics import single_metrics
 from distgrad.step import DistributedStep
 
-OWN = ("train_step", "test_step", "compute_loss", "make_train_function", "make_test_function", "fit", "evaluate")
+OWN = ("make_train_function", "make_test_function", "fit", "evaluate")
 STATISTICS = ("gradient_norm", "gradient_sum", "gradient_zeros", "noise_scale")  # what the logs hold besides metrics
 
 
@@ -49,7 +49,7 @@ def distribute(
         The same model.
 
     Raises:
-        UnsupportedModel: its class has a train step, a test step or a loss computation of its own.
+        UnsupportedModel: its class has a train step or a test step of its own.
     """
     own = [name for name in OWN if getattr(type(model), name) is not getattr(keras.Model, name)]
     if own:
@@ -86,7 +86,6 @@ class Trainer:
 
         Raises:
             FitMismatch: workers were given different arguments or callbacks.
-            TooFewSamples: fewer rows than workers.
         """
         given = self._arguments("fit", args, kwargs)
         if not self._model.compiled:

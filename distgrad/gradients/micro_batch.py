@@ -63,37 +63,40 @@ class GradientSum(NamedTuple):
 class Scaling(NamedTuple):
     """The target that is differentiated in place of a loss sum, and the way back to the gradient of that sum.
 
-    A loss scale acts on the mean of the micro-batch, for which Keras chooses it: the gradient of a scaled sum would
-    overflow float16 sooner.
+    A loss scale acts on the mean over the global batch, for which Keras chooses it: the gradient of a scaled sum, or of
+    a micro-batch's own mean, would overflow float16 sooner.
 
     Attributes:
         scale: () factor that keeps float16 from underflowing, or None. Gradients keep it.
+        fraction: () how much of the global batch the micro-batch is, in rows; near enough, as it is multiplied and
+            divided out again.
         of_means: True leaves gradients divided by the weight, for a step that knows N before it has gradients.
     """
 
     scale: Any = None
+    fraction: Any = 1.0
     of_means: bool = False
 
     def target(self, loss: LossSum) -> tf.Tensor:
         """Return () what is differentiated; to be called while the tape records."""
         total = loss.total if self.scale is None else loss.total * tf.cast(self.scale, loss.total.dtype)
-        return total / _divisor(loss) if self._divides else total
+        return total / self._divisor(loss) if self._divides else total
 
     def gradient_of_sum(self, gradient: Gradient, loss: LossSum) -> Gradient:
         """Turn a gradient of the target into that of the loss sum, scaled."""
         if self.of_means or not self._divides:
             return gradient
-        divisor = _divisor(loss)
+        divisor = self._divisor(loss)
         return change_values(gradient, lambda values: tf.cast(values, divisor.dtype) * divisor)
 
     @property
     def _divides(self) -> bool:
         return self.of_means or self.scale is not None
 
-
-def _divisor(loss: LossSum) -> tf.Tensor:
-    weight = tf.cast(loss.weight, loss.total.dtype)
-    return tf.where(tf.equal(weight, 0), tf.ones_like(weight), weight)
+    def _divisor(self, loss: LossSum) -> tf.Tensor:
+        weight = tf.cast(loss.weight, loss.total.dtype)
+        weight = tf.where(tf.equal(weight, 0), tf.ones_like(weight), weight)
+        return weight if self.of_means else weight / tf.cast(self.fraction, weight.dtype)
 
 
 def change_values(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:

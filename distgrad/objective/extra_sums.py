@@ -4,7 +4,7 @@ An extra sum gives a few numbers that may be added: of each micro-batch, or once
 micro-batches and the workers they come back to it, on every worker alike, and it does with them what it is for.
 
     losses with a divisor of their own      losses.py
-    moving statistics of normalization      states.py
+    states that a forward pass assigns      states.py
     metrics                                 metrics.py
     checksums of the weights                step/drift.py
     what each worker tells of its share     reports/worker_table.py
@@ -19,6 +19,9 @@ import tensorflow as tf
 
 from distgrad.gradients.accumulate import LocalSums
 from distgrad.gradients.micro_batch import LossSum
+from distgrad.objective.forward import AssignedValues
+from distgrad.objective.global_batch import GlobalBatch
+from distgrad.objective.kinds import Evidence, Parts
 
 
 class Losses(NamedTuple):
@@ -43,6 +46,7 @@ class Pass(NamedTuple):
         rows: () int32, b.
         scope: the values that the pass would have assigned to Keras variables, and the losses that layers added.
         losses: None until they are computed.
+        whole: the global batch and the outputs for it, if anything of the model needs them.
     """
 
     x: Any
@@ -50,17 +54,53 @@ class Pass(NamedTuple):
     sample_weight: Any
     y_pred: Any
     rows: tf.Tensor
-    scope: keras.StatelessScope
+    scope: AssignedValues
     losses: Losses | None = None
+    whole: GlobalBatch | None = None
+
+
+class TrialPasses(NamedTuple):
+    """The passes by which the kinds of values are found, see kinds.py.
+
+    Attributes:
+        whole: of a batch.
+        parts: of its two parts; None if the model takes no other number of rows.
+        cut: the same parts, whose outputs are rows of the outputs of `whole`.
+    """
+
+    whole: Pass
+    parts: tuple[Pass, Pass] | None
+    cut: tuple[Pass, Pass]
+
+
+class Asked(NamedTuple):
+    """A value whose kind is to be found.
+
+    Attributes:
+        values: of the passes.
+        of_forward: True if it comes of forward passes, which may draw random numbers.
+    """
+
+    values: Parts
+    of_forward: bool
 
 
 class PassSpecs(NamedTuple):
-    """The types of a batch and of the model's output for it: nests of `tf.TypeSpec`, or None."""
+    """What passes are like.
+
+    Attributes:
+        x, y, sample_weight, y_pred: the types of a batch and of the model's output for it: nests of `tf.TypeSpec`, or
+            None.
+        masks: likewise of the masks upon the output, None where it has none.
+        assigned: the ids of the variables that a pass assigns.
+    """
 
     x: Any
     y: Any
     sample_weight: Any
     y_pred: Any
+    masks: Any = None
+    assigned: frozenset[int] = frozenset()
 
 
 class WorkerShare(NamedTuple):
@@ -84,6 +124,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         loss: () float64, the loss of the global batch.
+        logged_loss: () float64, the same as Keras logs it, see `Means.logged`.
         examples: () int64, rows of the global batch.
         outputs: () float64 each, the mean loss of each output, where a model has several.
         applied: () bool, True if the weights change.
@@ -91,6 +132,7 @@ class Outcome(NamedTuple):
     """
 
     loss: tf.Tensor
+    logged_loss: tf.Tensor
     examples: tf.Tensor
     outputs: Sequence[tf.Tensor]
     applied: tf.Tensor
@@ -112,8 +154,30 @@ class ExtraSum(Protocol):
         """Learn what batches are like, once, before the step is traced."""
         return
 
+    def questions(self) -> Sequence[str]:
+        """Return the names of the values whose kinds decide how they are summed; `prepare` comes first."""
+        return ()
+
+    def ask(self, trial: TrialPasses) -> dict[str, Asked]:  # noqa: ARG002 (a default)
+        """Return those of these values that the passes tell."""
+        return {}
+
+    def learn(self, evidence: Evidence) -> bool:  # noqa: ARG002 (a default)
+        """Learn the kinds of these values. Returns True if one is another than before."""
+        return False
+
+    @property
+    def needs_whole(self) -> Sequence[str]:
+        """What of the model needs the global batch, and is given it: each as a text for people."""
+        return ()
+
+    @property
+    def taken_as_means(self) -> Sequence[str]:
+        """What needs the global batch, and cannot be given it: each as a text for people."""
+        return ()
+
     def shapes(self) -> Sequence[tf.TensorShape]:
-        """Return the shapes of what is summed; `prepare` comes first."""
+        """Return the shapes of what is summed; `learn` comes first."""
         ...
 
     def of_micro_batch(self, seen: Pass) -> Sequence[tf.Tensor]:  # noqa: ARG002 (a default)
@@ -132,10 +196,8 @@ class ExtraSum(Protocol):
 class ExtraSums:
     """The extra sums of a step as one flat vector: first those of micro-batches, then those of workers."""
 
-    def __init__(self, sums: Sequence[ExtraSum], specs: PassSpecs) -> None:
+    def __init__(self, sums: Sequence[ExtraSum]) -> None:
         self._sums = sorted(sums, key=lambda extra: extra.once_per_worker)
-        for extra in self._sums:
-            extra.prepare(specs)
         self._shapes = [list(extra.shapes()) for extra in self._sums]
         self._sizes = [sum(int(shape.num_elements()) for shape in shapes) for shapes in self._shapes]
         self.entries = sum(self._sizes)

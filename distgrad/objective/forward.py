@@ -1,85 +1,144 @@
 """The forward pass, with what it would assign as values instead.
 
-Layers assign during a pass: normalization its moving statistics, dropout the state of its random numbers. Taken as
-values, moving statistics can be averaged over all micro-batches of all workers and assigned once a step (states.py), so
-that a step moves them as far as it does in one process, however its batch is cut.
+Layers assign during a pass: normalization its moving statistics, dropout the state of its random numbers, spectral
+normalization its kernel. Taken as values, states can be put together over all micro-batches of all workers and assigned
+once a step (states.py), so that a step moves them as far as it does in one process, however its batch is cut.
 
 Random numbers: a worker draws from the root's seed plus its rank, so that no two workers drop the same units, a job
 started again draws the same, and the root draws what one process would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from distgrad.data.batch import synthetic_batch
+from distgrad.gradients.accumulate import add
+from distgrad.gradients.micro_batch import Gradient, tensor_of
 from distgrad.keras_internals import is_random_state
 
-ROWS = 32  # of a made-up batch, many enough that what is random in it hardly shows
+
+class AssignedValues(keras.StatelessScope):
+    """The values that a pass would have assigned to Keras variables, and the losses that layers added.
+
+    A value assigned to a trainable variable is differentiated from there on, as a variable that is read after it was
+    assigned is, and not as a function of what it was computed from.
+
+    Attributes:
+        assigned: the ids of the variables that were assigned.
+        sources: the values assigned to trainable variables, each with its variable.
+
+    Args:
+        known: variables that have another value during the pass, each with that.
+        watch: lets a tape record what follows from a tensor; None if nothing is differentiated.
+    """
+
+    def __init__(
+        self,
+        known: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
+        watch: Callable[[tf.Tensor], None] | None = None,
+    ) -> None:
+        super().__init__(list(known), collect_losses=True)
+        self._watch = watch
+        self.assigned: set[int] = set()
+        self.sources: list[tuple[keras.Variable, tf.Tensor]] = []
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        """Take the value of an assignment."""
+        variable, value = update
+        if variable.trainable and is_float(variable):
+            value = tf.stop_gradient(tf.cast(value, variable.dtype))
+            if self._watch is not None:
+                self._watch(value)
+                self.sources.append((variable, value))
+        self.assigned.add(id(variable))
+        super().add_update((variable, value))
 
 
 class Forward:
-    """A model's forward pass in training or inference mode."""
+    """A model's forward pass in training or inference mode.
+
+    Attributes:
+        training: True in training mode.
+    """
 
     def __init__(self, model: keras.Model, training: bool) -> None:
-        self._model, self._training = model, training
+        self._model, self.training = model, training
 
-    def run(self, x: Any, worker: tf.Tensor, zeroed: Sequence[keras.Variable] = ()) -> tuple[Any, keras.StatelessScope]:
+    def run(
+        self,
+        x: Any,
+        worker: tf.Tensor,
+        zeroed: Sequence[keras.Variable] = (),
+        watch: Callable[[tf.Tensor], None] | None = None,
+    ) -> tuple[Any, AssignedValues]:
         """Run the model.
 
         Args:
             x: (b, ...) its input, or a nest of them.
             worker: () int32, this worker's number.
             zeroed: variables that read as zero during the pass.
+            watch: see `AssignedValues`.
 
         Returns:
             (the output, the scope that holds what would have been assigned and the losses that layers added).
         """
-        offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in _seeds(self._model)]
+        offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in self._seeds()]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
-        with keras.StatelessScope(known, collect_losses=True) as scope:
-            y_pred = self._model(x, training=self._training)
+        with AssignedValues(known, watch) as scope:
+            y_pred = call_as_keras_does(self._model, x, self.training)
         return y_pred, scope
 
-    def keep_states(self, scope: keras.StatelessScope, worker: tf.Tensor) -> None:
-        """Assign what is this worker's own: the states of random numbers, without the rank, and integer counters."""
-        for variable in self._model.non_trainable_variables:
-            value = scope.get_current_value(variable)
-            if value is None or is_float(variable):
+    def keep_random_states(self, scope: keras.StatelessScope, worker: tf.Tensor) -> None:
+        """Assign the states of random numbers, without the rank."""
+        for variable in self._seeds():
+            if id(variable) not in scope.assigned:
                 continue
-            if is_random_state(variable):
-                value -= tf.cast(tf.stack([worker, tf.zeros_like(worker)]), value.dtype)
+            value = scope.get_current_value(variable)
+            variable.assign(value - tf.cast(tf.stack([worker, tf.zeros_like(worker)]), value.dtype))
+
+    def random_states(self) -> list[tf.Tensor]:
+        """Return the states of random numbers."""
+        return [tf.identity(variable.value) for variable in self._seeds()]
+
+    def set_random_states(self, values: Sequence[tf.Tensor]) -> None:
+        """Assign the states of random numbers."""
+        for variable, value in zip(self._seeds(), values, strict=True):
             variable.assign(value)
 
-    def assigned_floats(self, scope: keras.StatelessScope) -> list[keras.Variable]:
-        """Return the float variables, not trainable, that a pass has assigned."""
-        floats = [variable for variable in self._model.non_trainable_variables if is_float(variable)]
-        return [variable for variable in floats if scope.get_current_value(variable) is not None]
+    def states(self, scope: AssignedValues) -> list[keras.Variable]:
+        """Return the variables of the model that a pass has assigned, except random states."""
+        seeds = {id(variable) for variable in self._seeds()}
+        return [variable for variable in self._model.variables if id(variable) in scope.assigned - seeds]
 
-    def added_sums(self, x: Any) -> list[bool]:
-        """Return, for each loss that layers add, True if it is a sum over the rows rather than a mean.
+    def is_random(self, scope: AssignedValues) -> bool:
+        """Return whether a pass has drawn random numbers."""
+        return any(id(variable) in scope.assigned for variable in self._seeds())
 
-        Its value does not tell. But where the same rows are shown twice over, a sum is twice as large.
+    def _seeds(self) -> list[keras.Variable]:
+        return [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
 
-        Args:
-            x: a nest of `tf.TypeSpec`.
-        """
-        once = synthetic_batch(x, ROWS, lambda shape: np.random.default_rng(1).uniform(-1, 1, shape))
-        twice = tf.nest.map_structure(lambda rows: tf.concat([rows, rows], 0), once)
-        values = [
-            np.array([float(tf.reduce_sum(loss)) for loss in self.run(rows, tf.constant(0))[1].losses])
-            for rows in (once, twice)
-        ]
-        return [bool(abs(second) > np.sqrt(2) * abs(first)) for first, second in zip(*values, strict=True)]
+
+def gradients_of(
+    tape: tf.GradientTape, target: tf.Tensor, variables: Sequence[Any], scope: AssignedValues
+) -> list[Gradient]:
+    """Differentiate with respect to variables, also where a pass has assigned them before it used them."""
+    found = tape.gradient(target, [*map(tensor_of, variables), *[value for _, value in scope.sources]])
+    gradients, further = found[: len(variables)], found[len(variables) :]
+    numbers = {id(variable): number for number, variable in enumerate(variables)}
+    for (variable, value), gradient in zip(scope.sources, further, strict=True):
+        if gradient is not None and id(variable) in numbers:
+            number = numbers[id(variable)]
+            gradients[number] = add(add(tf.zeros_like(value), gradients[number]), gradient)
+    return gradients
+
+
+def call_as_keras_does(model: keras.Model, x: Any, training: bool) -> Any:
+    """Call a model: `training` is given to a `call` that has such an argument, and to no other."""
+    return model(x, training=training) if "training" in model.call_signature_parameters else model(x)
 
 
 def is_float(variable: keras.Variable) -> bool:
     """Return True for a variable of a float dtype."""
     return tf.as_dtype(variable.dtype).is_floating
-
-
-def _seeds(model: keras.Model) -> list[keras.Variable]:
-    return [variable for variable in model.non_trainable_variables if is_random_state(variable)]

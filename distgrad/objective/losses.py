@@ -5,8 +5,7 @@ A loss is kept as numerator and divisor, because only they can be added over mic
     reduction of the loss            N
     sum_over_batch_size (default)    number of per-example losses; with a mask, of the unmasked ones
     mean_with_sample_weight          Σ w·mask
-    sum                              1: nothing is divided, see `divides`
-    none                             as the default: the losses are per example
+    sum, none                        1: nothing is divided, see `divides`
 
     L = Σ_terms weight_t · (Σ loss_t / N_t),   N_t = c_t · count_t
 
@@ -17,20 +16,33 @@ count the same thing form a group, which is one sum and one division:
 
 Almost all models have one group. The divisor of a further one is known only once everything is summed, so it sends
 gradients of its own: in the same vector, which is that much longer.
+
+A loss may also be one number for a batch: a function of a user's own, what layers add, a `compute_loss` of the model's
+own. Whether that number is a mean, a sum, or known from all rows only, the first batch tells (kinds.py).
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import tensorflow as tf
 
 from distgrad.errors import UnsupportedLoss
-from distgrad.gradients.micro_batch import LossSum, per_example
-from distgrad.keras_internals import as_compile_loss, keras_mask, matched_losses, weighted_losses
-from distgrad.objective.extra_sums import ExtraSum, Losses, Pass
+from distgrad.gradients.micro_batch import LossSum
+from distgrad.keras_internals import (
+    as_compile_loss,
+    is_of_keras,
+    keras_mask,
+    matched_losses,
+    weighted_losses,
+    without_replica_scaling,
+)
+from distgrad.objective.extra_sums import Asked, ExtraSum, Losses, Pass, TrialPasses
+from distgrad.objective.kinds import Evidence, Kind, Parts
 
 ROWS, NOTHING = "rows", "nothing"  # counted by most divisors, and by that of a plain sum
+COMPARE_ROWS = ("circle", "dice", "tversky")  # Keras's losses that do not look at each row by itself
 
 
 class Term(NamedTuple):
@@ -42,12 +54,18 @@ class Term(NamedTuple):
         counted: the thing of which N counts the number, times `each`: ROWS, a mask, NOTHING (a plain sum), or an object
             that no other term shares. Losses that count the same thing share one gradient.
         each: N = each · count, in every micro-batch.
+        asked: () the value by whose kind the term is summed, see `Kind`; None if that is known.
+        prefers: the kind of `asked` that is taken while it is possible.
+        logs_mean: True for a plain sum that Keras logs as a mean.
     """
 
     total: tf.Tensor
     weight: tf.Tensor
     counted: Any = ROWS
     each: float = 1.0
+    asked: tf.Tensor | None = None
+    prefers: Kind = Kind.MEAN
+    logs_mean: bool = False
 
     @property
     def sum(self) -> LossSum:
@@ -74,11 +92,13 @@ class Means(NamedTuple):
         loss: () float64, L.
         counts: for each group, () float64, the divisor of its sums.
         outputs: for each output, where a model has several, () float64, its mean loss.
+        logged: () float64, L as Keras logs it: losses without a reduction as their mean.
     """
 
     loss: tf.Tensor
     counts: list[tf.Tensor]
     outputs: list[tf.Tensor]
+    logged: tf.Tensor
 
 
 class Objective(ExtraSum):
@@ -87,31 +107,104 @@ class Objective(ExtraSum):
     Args:
         loss: what `DistributedStep` takes, or None, or what `compile` made of it.
         model: the model whose loss it is.
+        training: True in training mode, for a `compute_loss` of the model's own.
+        uses_model_loss: True to take the loss from the model's `compute_loss`, if it has one of its own.
+
+    Attributes:
+        is_of_model: True if the model's own `compute_loss` gives the loss, regularization included.
 
     Raises:
         UnsupportedLoss: it is no loss.
     """
 
-    def __init__(self, loss: Any, model: keras.Model) -> None:
+    def __init__(self, loss: Any, model: keras.Model, training: bool = True, uses_model_loss: bool = False) -> None:
+        self.is_of_model = uses_model_loss and type(model).compute_loss is not keras.Model.compute_loss
         compiled = as_compile_loss(loss, model)
-        self._loss = _SingleLoss(loss) if compiled is None else _CompiledLosses(compiled)
+        self._loss: _Source
+        if self.is_of_model:
+            self._loss = _ModelLoss(model, training)
+        else:
+            self._loss = _SingleLoss(loss) if compiled is None else _CompiledLosses(compiled)
 
-    def learn(self, seen: Pass, are_sums: Sequence[bool]) -> None:
-        """Find the groups.
+    def prepare_terms(self, seen: Pass) -> list[LossSum]:
+        """Find the losses there are.
 
         Args:
             seen: a pass, as tensors of a graph that is thrown away.
-            are_sums: for each loss that layers add, True if it is a sum over the rows rather than a mean.
+
+        Returns:
+            The sums of all of them.
 
         Raises:
             UnsupportedLoss: there is no loss.
         """
-        self._are_sums = list(are_sums)
+        self._kinds: list[Kind] = []
         terms = self._terms(seen)
         if not terms:
             raise UnsupportedLoss("there is no loss", "give compile() one, or let a layer add one", everywhere=True)
-        self._groups = _grouped(terms)
-        self._is_plain_sum = [term.counted is NOTHING for term, _ in terms]
+        self._shape = [term._replace(total=None, weight=None, asked=None) for term, _ in terms]
+        self._is_asked = [term.asked is not None for term, _ in terms]
+        self._kinds = [term.prefers for term, _ in terms]
+        self._group()
+        return [term.sum for term, _ in terms]
+
+    def _group(self) -> None:
+        counted = [
+            NOTHING
+            if asked and kind is Kind.SUM and term.prefers is Kind.MEAN
+            else ROWS
+            if kind is Kind.WHOLE
+            else term.counted
+            for term, kind, asked in zip(self._shape, self._kinds, self._is_asked, strict=True)
+        ]
+        self._is_plain_sum = [what is NOTHING for what in counted]
+        self._logs_mean = [
+            is_sum and term.logs_mean for term, is_sum in zip(self._shape, self._is_plain_sum, strict=True)
+        ]
+        self._groups = _grouped(counted)
+
+    def questions(self) -> list[str]:
+        """Return the names of the losses that are one number for a batch, or may look at other rows."""
+        return [f"loss {number}" for number, asked in enumerate(self._is_asked) if asked]
+
+    def ask(self, trial: TrialPasses) -> dict[str, Asked]:
+        """Return these losses."""
+        kinds, self._kinds = self._kinds, [term.prefers for term in self._shape]
+        own = len(self._shape) - self._added
+        found = {}
+        terms = [[term for term, _ in self._terms(seen)] for seen in (trial.whole, *trial.cut)]
+        of_parts = [[term for term, _ in self._terms(seen)] for seen in (trial.whole, *(trial.parts or ()))]
+        for number, name in enumerate(f"loss {number}" for number in range(len(self._shape))):
+            of_forward = number >= own or self.is_of_model
+            if self._is_asked[number] and (trial.parts or not of_forward):
+                values = [one[number].asked for one in (of_parts if of_forward else terms)]
+                found[name] = Asked(Parts(*values), of_forward)
+        self._kinds = kinds
+        return found
+
+    def learn(self, evidence: Evidence) -> bool:
+        """Learn which losses are means, which are sums, and which need the global batch."""
+        before = list(self._kinds)
+        for number, (term, asked) in enumerate(zip(self._shape, self._is_asked, strict=True)):
+            if asked:
+                kind = evidence.kind(f"loss {number}", term.prefers)
+                is_row_by_row = term.prefers is Kind.SUM
+                self._kinds[number] = Kind.WHOLE if is_row_by_row and kind is not Kind.SUM else kind
+        self._group()
+        return before != self._kinds
+
+    @property
+    def needs_whole(self) -> list[str]:
+        """The losses of outputs that need the global batch."""
+        own = len(self._shape) - self._added
+        names = self._loss.names()
+        return [f"loss {names[number]!r}" for number in range(own) if self._kinds[number] is Kind.WHOLE]
+
+    @property
+    def taken_as_means(self) -> list[str]:
+        """Added losses that need the global batch, which they cannot be given."""
+        own = len(self._shape) - self._added
+        return [f"added loss {n - own}" for n in range(own, len(self._shape)) if self._kinds[n] is Kind.WHOLE]
 
     @property
     def groups(self) -> int:
@@ -125,28 +218,33 @@ class Objective(ExtraSum):
 
     def settings(self) -> list[str]:
         """Return what all workers must share, each as "name=value"."""
-        added = ["sum" if is_sum else "mean" for is_sum in self._are_sums]
-        return [*self._loss.settings(), f"groups={self._groups}", f"added losses={added}"]
+        kinds = [kind.name for kind, asked in zip(self._kinds, self._is_asked, strict=True) if asked]
+        return [*self._loss.settings(), f"groups={self._groups}", f"losses of a batch={kinds}"]
 
     def losses(self, seen: Pass) -> Losses:
         """Sum the losses of one micro-batch."""
         terms = self._terms(seen)
         groups = [_sum_of([terms[number] for number in members]) for members in self._groups]
-        return Losses(groups, [terms[number].term.over_each for number in range(self._loss.told_apart)])
+        told = [terms[number].term.over_each for number in range(self._loss.told_apart)]
+        return Losses(groups, [*told, *[terms[n].term.sum for n, logs in enumerate(self._logs_mean) if logs]])
 
     def _terms(self, seen: Pass) -> list[Weighted]:
-        rows = tf.cast(seen.rows, tf.int64)
-        added = [
-            Term(loss, rows, NOTHING) if is_sum else Term(loss * tf.cast(rows, loss.dtype), rows)
-            for loss, is_sum in zip(map(tf.reduce_sum, seen.scope.losses), self._are_sums, strict=True)
+        added = [] if self.is_of_model else list(map(tf.reduce_sum, seen.scope.losses))
+        self._added = len(added)
+        with without_replica_scaling():
+            own = self._loss.terms(seen, self._kinds)
+        terms = [*own, *(Weighted(_of_batch(loss, seen)) for loss in added)]
+        return [
+            Weighted(_by_kind(term, kind, seen), factor)
+            for (term, factor), kind in zip(terms, self._kinds or [Kind.MEAN] * len(terms), strict=True)
         ]
-        return [*self._loss.terms(seen), *map(Weighted, added)]
 
-    # ---- as an extra sum: sum and divisor of each further group, and of each output where there are several
+    # ---- as an extra sum: sum and divisor of each further group, of each output where there are several, and of the
+    # plain sums that are logged as means
 
     def shapes(self) -> list[tf.TensorShape]:
         """Return (pairs, 2), or nothing for a single loss."""
-        pairs = self.groups - 1 + self._loss.told_apart
+        pairs = self.groups - 1 + self._loss.told_apart + sum(self._logs_mean)
         return [tf.TensorShape([pairs, 2])] if pairs else []
 
     def of_micro_batch(self, seen: Pass) -> list[tf.Tensor]:
@@ -163,31 +261,64 @@ class Objective(ExtraSum):
             extra: what came back of `of_micro_batch`.
             divides: False leaves everything undivided.
         """
-        pairs = [tf.unstack(pair) for part in extra for pair in tf.unstack(tf.cast(part, tf.float64))]
-        sums = [first, *(LossSum(*pair) for pair in pairs)]
-        terms = [*(members[0] for members in self._groups), *range(self._loss.told_apart)]
+        pairs = [LossSum(*tf.unstack(pair)) for part in extra for pair in tf.unstack(tf.cast(part, tf.float64))]
+        told_apart, further = self._loss.told_apart, self.groups - 1
+        sums = [first, *pairs[: further + told_apart]]
+        terms = [*(members[0] for members in self._groups), *range(told_apart)]
         counts = [
-            _divisor(one.weight, divides and not self._is_plain_sum[term])
-            for one, term in zip(sums, terms, strict=True)
+            _divisor(
+                one.weight, (divides and not self._is_plain_sum[term]) or (place > further and self._logs_mean[term])
+            )
+            for place, (one, term) in enumerate(zip(sums, terms, strict=True))
         ]
         means = [one.total / count for one, count in zip(sums, counts, strict=True)]
         loss = means[0] if self.groups == 1 else tf.add_n(means[: self.groups])
-        return Means(loss, counts[: self.groups], means[self.groups :])
+        logged = loss
+        for one in pairs[further + told_apart :]:  # each is part of the loss as a sum
+            logged += one.total / _divisor(one.weight, True) - one.total
+        return Means(loss, counts[: self.groups], means[self.groups :], logged)
+
+
+class _Source(Protocol):
+    """The losses of a model's outputs."""
+
+    @property
+    def told_apart(self) -> int:
+        """The number of outputs whose loss is reported, too."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of the losses."""
+        ...
+
+    def settings(self) -> list[str]:
+        """Return what all workers must share, each as "name=value"."""
+        ...
+
+    def terms(self, seen: Pass, kinds: Sequence[Kind]) -> list[Weighted]:
+        """Return the losses of a micro-batch; those of kind WHOLE are of the global batch."""
+        ...
 
 
 class _SingleLoss:
     """One loss, of whatever the model gives, or none."""
 
-    told_apart = 0  # outputs whose loss is reported, too
+    told_apart = 0
 
     def __init__(self, loss: Any) -> None:
         self._loss = None if loss is None else resolve(loss)
 
+    def names(self) -> list[str]:
+        return [self._loss.name] if self._loss else []
+
     def settings(self) -> list[str]:
         return [f"loss={self._loss.name} reduced by {self._loss.reduction}"] if self._loss else []
 
-    def terms(self, seen: Pass) -> list[Weighted]:
-        return [Weighted(summed(self._loss, seen.y, seen.y_pred, seen.sample_weight))] if self._loss else []
+    def terms(self, seen: Pass, kinds: Sequence[Kind]) -> list[Weighted]:
+        if self._loss is None:
+            return []
+        y, y_pred, sample_weight = _shown(seen, kinds[:1])
+        return [Weighted(summed(self._loss, y, y_pred, sample_weight, rows=seen.rows, is_whole=_is_whole(kinds[:1])))]
 
 
 class _CompiledLosses:
@@ -201,21 +332,93 @@ class _CompiledLosses:
         count = len(weighted_losses(self._compiled))
         return count if count > 1 else 0
 
+    def names(self) -> list[str]:
+        return [loss.name for loss, _ in weighted_losses(self._compiled)]
+
     def settings(self) -> list[str]:
         pairs = weighted_losses(self._compiled)
         return [f"loss={loss.name} reduced by {loss.reduction}, times {factor}" for loss, factor in pairs]
 
-    def terms(self, seen: Pass) -> list[Weighted]:
+    def terms(self, seen: Pass, kinds: Sequence[Kind]) -> list[Weighted]:
         found = matched_losses(self._compiled, seen.y, seen.y_pred, seen.sample_weight)
-        return [Weighted(summed(m.loss, m.y_true, m.y_pred, m.sample_weight), m.factor) for m in found]
+        of_whole = found
+        if _is_whole(kinds[: len(found)]):
+            of_whole = matched_losses(self._compiled, *_shown(seen, kinds[: len(found)]))
+        return [
+            Weighted(summed(m.loss, m.y_true, m.y_pred, m.sample_weight, rows=seen.rows, is_whole=is_whole), m.factor)
+            for m, is_whole in (
+                (whole, True) if _is_whole(kinds[number : number + 1]) else (own, False)
+                for number, (own, whole) in enumerate(zip(found, of_whole, strict=True))
+            )
+        ]
 
 
-def _grouped(terms: Sequence[Weighted]) -> list[list[int]]:
+class _ModelLoss:
+    """The loss that a `compute_loss` of the model's own gives: one number, regularization included."""
+
+    told_apart = 0
+
+    def __init__(self, model: keras.Model, training: bool) -> None:
+        self._model = model
+        takes_training = "training" in inspect.signature(model.compute_loss).parameters
+        self._arguments = {"training": training} if takes_training else {}
+
+    def names(self) -> list[str]:
+        return [f"{type(self._model).__name__}.compute_loss"]
+
+    def settings(self) -> list[str]:
+        return [f"loss={self.names()[0]}"]
+
+    def terms(self, seen: Pass, kinds: Sequence[Kind]) -> list[Weighted]:
+        y, y_pred, sample_weight = _shown(seen, kinds)
+        x = seen.whole.outputs.x if _is_whole(kinds) and seen.whole else seen.x
+        with seen.scope:
+            loss = self._model.compute_loss(x, y, y_pred, sample_weight, **self._arguments)
+        return [Weighted(_of_batch(loss, seen))]
+
+
+def _is_whole(kinds: Sequence[Kind]) -> bool:
+    return Kind.WHOLE in kinds
+
+
+def _shown(seen: Pass, kinds: Sequence[Kind]) -> tuple[Any, Any, Any]:
+    """Return (y, y_pred, sample_weight) of the pass, or of the global batch for kind WHOLE."""
+    if not _is_whole(kinds) or seen.whole is None:
+        return seen.y, seen.y_pred, seen.sample_weight
+    outputs = seen.whole.with_part(seen.y_pred, seen.rows)
+    return outputs.y, outputs.y_pred, outputs.sample_weight
+
+
+def _of_batch(loss: Any, seen: Pass) -> Term:
+    """Return a loss that is one number for the batch, or several whose sum is differentiated."""
+    loss = tf.convert_to_tensor(loss)
+    if loss.shape.rank:
+        total = tf.reduce_sum(loss)
+        return Term(total, tf.cast(seen.rows, tf.int64), NOTHING, 1.0, total, Kind.SUM, True)
+    return Term(loss, tf.cast(seen.rows, tf.int64), asked=loss)
+
+
+def _by_kind(term: Term, kind: Kind, seen: Pass) -> Term:
+    """Turn a loss that is one number for a batch into a numerator, as its kind says."""
+    if term.asked is None or (term.prefers is Kind.SUM and kind is not Kind.WHOLE):
+        return term
+    rows = tf.cast(seen.rows, term.total.dtype)
+    if kind is Kind.SUM:
+        return term._replace(counted=NOTHING)
+    if kind is not Kind.WHOLE or seen.whole is None:
+        return term._replace(total=term.total * rows)
+    # Its value counts by rows, like a mean. Its gradient is that of this part, which adds up to the whole one.
+    value, scaled = tf.stop_gradient(term.asked), term.asked * tf.cast(seen.whole.rows, term.asked.dtype)
+    total = value * tf.cast(rows, value.dtype) + (scaled - tf.stop_gradient(scaled))
+    return Term(total, tf.cast(seen.rows, tf.int64), asked=term.asked, prefers=term.prefers)
+
+
+def _grouped(counted: Sequence[Any]) -> list[list[int]]:
     """Return the numbers of the terms whose divisors count the same; plain sums, which have none, come last."""
     members: dict[int, list[int]] = {}
-    for number, (term, _) in enumerate(terms):
-        members.setdefault(id(term.counted), []).append(number)
-    return sorted(members.values(), key=lambda group: terms[group[0]].term.counted is NOTHING)
+    for number, what in enumerate(counted):
+        members.setdefault(id(what), []).append(number)
+    return sorted(members.values(), key=lambda group: counted[group[0]] is NOTHING)
 
 
 def _sum_of(terms: Sequence[Weighted]) -> LossSum:
@@ -239,7 +442,8 @@ class _PerExample(keras.losses.Loss):
     """A function (y_true, y_pred) -> per-example losses as a Keras loss, with the casts that compile() makes."""
 
     def __init__(self, fn: Callable[[Any, Any], Any]) -> None:
-        super().__init__(name=getattr(fn, "__name__", "loss"))
+        name = getattr(fn, "__name__", "")
+        super().__init__(name=name if name.isidentifier() else "loss")
         self._fn = fn
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -261,7 +465,15 @@ def resolve(loss: Any) -> keras.losses.Loss:
     return found if isinstance(found, keras.losses.Loss) else _PerExample(found)
 
 
-def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any) -> Term:
+def summed(
+    loss: keras.losses.Loss,
+    y_true: Any,
+    y_pred: Any,
+    sample_weight: Any,
+    *,
+    rows: tf.Tensor | None = None,
+    is_whole: bool = False,
+) -> Term:
     """Take the loss of one micro-batch apart.
 
     Args:
@@ -269,20 +481,40 @@ def summed(loss: keras.losses.Loss, y_true: Any, y_pred: Any, sample_weight: Any
         y_true: (b, ...) targets.
         y_pred: (b, ...) the model's output, perhaps with a Keras mask.
         sample_weight: (b, ...) or None.
-
-    Raises:
-        UnsupportedLoss: the loss gives one number for the whole micro-batch.
+        rows: () int32, b; needed for a loss that is one number for a batch.
+        is_whole: True if the rows are those of the global batch, and its value as Keras computes it is wanted.
     """
-    values, mask = _values(loss, y_true, y_pred)
-    losses = per_example(values, loss.name)
+    values = mask = None
+    if type(loss).__call__ is keras.losses.Loss.__call__ and not is_whole:
+        values, mask = _values(loss, y_true, y_pred)
+    if values is None or values.shape.rank == 0:
+        value = tf.convert_to_tensor(loss(y_true, y_pred, sample_weight))
+        total = tf.reduce_sum(value) if value.shape.rank else value
+        count = tf.cast(tf.size(y_pred) if rows is None else rows, tf.int64)
+        if value.shape.rank and not is_whole:
+            return Term(total, count, NOTHING, 1.0, total, Kind.SUM, True)
+        return Term(total, count, asked=total)
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
-    counted, each = _counted(losses, weights, mask, loss.reduction)
-    return Term(_weighted_sum(losses, weights), _weight_of(losses, weights, mask, loss.reduction), counted, each)
+    counted, each = _counted(values, weights, mask, loss.reduction)
+    total = _weighted_sum(values, weights)
+    asked = None if _looks_at_rows_alone(loss) else total
+    weight = _weight_of(values, weights, mask, loss.reduction)
+    return Term(total, weight, counted, each, asked, Kind.SUM, loss.reduction in NO_REDUCTION)
+
+
+NO_REDUCTION = (None, "none")
+
+
+def _looks_at_rows_alone(loss: keras.losses.Loss) -> bool:
+    """Return whether a loss is known to give each row a loss of its own."""
+    function = loss._fn if isinstance(loss, _PerExample) else getattr(loss, "fn", loss)
+    name = getattr(function, "__name__", type(function).__name__)
+    return is_of_keras(function) and name.lower() not in COMPARE_ROWS
 
 
 def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction: str | None) -> tuple[Any, float]:
     """Return `Term.counted` and `Term.each`; where N depends on the data, an object of its own, and 1."""
-    if reduction == "sum":
+    if reduction == "sum" or reduction in NO_REDUCTION:
         return NOTHING, 1.0
     entry = losses.shape[1 if mask is None else mask.shape.rank :]
     if (reduction == "mean_with_sample_weight" and weights is not None) or not entry.is_fully_defined():
@@ -292,7 +524,7 @@ def _counted(losses: tf.Tensor, weights: Any, mask: tf.Tensor | None, reduction:
 
 def _values(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> tuple[Any, tf.Tensor | None]:
     """Return the values of the loss's own function, and the mask upon them."""
-    values = loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype))
+    values = tf.convert_to_tensor(loss.call(_cast(y_true, loss.dtype), _cast(y_pred, loss.dtype)))
     return values, _both(keras_mask(y_pred), keras_mask(values))
 
 

@@ -28,17 +28,20 @@ from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.objective.extra_sums import ExtraSum
 from distgrad.objective.forward import is_float
 from distgrad.objective.losses import Objective
+from distgrad.objective.states import states_of_rows
+from distgrad.objective.trial import Trial
 from distgrad.reports.listeners import Listener, Listeners
 from distgrad.reports.log_file import LogFile
 from distgrad.reports.outputs import listeners_of
-from distgrad.reports.report import StepReport, blame
-from distgrad.reports.statistics import chosen
+from distgrad.reports.report import GlobalGradientEntries, StepReport, blame
+from distgrad.reports.statistics import Contents, chosen
 from distgrad.reports.updates import Updates
 from distgrad.step.config import StepConfig, groups_of
+from distgrad.step.drift import Drift
 from distgrad.step.guards import Guards
 from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import make_plan
-from distgrad.step.start import build_model, compile_for_any_rows
+from distgrad.step.start import begin, build_model, compile_for_any_rows
 from distgrad.step.training_graph import Flags, StepOutput, TrainingGraph
 
 Restore: TypeAlias = Callable[[Sequence[Any]], None]  # takes variables, and makes them the same on every worker
@@ -55,6 +58,32 @@ class Saves(Protocol):
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk."""
+
+
+class Plan(Protocol):
+    """What a step is made of, as far as it is seen from outside the graph."""
+
+    @property
+    def contents(self) -> Contents:
+        """The contents of the reports."""
+
+    @property
+    def drift(self) -> Drift:
+        """The comparison of the workers' weights."""
+
+    @property
+    def trial(self) -> Trial:
+        """What is known of the model's values."""
+
+
+class Graph(Protocol):
+    """A step inside the compiled graph; see `TrainingGraph`."""
+
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+        """Take one step."""
+
+    def entries(self, output: StepOutput) -> GlobalGradientEntries | None:
+        """Return the global gradient of a step that was taken, if it is kept."""
 
 
 class DistributedStep:
@@ -119,7 +148,7 @@ class DistributedStep:
             jit_compile,
         )
         self.model, self.comm = model, comm
-        self._objective = Objective(loss, model)
+        self._objective = loss if isinstance(loss, Objective) else Objective(loss, model)
         self._extra: list[ExtraSum] = []
         with comm.scope():
             self.optimizer = optimizer_in_scope(comm, keras.optimizers.get(optimizer), model)
@@ -131,6 +160,7 @@ class DistributedStep:
         self.checkpoint: Saves | None = None  # where it was saved to or resumed from
         self._restore: Restore = comm.broadcast
         self._has_joined = self._is_in_sync = False
+        self._trial: Trial | None = None
         self._first_trace: Any = None  # of the compiled step
         self.run_eagerly = False  # without a graph, to look inside
         self.keeps_gradient = True  # so that reports can tell it entry by entry
@@ -216,6 +246,8 @@ class DistributedStep:
         if self.checkpoint is not None:
             self.checkpoint.surface()
         self.join(batch)
+        if self._plan.trial.goes_on and self._plan.trial.ask(batch):
+            self._join(batch)
         if not self._is_in_sync:
             self._synchronize()
         self._restore = self.comm.broadcast
@@ -284,10 +316,27 @@ class DistributedStep:
     # ---- once, before the first step
 
     def _join(self, batch: tuple[Any, ...]) -> None:
+        begin(self.comm)
+        self._plan, self._graph = self._prepare(batch)
+        self._trial = self._plan.trial
+        variables = self.model.trainable_variables
+        self._updates = Updates(FlatLayout(variables), variables)
+        graph = self._graph
+        self._synchronize()
+        self.compiled: Any = graph.run
+        self._first_trace = None
+        if not self.run_eagerly:
+            flags = tf.TensorSpec(len(Flags._fields), tf.float64)
+            self.compiled, self._first_trace = compile_for_any_rows(graph.run, batch, flags)
+        self.comm.liveness.stop.listen(self.comm.liveness.timeout)
+        self._has_joined = True
+
+    def _prepare(self, batch: tuple[Any, ...]) -> tuple[Plan, Graph]:
+        """Build the model, and learn what a step of it is made of. Every worker calls it."""
         build_model(self.comm, self.model, batch[0])
         variables = self.model.trainable_variables
         agreement.require_same_variables(self.comm, variables)  # before a loss meets a model of another shape
-        self._plan = make_plan(
+        plan = make_plan(
             self.comm,
             self.model,
             self._objective,
@@ -297,17 +346,9 @@ class DistributedStep:
             compared=self._compared,
             is_eager=self.run_eagerly,
             keeps_gradient=self.keeps_gradient,
+            before=self._trial,
         )
-        self._updates = Updates(FlatLayout(variables), variables)
-        self._graph = graph = TrainingGraph(self.comm, self.optimizer, self._config, self._plan)
-        self._synchronize()
-        self.compiled: Any = graph.run
-        self._first_trace = None
-        if not self.run_eagerly:
-            flags = tf.TensorSpec(len(Flags._fields), tf.float64)
-            self.compiled, self._first_trace = compile_for_any_rows(graph.run, batch, flags)
-        self.comm.liveness.stop.listen(self.comm.liveness.timeout)
-        self._has_joined = True
+        return plan, TrainingGraph(self.comm, self.optimizer, self._config, plan)
 
     def _synchronize(self) -> None:
         """Give all workers the same weights and optimizer state."""
@@ -318,11 +359,13 @@ class DistributedStep:
         with self.comm.scope():
             if not self.optimizer.built:
                 self.optimizer.build(self.model.trainable_variables)
-        return [*self.model.variables, *self.optimizer.variables]
+        of_rows = set(map(id, states_of_rows(self.model)))
+        return [*(v for v in self.model.variables if id(v) not in of_rows), *self.optimizer.variables]
 
     def _compared(self) -> list[keras.Variable]:
         """Return what must stay the same on all workers: no random numbers, and no counters of layers."""
-        floats = [variable for variable in self.model.variables if is_float(variable)]
+        of_rows = set(map(id, states_of_rows(self.model)))
+        floats = [v for v in self.model.variables if is_float(v) and id(v) not in of_rows]
         return [*floats, *self.optimizer.variables]
 
 

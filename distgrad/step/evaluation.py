@@ -16,12 +16,14 @@ from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import LossSum, regularization_loss
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Outcome, Pass
 from distgrad.objective.forward import Forward
+from distgrad.objective.global_batch import GlobalBatch, OutputsToGather, gather
 from distgrad.objective.losses import Objective
+from distgrad.objective.trial import ModelTrial
 from distgrad.reports.packing import Packing
 from distgrad.step.config import StepConfig
 from distgrad.step.distributed_step import require_samples, until_all_are_done
-from distgrad.step.plan import Batch, try_model
-from distgrad.step.start import build_model, compile_for_any_rows, require_same_settings
+from distgrad.step.plan import Batch, outputs_to_gather, trace_model, try_model
+from distgrad.step.start import begin, build_model, compile_for_any_rows, require_same_settings
 
 PACKING = Packing({"examples": (), "more": ()})
 
@@ -64,12 +66,15 @@ class Evaluation:
         micro_batch_size: int | None = None,
         reduction: str = "mean",
         jit_compile: bool = False,
+        uses_model_loss: bool = False,
     ) -> None:
         self._model, self._comm = model, comm
         self._config = StepConfig(micro_batch_size, reduction, jit_compile=jit_compile)
-        self._objective, self._forward = Objective(loss, model), Forward(model, training=False)
+        self._objective = Objective(loss, model, training=False, uses_model_loss=uses_model_loss)
+        self._forward = Forward(model, training=False)
         self._carried: list[ExtraSum] = []
         self._has_joined = False
+        self._trial: ModelTrial | None = None
         self.run_eagerly = False  # without a graph, to look inside
         self.steps = 0
 
@@ -90,6 +95,8 @@ class Evaluation:
         self._carried.append(extra)
 
     def _take(self, batch: tuple[Any, ...], more: bool) -> EvaluationReport:
+        if self._trial is not None and self._trial.goes_on and self._trial.ask(batch):
+            self._has_joined = False
         self.join(batch)
         self._comm.liveness.step = self.steps + 1
         try:
@@ -104,14 +111,27 @@ class Evaluation:
         """Before the first batch: make sure that all workers mean the same thing, start alike, and trace it."""
         if self._has_joined:
             return
+        begin(self._comm)
         build_model(self._comm, self._model, batch[0])
-        trial = try_model(self._comm, self._forward, self._objective, (), batch)
+        traced = trace_model(self._forward, self._objective, (), batch)
+        sums = [self._objective, *self._carried]
+        self._trial = trial = try_model(
+            self._comm, self._model, self._forward, traced, batch, sums=sums, before=self._trial
+        )
         divides = self._config.reduction == "mean" and self._objective.divides
         settings = [f"reduction={'mean' if divides else 'sum'}", f"micro_batch_size={self._config.micro_batch_size}"]
         require_same_settings(self._comm, [*settings, *self._objective.settings()])
-        extra = ExtraSums([self._objective, *self._carried], trial.specs)
-        parts = (self._comm, self._model, self._objective, self._forward, extra, divides)
-        graph = EvaluationGraph(*parts, self._config.micro_batch_size, self._config.jit_compile)
+        graph = EvaluationGraph(
+            self._comm,
+            self._model,
+            self._objective,
+            self._forward,
+            ExtraSums(trial.sums[:-1]),  # an evaluation changes no states
+            outputs_to_gather(self._model, trial, traced.specs),
+            divides,
+            self._config.micro_batch_size,
+            self._config.jit_compile,
+        )
         self._comm.broadcast(self._model.variables)
         self._compiled: Any = graph.run
         if not self.run_eagerly:
@@ -124,6 +144,7 @@ class EvaluationGraph(NamedTuple):
 
     Attributes:
         extra: all extra sums; the objective is among them.
+        outputs: what is gathered of all workers before a loss is computed; None if nothing is.
         divides: True if the loss is divided by N.
     """
 
@@ -132,6 +153,7 @@ class EvaluationGraph(NamedTuple):
     objective: Objective
     forward: Forward
     extra: ExtraSums
+    outputs: OutputsToGather | None
     divides: bool
     micro_batch_size: int | None
     jit_compile: bool
@@ -141,33 +163,54 @@ class EvaluationGraph(NamedTuple):
         total = self.comm.sum_over_workers(self._local_sums, (batch, more))
         scalars, extra = LAYOUT.unpack(total[:SCALARS]), self.extra.split(total[SCALARS:])
         losses = self.objective.means(LossSum(scalars.loss, scalars.weight), extra[self.objective], self.divides)
-        loss = losses.loss + regularization_loss(self.model.trainable_variables)
-        outcome = Outcome(loss, scalars.examples, losses.outputs, applied=scalars.examples > 0)
+        penalized = [] if self.objective.is_of_model else self.model.trainable_variables
+        penalty = regularization_loss(penalized)
+        outcome = Outcome(
+            losses.loss + penalty,
+            losses.logged + penalty,
+            scalars.examples,
+            losses.outputs,
+            applied=scalars.examples > 0,
+        )
         logs = self.extra.settle(extra, outcome)
         return PACKING.pack(scalars._asdict()), logs
 
     def _local_sums(self, batch: tuple[Any, ...], more: tf.Tensor) -> Vector:
         """Return this worker's scalars and extra sums as one flat vector."""
-        rows, accumulator = row_count(batch), GraphAccumulator(LAYOUT)
-        evaluate = functools.partial(self._evaluate, self.comm.worker())
-        if self.jit_compile:
+        rows, accumulator, whole = row_count(batch), GraphAccumulator(LAYOUT), None
+        worker = self.comm.worker()
+        if self.outputs is not None:
+            whole = self._gather(worker, batch, self.outputs)
+        evaluate = functools.partial(self._evaluate, worker, whole)
+        if self.jit_compile and whole is None:
             evaluate = tf.function(evaluate, jit_compile=True, autograph=False)
 
-        def add(sums: LocalSums, part: tuple[Any, ...], is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
-            return sums.plus(evaluate(part), accumulator, is_first, is_last)
+        def add(sums: LocalSums, part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+            return sums.plus(evaluate(*part), accumulator, is_first, is_last)
 
         nothing = LocalSums.zeros(accumulator, self.extra.micro_batch_entries)
-        sums = over_micro_batches(add, nothing, batch, self.micro_batch_size)
+        parts = (batch, () if whole is None else whole.start + tf.range(rows))
+        sums = over_micro_batches(add, nothing, parts, self.micro_batch_size)
         scalars = Scalars(sums.loss, sums.weight, rows, more, stop=tf.zeros((), tf.float64))
         return tf.concat([LAYOUT.pack(scalars), sums.extra], 0)
 
-    def _evaluate(self, worker: tf.Tensor, batch: tuple[Any, ...]) -> MicroBatch:
+    def _gather(self, worker: tf.Tensor, batch: tuple[Any, ...], outputs: OutputsToGather) -> GlobalBatch:
+        """Run all rows forward, and gather the outputs of all workers."""
+        x, y, sample_weight = Batch(*batch)
+        size = tf.maximum(row_count(x), 1) if self.micro_batch_size is None else self.micro_batch_size
+        y_pred = outputs.of_micro_batches(lambda x: self.forward.run(x, worker, self.extra.zeroed)[0], batch, size)
+        return gather(self.comm, outputs.of_pass(x, y, sample_weight, y_pred), row_count(x))
+
+    def _evaluate(
+        self, worker: tf.Tensor, whole: GlobalBatch | None, batch: tuple[Any, ...], numbers: Any = ()
+    ) -> MicroBatch:
         """Run one micro-batch forward."""
         x, y, sample_weight = Batch(*batch)
         y_pred, scope = self.forward.run(x, worker, self.extra.zeroed)
-        seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+        whole = None if whole is None else whole._replace(start=numbers[0])
+        seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope, whole=whole)
         losses = self.objective.losses(seen)
-        self.forward.keep_states(scope, worker)
+        self.forward.keep_random_states(scope, worker)
         extra = self.extra.of_micro_batch(seen._replace(losses=losses), LAYOUT.dtype)
         return MicroBatch([], losses.groups[0], extra)
 

@@ -18,12 +18,15 @@ from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.gradients.micro_batch import Gradient, is_regularized, tensor_of
 from distgrad.gradients.sparse import may_be_sparse
 from distgrad.gradients.window_accumulator import window_on_cpu
+from distgrad.keras_internals import keras_mask
 from distgrad.objective.batch_normalization import require_single_pass, synchronized_layers
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Pass, PassSpecs
-from distgrad.objective.forward import Forward
+from distgrad.objective.forward import Forward, gradients_of
+from distgrad.objective.global_batch import OutputsToGather
 from distgrad.objective.losses import Objective
-from distgrad.objective.states import MovingStatistics
+from distgrad.objective.states import States, states_of_rows
 from distgrad.objective.trace import trace
+from distgrad.objective.trial import ModelTrial, Trial, may_mix_rows
 from distgrad.reports.groups import members_of
 from distgrad.reports.statistics import OF_ONE_DIVISOR, Contents
 from distgrad.reports.worker_table import WorkerTable
@@ -40,48 +43,50 @@ class Batch(NamedTuple):
     sample_weight: Any = None
 
 
-class Trial(NamedTuple):
+class Traced(NamedTuple):
     """The result of the throw-away trace.
 
     Attributes:
         specs: of the batch and the output.
-        assigned: the float variables, not trainable, that a pass assigns.
-        gradients: of each group of losses, one after the other, as the tape gives them; empty in an evaluation.
+        states: the variables that a pass assigns, those of metrics among them.
+        gradients: of each loss, one after the other, as the tape gives them; empty in an evaluation.
     """
 
     specs: PassSpecs
-    assigned: list[keras.Variable]
+    states: list[keras.Variable]
     gradients: list[Gradient]
 
 
-def try_model(
-    comm: Communicator,
+def trace_model(
     forward: Forward,
     objective: Objective,
     variables: Sequence[keras.Variable],
     batch: tuple[Any, ...],
-) -> Trial:
-    """Trace a forward pass, and a backward pass if there are variables; the objective learns its groups from it."""
+) -> Traced:
+    """Trace a forward pass, and a backward pass if there are variables; the objective learns from it what there is."""
     specs = Batch(*tf.nest.map_structure(spec_with_any_rows, batch))
     sources = [tensor_of(variable) for variable in variables]
 
-    def trial(*tensors: Any) -> Trial:
+    def traced(*tensors: Any) -> Traced:
         x, y, sample_weight = Batch(*tensors)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            y_pred, scope = forward.run(x, tf.constant(0))
+            y_pred, scope = forward.run(x, tf.constant(0), watch=tape.watch)
             seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
-            are_sums: list[bool] = []
-            if scope.losses:
-                with tf.init_scope(), comm.scope():
-                    are_sums = forward.added_sums(specs.x)
-            objective.learn(seen, are_sums)
-            losses = objective.losses(seen)
-        gradients = [one for loss in losses.groups for one in (tape.gradient(loss.total, sources) if sources else [])]
-        pass_specs = PassSpecs(*specs, y_pred=tf.nest.map_structure(spec_with_any_rows, y_pred))
-        return Trial(pass_specs, forward.assigned_floats(scope), gradients)
+            losses = objective.prepare_terms(seen)
+        gradients = [
+            one for loss in losses for one in (gradients_of(tape, loss.total, variables, scope) if variables else [])
+        ]
+        output_specs = tf.nest.map_structure(spec_with_any_rows, y_pred)
+        masks = tf.nest.map_structure(lambda output: _spec_or_none(keras_mask(output)), y_pred)
+        pass_specs = PassSpecs(*specs, output_specs, masks, frozenset(scope.assigned))
+        return Traced(pass_specs, forward.states(scope), gradients)
 
-    return trace(trial, *specs)
+    return trace(traced, *specs)
+
+
+def _spec_or_none(tensor: Any) -> tf.TypeSpec | None:
+    return None if tensor is None else spec_with_any_rows(tensor)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def agree_on_gradients(
     comm: Communicator,
     model: keras.Model,
     variables: Sequence[keras.Variable],
-    trial: Trial,
+    traced: Traced,
     may_use_sparse: bool,
 ) -> GradientKinds:
     """Exchange the kinds of the gradients that each worker's trace has shown. Every worker calls it.
@@ -113,7 +118,7 @@ def agree_on_gradients(
     Args:
         may_use_sparse: False adds up all gradients densely.
     """
-    own = "".join(_kind(gradient) for gradient in trial.gradients)
+    own = "".join(_kind(gradient) for gradient in traced.gradients)
     anywhere = [set(column) for column in zip(*comm.exchange(own).values(), strict=True)]
     kinds = [set[str]().union(*anywhere[number :: len(variables)]) for number in range(len(variables))]
     exists = [kinds[n] != {MISSING} or is_regularized(variable) for n, variable in enumerate(variables)]
@@ -139,6 +144,9 @@ class StepPlan:
         drift: the comparison of the workers' weights.
         workers: the table of workers; None if no statistics need it.
         contents: of the reports.
+        trial: what is known of the model's values.
+        states_of_rows: states that stay with the worker that has the rows.
+        outputs: what is gathered of all workers before a loss is computed; None if nothing is.
         is_synchronized: True if layers sum over the workers in the midst of a pass.
         keeps_gradient: True to keep the global gradient for the report.
     """
@@ -151,6 +159,9 @@ class StepPlan:
     drift: Drift
     workers: WorkerTable | None
     contents: Contents
+    trial: ModelTrial
+    states_of_rows: Sequence[keras.Variable]
+    outputs: OutputsToGather | None
     is_synchronized: bool
     keeps_gradient: bool
 
@@ -166,6 +177,7 @@ def make_plan(
     compared: Callable[[], Sequence[Any]],
     is_eager: bool,
     keeps_gradient: bool,
+    before: Trial | None = None,
 ) -> StepPlan:
     """Learn what a step is made of. Every worker calls it, with a first batch that may differ.
 
@@ -174,29 +186,71 @@ def make_plan(
         compared: returns the variables that must stay the same on all workers.
         is_eager: True if the step is not compiled.
         keeps_gradient: see `StepPlan`.
+        before: the trial of an earlier plan for the same model, whose answers hold.
     """
     variables, forward = model.trainable_variables, Forward(model, training=True)
     synchronized = synchronized_layers(model)
     require_single_pass(synchronized, config.micro_batch_size)
-    trial = try_model(comm, forward, objective, variables, batch)
+    traced = trace_model(forward, objective, variables, batch)
+    trial = try_model(comm, model, forward, traced, batch, sums=[objective, *extra], before=before)
+    if before is None:
+        trial.tell(config.micro_batch_size)
     contents = _contents(comm, variables, objective, config)
     require_same_settings(comm, _settings(config, contents, objective))
-    kinds = agree_on_gradients(comm, model, variables, trial, objective.groups == 1 and not is_eager)
+    kinds = agree_on_gradients(comm, model, variables, traced, objective.groups == 1 and not is_eager)
     drift = Drift(comm, compared)
     workers = WorkerTable(comm.size, FlatLayout(variables).dtype) if contents.by_worker else None
-    sums = [objective, MovingStatistics(trial.assigned), *extra, drift, *([workers] if workers else [])]
     return StepPlan(
         variables,
         kinds,
         objective,
         forward,
-        ExtraSums(sums, trial.specs),
+        ExtraSums([*trial.sums, drift, *([workers] if workers else [])]),
         drift,
         workers,
         contents,
+        trial,
+        states_of_rows=states_of_rows(model),
+        outputs=outputs_to_gather(model, trial, traced.specs),
         is_synchronized=bool(synchronized),
         keeps_gradient=keeps_gradient,
     )
+
+
+def try_model(
+    comm: Communicator,
+    model: keras.Model,
+    forward: Forward,
+    traced: Traced,
+    batch: tuple[Any, ...],
+    *,
+    sums: Sequence[ExtraSum],
+    before: Trial | None,
+) -> ModelTrial:
+    """Ask what the values of a model are of its first batch. Every worker calls it.
+
+    Args:
+        sums: all extra sums that come of micro-batches, but for states.
+        before: an earlier trial, whose answers hold.
+    """
+    for extra in sums:
+        extra.prepare(traced.specs)
+    of_rows = {id(variable) for variable in states_of_rows(model)}
+    states = States([variable for variable in traced.states if id(variable) not in of_rows])
+    trial = ModelTrial(
+        comm, forward, [*sums, states], looks_at_outputs=forward.training and may_mix_rows(model), before=before
+    )
+    trial.ask(batch)
+    return trial
+
+
+def outputs_to_gather(model: keras.Model, trial: ModelTrial, specs: PassSpecs) -> OutputsToGather | None:
+    """Return what is gathered of each batch; None if nothing of the model needs the global batch."""
+    if not trial.needs_whole:
+        return None
+    own = (type(model).compute_loss, type(model).compute_metrics)
+    uses_x = own != (keras.Model.compute_loss, keras.Model.compute_metrics)
+    return OutputsToGather(specs.y_pred, specs.masks, uses_x)
 
 
 def _contents(

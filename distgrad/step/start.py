@@ -9,12 +9,26 @@ import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import one_row_like, spec_with_any_rows
+from distgrad.data.batch import spec_with_any_rows, spec_with_some_rows
 from distgrad.errors import BadArgument, VersionMismatch
+from distgrad.keras_internals import flat_layers
+from distgrad.objective.forward import call_as_keras_does
+from distgrad.objective.trace import trace
 
 
 def build_model(comm: Communicator, model: keras.Model, x: Any) -> None:
-    """Build the model on one row of zeros like `x` (b, ...), if it is not built yet. Every worker calls it.
+    """Build what is not built yet of the model, for inputs like `x` (b, ...). Every worker calls it.
+
+    As Keras does, on symbolic tensors: no row passes through the model, and nothing in it counts one.
+    """
+    if not all(layer.built for layer in flat_layers(model)):
+        specs = tf.nest.map_structure(spec_with_some_rows, x)
+        with comm.scope():
+            trace(lambda x: call_as_keras_does(model, x, training=False), specs)
+
+
+def begin(comm: Communicator) -> None:
+    """Let workers know one another before the first step or evaluation. Every worker calls it.
 
     Raises:
         BadArgument: it is called within the communicator's scope.
@@ -27,9 +41,6 @@ def build_model(comm: Communicator, model: keras.Model, x: Any) -> None:
             everywhere=True,
         )
     comm.liveness.introduce()
-    if not model.built:
-        with comm.scope():
-            model(one_row_like(x))
 
 
 def require_same_settings(comm: Communicator, settings: Sequence[str]) -> None:

@@ -24,6 +24,9 @@ from distgrad.gradients.micro_batch import Gradient, LossSum, Scaling, change_va
 from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective.batch_normalization import moments_over_workers
 from distgrad.objective.extra_sums import Outcome, Pass, WorkerShare
+from distgrad.objective.forward import gradients_of
+from distgrad.objective.global_batch import GlobalBatch, OutputsToGather, gather
+from distgrad.objective.states import keep_states_of_rows
 from distgrad.reports.graph_clock import seconds_since, start_clock
 from distgrad.reports.report import GlobalGradientEntries
 from distgrad.step.config import StepConfig
@@ -43,6 +46,22 @@ class Flags(NamedTuple):
     more: Any
     stop: Any
     compares_weights: Any
+
+
+class Share(NamedTuple):
+    """One worker's rows of the global batch, within the graph.
+
+    Attributes:
+        worker: () int32, the worker's number.
+        rows: () int32, how many.
+        is_present: () bool, False if its rows are made up; None if they never are.
+        whole: the global batch, if anything of the model needs it and it is gathered beforehand.
+    """
+
+    worker: tf.Tensor
+    rows: tf.Tensor
+    is_present: tf.Tensor | None
+    whole: GlobalBatch | None
 
 
 class StepOutput(NamedTuple):
@@ -95,14 +114,18 @@ class TrainingGraph:
         losses = self._plan.objective.means(
             LossSum(scalars.loss, scalars.weight), extra[self._plan.objective], self._plan.contents.divides
         )
-        penalty = regularization(self._plan.variables)  # a function of the weights alone, counted once
+        # A function of the weights alone, counted once; a `compute_loss` of the model's own has counted it.
+        penalty = regularization([] if self._plan.objective.is_of_model else self._plan.variables)
         gradient = self._reader.read(total, losses.counts, penalty.gradients, self._scale())
 
         finite = tf.equal(gradient.statistics.nonfinite, 0)
         applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply"))
         self._update(self.layout.unflatten(gradient.blocks, gradient.sparse), finite, applied)
         loss, found = losses.loss + penalty.loss, gradient.statistics
-        outcome = Outcome(loss, scalars.examples, losses.outputs, applied, found.gradient_sum, found.gradient_norm)
+        logged = losses.logged + penalty.loss
+        outcome = Outcome(
+            loss, logged, scalars.examples, losses.outputs, applied, found.gradient_sum, found.gradient_norm
+        )
         logs = self._plan.extra.settle(extra, outcome)
 
         values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
@@ -118,52 +141,80 @@ class TrainingGraph:
 
     def _local_sums(self, batch: tuple[Any, ...], flags: Flags) -> Vector:
         """Return this worker's part of the sum: its gradients, scalars and extra sums as one flat vector."""
-        worker, rows, is_present = self._comm.worker(), row_count(batch), None
-        if self._plan.is_synchronized:  # the others wait for this worker's pass, even if it has no rows
+        worker, rows, is_present, outputs = self._comm.worker(), row_count(batch), None, self._plan.outputs
+        takes_one_pass = self._plan.is_synchronized or (outputs is not None and self._config.micro_batch_size is None)
+        if takes_one_pass:  # the others wait for this worker's pass, even if it has no rows
             is_present, batch = rows > 0, one_row_at_least(batch)
         began, batch = self._start_clock(batch)
-        differentiate = functools.partial(self._differentiate, worker, is_present)
-        if self._config.jit_compile and not self._plan.is_synchronized:  # XLA compiles no communication
+        whole = None if outputs is None or takes_one_pass else self._gather(worker, batch, outputs)
+        differentiate = functools.partial(self._differentiate, Share(worker, rows, is_present, whole))
+        if self._config.jit_compile and not self._plan.is_synchronized and outputs is None:
+            # XLA compiles neither communication nor what is as long as the global batch.
             differentiate = tf.function(differentiate, jit_compile=True, autograph=False)
 
-        def add(sums: LocalSums, part: tuple[Any, ...], is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
-            return sums.plus(differentiate(part), self._accumulator, is_first, is_last)
+        def add(sums: LocalSums, part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
+            return sums.plus(differentiate(*part), self._accumulator, is_first, is_last)
 
         nothing = LocalSums.zeros(
             self._accumulator, self._plan.extra.micro_batch_entries, self._plan.contents.by_worker
         )
-        if self._plan.is_synchronized:
-            sums = add(nothing, batch, tf.constant(True), tf.constant(True))
+        parts = (batch, () if whole is None else whole.start + tf.range(rows))
+        if takes_one_pass:
+            sums = add(nothing, parts, tf.constant(True), tf.constant(True))
         else:
-            sums = over_micro_batches(add, nothing, batch, self._config.micro_batch_size)
+            sums = over_micro_batches(add, nothing, parts, self._config.micro_batch_size)
         share = WorkerShare(worker, sums, began, tf.equal(flags.compares_weights, 1))
         scalars = self.sent.pack(Scalars(sums.loss, sums.weight, rows, flags.more, flags.stop))
         rest = tf.concat([scalars, sums.extra, self._plan.extra.of_worker(share, self.sent.dtype)], 0)
         return self._accumulator.vector(sums.gradients, rows > 0, rest)
 
-    def _differentiate(self, worker: tf.Tensor, is_present: tf.Tensor | None, batch: tuple[Any, ...]) -> MicroBatch:
+    def _gather(self, worker: tf.Tensor, batch: tuple[Any, ...], outputs: OutputsToGather) -> GlobalBatch:
+        """Run all micro-batches forward, and gather the outputs of all workers. Random states stay as they are."""
+        x, y, sample_weight = Batch(*batch)
+        forward, before = self._plan.forward, self._plan.forward.random_states()
+
+        def run(x: Any) -> Any:
+            y_pred, scope = forward.run(x, worker, self._plan.extra.zeroed)
+            forward.keep_random_states(scope, worker)
+            return y_pred
+
+        assert self._config.micro_batch_size is not None
+        y_pred = outputs.of_micro_batches(run, batch, self._config.micro_batch_size)
+        forward.set_random_states(before)
+        return gather(self._comm, outputs.of_pass(x, y, sample_weight, y_pred), row_count(x))
+
+    def _differentiate(self, share: Share, batch: tuple[Any, ...], numbers: Any = ()) -> MicroBatch:
         """Run one micro-batch forward and backward.
 
         Args:
-            is_present: () bool, False if its rows are made up; None if they never are.
+            share: the batch that it is a part of.
+            numbers: (b,) int32, the numbers of the rows in it.
         """
         x, y, sample_weight = Batch(*batch)
         sources = [tensor_of(variable) for variable in self._plan.variables]
-        scaling = Scaling(loss_scale(self._optimizer), of_means=self._divides_loss)
+        worker, is_present, whole = share.worker, share.is_present, share.whole
+        of_global = row_count(x) / (self._comm.size * tf.maximum(share.rows, 1))
+        scaling = Scaling(loss_scale(self._optimizer), of_global, of_means=self._divides_loss)
         with tf.GradientTape(persistent=self._plan.objective.groups > 1, watch_accessed_variables=False) as tape:
             tape.watch(sources)
             with moments_over_workers(self._comm, is_present):
-                y_pred, scope = self._plan.forward.run(x, worker, self._plan.extra.zeroed)
-            seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope)
+                y_pred, scope = self._plan.forward.run(x, worker, self._plan.extra.zeroed, tape.watch)
+            rows = zero_unless(is_present, row_count(x))
+            if whole is not None:
+                whole = whole._replace(start=numbers[0])
+            elif self._plan.outputs is not None:
+                whole = gather(self._comm, self._plan.outputs.of_pass(x, y, sample_weight, y_pred), rows)
+            seen = Pass(x, y, sample_weight, y_pred, rows, scope, whole=whole)
             found = self._plan.objective.losses(seen)
             losses = zero_unless(is_present, list(found.groups))
             targets = [scaling.target(loss) for loss in losses]
         gradients = [
             change_values(scaling.gradient_of_sum(gradient, loss), functools.partial(zero_unless, is_present))
             for target, loss in zip(targets, losses, strict=True)
-            for gradient in tape.gradient(target, sources)
+            for gradient in gradients_of(tape, target, self._plan.variables, scope)
         ]
-        self._plan.forward.keep_states(scope, worker)
+        self._plan.forward.keep_random_states(scope, worker)
+        keep_states_of_rows(self._plan.states_of_rows, scope)
         extra = self._plan.extra.of_micro_batch(seen._replace(losses=found), self.sent.dtype)
         return MicroBatch(gradients, losses[0], zero_unless(is_present, extra))
 
@@ -200,13 +251,11 @@ class TrainingGraph:
     # ---- the update
 
     def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, applied: tf.Tensor) -> None:
-        pairs = [
-            (gradient, variable)
-            for gradient, variable, exists in zip(gradients, self._plan.variables, self._plan.kinds.exists, strict=True)
-            if exists
+        found = [
+            gradient if exists else None for gradient, exists in zip(gradients, self._plan.kinds.exists, strict=True)
         ]
-        if pairs:
-            tf.cond(applied, lambda: apply_gradient(self._optimizer, *zip(*pairs, strict=True)), lambda: None)
+        if any(self._plan.kinds.exists):
+            tf.cond(applied, lambda: apply_gradient(self._optimizer, found, self._plan.variables), lambda: None)
         adjust_loss_scale(self._optimizer, finite)
 
     # ---- what is told of it

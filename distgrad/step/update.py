@@ -27,8 +27,8 @@ def apply_gradient(
 
     Args:
         gradients: unscaled, one per variable, its shape, dense or IndexedSlices in which no row occurs twice; they are
-            cast to its dtype.
-        variables: those that have a gradient; the others are left alone, as Keras leaves them.
+            cast to its dtype. None for a variable without one, as Keras gives it.
+        variables: all that are trained.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -36,11 +36,17 @@ def apply_gradient(
     factor = optimizer.loss_scale_factor or 1.0
     if not _leaves_other_rows_alone(optimizer):
         gradients = [_dense(gradient) for gradient in gradients]
-    scaled = [gradient if factor == 1.0 else gradient * factor for gradient in gradients]
+    there = [number for number, gradient in enumerate(gradients) if gradient is not None]
+    scaled = [gradients[number] if factor == 1.0 else gradients[number] * factor for number in there]
     # Keras wants them all from one graph, be it the one of a branch; a cast alone may leave them where they were.
     tensors = tf.identity_n(tf.nest.flatten(scaled, expand_composites=True))
-    pairs = zip(tf.nest.pack_sequence_as(scaled, tensors, expand_composites=True), variables, strict=True)
-    optimizer.apply([tf.cast(gradient, variable.dtype) for gradient, variable in pairs], list(variables))
+    found = dict(zip(there, tf.nest.pack_sequence_as(scaled, tensors, expand_composites=True), strict=True))
+    pairs = [
+        (tf.cast(found[number], variable.dtype) if number in found else None, variable)
+        for number, variable in enumerate(variables)
+    ]
+    # As Keras's own train_step does, so that an optimizer's own version of it is honoured.
+    optimizer.apply_gradients(pairs)
     for gradient, variable in zip(gradients, variables, strict=True):
         if isinstance(gradient, tf.IndexedSlices):
             # A variable that was written by rows is copied whenever it is read, until told otherwise.

@@ -133,8 +133,8 @@ def test_layers_and_their_states(internals: Any) -> None:
     inner = keras.layers.Dropout(0.5)
     model = keras.Sequential([keras.Sequential([inner])])
     assert inner in internals.flat_layers(model)
-    assert internals.is_layer_of_keras(inner)
-    assert not internals.is_layer_of_keras(type("Own", (keras.layers.Layer,), {})())
+    assert internals.is_of_keras(inner)
+    assert not internals.is_of_keras(type("Own", (keras.layers.Layer,), {})())
     assert [internals.is_random_state(variable) for variable in model.variables] == [True]
     embedding = keras.layers.Embedding(3, 1, mask_zero=True)
     assert internals.keras_mask(embedding(np.array([[0, 1]]))).numpy().tolist() == [[False, True]]

@@ -5,26 +5,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import distgrad
 from distgrad import Communicator
-from distgrad.errors import FitMismatch, ForeignOptimizer, TooFewSamples, UnsupportedMetric, UnsupportedModel
+from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
 from support.fits import line, numbers
-
-
-class Largest(keras.metrics.Metric):
-    """A maximum, which cannot be added up."""
-
-    def __init__(self) -> None:
-        super().__init__(name="largest")
-        self.value = self.add_weight(shape=(), initializer="zeros", name="value")
-
-    def update_state(self, _: Any, y_pred: Any, **__: Any) -> None:
-        self.value.assign(tf.maximum(self.value.value, tf.reduce_max(y_pred)))
-
-    def result(self) -> Any:
-        return self.value.value
 
 
 class OwnStep(keras.Sequential):
@@ -36,14 +21,6 @@ def test_what_cannot_be_distributed_is_refused(comm: Communicator) -> None:
     with pytest.raises(UnsupportedModel, match=r"has its own train_step\(\)"):
         distgrad.distribute(OwnStep(), comm)
     model = line(comm)
-    model.compile("sgd", "mse", metrics=[Largest()])
-    with pytest.raises(UnsupportedMetric, match="metric 'largest' keeps what cannot be added") as caught:
-        model.fit(*numbers(), verbose=0)
-    assert (caught.value.code, caught.value.status) == ("DG041", 65)
-    model.compile("sgd", "mse")
-    if comm.size > 1:
-        with pytest.raises(TooFewSamples, match="1 samples for"):
-            model.fit(*numbers(1), verbose=0)
     if comm.backend != "tf":
         used = keras.optimizers.SGD()
         used.build([keras.Variable(np.zeros(2))])

@@ -1,0 +1,251 @@
+"""A `train_step` or `test_step` of the user's own, run unchanged on each worker's rows.
+
+    optimizer.apply, apply_gradients   the gradients, weighted by rows, are summed over the workers and divided: one sum
+                                       for each call. The optimizer then sees the gradient of the global batch
+    metrics                            what the step adds to their state is summed over the workers
+    states                             what the step assigns to other variables that are not trained, likewise
+    logs                               those that follow from metrics are computed from the metrics of all workers;
+                                       others are means or sums of the workers' values
+
+What a value is of a batch (a mean, a sum), the first batch tells, see objective/kinds.py. The step is run as a function
+whose assignments are values: `OwnScope` holds them. Trained variables alone are assigned as the step says.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.keras_internals import (
+    flat_layers,
+    is_random_state,
+    optimized_variables,
+    outside_stateless_scope,
+    without_replica_scaling,
+)
+from distgrad.objective.forward import is_float
+
+Step = Callable[[Any], Any]  # data -> logs
+
+
+class Apply(NamedTuple):
+    """One call of an optimizer's `apply` or `apply_gradients`.
+
+    Attributes:
+        optimizer: whose.
+        gradients: one per variable, as the step gives them; None where there is none.
+        variables: those that are updated.
+        call: gradients -> None; goes on with the call.
+    """
+
+    optimizer: keras.optimizers.Optimizer
+    gradients: list[Any]
+    variables: list[Any]
+    call: Callable[[Sequence[Any]], Any]
+
+
+_handler: contextvars.ContextVar[Callable[[Apply], Any] | None] = contextvars.ContextVar("handler", default=None)
+
+
+def optimizers_of(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    """Find the optimizers that a model or its layers hold, by the names of the attributes that hold them."""
+    found: dict[str, keras.optimizers.Optimizer] = {}
+    for layer in flat_layers(model):
+        for name, value in vars(layer).items():
+            for number, one in enumerate(_leaves(value)):
+                if isinstance(one, keras.optimizers.Optimizer) and all(one is not known for known in found.values()):
+                    found[name if number == 0 else f"{name}_{number}"] = one
+    return found
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [leaf for one in value.values() for leaf in _leaves(one)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for one in value for leaf in _leaves(one)]
+    return [value]
+
+
+@contextlib.contextmanager
+def intercepted(optimizers: Sequence[keras.optimizers.Optimizer]) -> Iterator[None]:
+    """Let `handled_by` decide what becomes of the optimizers' calls while this context lasts."""
+    for optimizer in optimizers:
+        vars(optimizer)["apply"] = _Intercepted(optimizer, "apply")
+        vars(optimizer)["apply_gradients"] = _Intercepted(optimizer, "apply_gradients")
+    try:
+        yield
+    finally:
+        for optimizer in optimizers:
+            del vars(optimizer)["apply"], vars(optimizer)["apply_gradients"]
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[Apply], Any] | None) -> Iterator[None]:
+    """Give calls of intercepted optimizers to a function; None lets them pass."""
+    token = _handler.set(handler)
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+class _Intercepted:
+    """A method of an optimizer that gives its calls to the handler."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, method: str) -> None:
+        self._optimizer, self._method = optimizer, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = getattr(type(self._optimizer), self._method)
+        handler = _handler.get()
+        if handler is None:
+            return own(self._optimizer, *args, **kwargs)
+        if self._method == "apply_gradients":
+            gradients, variables = map(list, zip(*(args[0] if args else kwargs["grads_and_vars"]), strict=True))
+        else:
+            gradients = list(args[0] if args else kwargs["grads"])
+            given = args[1] if len(args) > 1 else kwargs.get("trainable_variables")
+            variables = list(optimized_variables(self._optimizer) if given is None else given)
+
+        def call(gradients: Sequence[Any]) -> Any:
+            with handled_by(None):
+                if self._method == "apply_gradients":
+                    return own(self._optimizer, list(zip(gradients, variables, strict=True)))
+                return own(self._optimizer, list(gradients), variables)
+
+        handler(Apply(self._optimizer, gradients, variables, call))
+        return self._optimizer.iterations
+
+
+class OwnScope(keras.StatelessScope):
+    """The values that a step assigns.
+
+    Attributes:
+        changes: by the id of a metric's variable, what the step adds to it. Metrics read as they were.
+
+    Args:
+        metrics: variables whose assignments are changes.
+        known: variables that have another value during the step, each with that.
+        assigns: True to assign trained variables as the step says; False drops that.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[keras.Variable],
+        known: Sequence[tuple[keras.Variable, tf.Tensor]],
+        assigns: bool,
+    ) -> None:
+        super().__init__(list(known), collect_losses=True)
+        self._metrics = set(map(id, metrics))
+        self._assigns = assigns
+        self.changes: dict[int, tf.Tensor] = {}
+        self.assigned: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        """Take the value of an assignment."""
+        variable, value = update
+        if id(variable) in self._metrics:
+            change = tf.cast(value, variable.dtype) - tf.cast(variable.value, variable.dtype)
+            before = self.changes.get(id(variable))
+            self.changes[id(variable)] = change if before is None else before + change
+        elif not variable.trainable:
+            self.assigned[id(variable)] = variable
+            super().add_update((variable, tf.cast(value, variable.dtype)))
+        elif self._assigns:
+            with outside_stateless_scope():
+                variable.assign(value)
+
+
+class Ran(NamedTuple):
+    """A step that was run on one worker's rows.
+
+    Attributes:
+        logs: what it returned.
+        scope: what it assigned.
+    """
+
+    logs: dict[str, Any]
+    scope: OwnScope
+
+
+class Runner:
+    """Runs a step of a model's own on one worker.
+
+    Args:
+        comm: the workers.
+        model: whose step it is.
+        step: its `train_step` or `test_step`.
+    """
+
+    def __init__(self, comm: Communicator, model: keras.Model, step: Step) -> None:
+        self._comm, self._model, self._step = comm, model, step
+
+    @property
+    def metrics(self) -> list[keras.Variable]:
+        """The variables of the model's metrics."""
+        return list(self._model.metrics_variables)
+
+    def run(
+        self,
+        batch: tuple[Any, ...],
+        handler: Callable[[Apply], Any],
+        worker: tf.Tensor,
+        *,
+        assigns: bool,
+        zeroed: bool = True,
+    ) -> Ran:
+        """Run the step.
+
+        Args:
+            batch: this worker's rows, (x, [y, [sample_weight]]).
+            handler: decides what becomes of calls of optimizers.
+            worker: () int32, this worker's number.
+            assigns: False if nothing is to be assigned, not even to trained variables.
+            zeroed: False lets metrics read what they hold.
+        """
+        metrics = self.metrics
+        known = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics] if zeroed else []
+        known += [(v, v.value + _offset(worker, v)) for v in self.seeds()]
+        with OwnScope(metrics, known, assigns) as scope, handled_by(handler), without_replica_scaling():
+            logs = self._step(batch[0] if len(batch) == 1 else batch)
+        return Ran(_as_logs(logs), scope)
+
+    def count_variables(self) -> int:
+        """Return how many variables the model has."""
+        return len(self._model.variables) + len(self._model.metrics_variables)
+
+    def seeds(self) -> list[keras.Variable]:
+        """Return the states of random numbers."""
+        return [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
+
+    def keep_random_states(self, scope: OwnScope, worker: tf.Tensor) -> None:
+        """Assign the states of random numbers, without the rank."""
+        for variable in self.seeds():
+            if id(variable) in scope.assigned:
+                variable.assign(scope.get_current_value(variable) - _offset(worker, variable))
+
+    def draws(self, scope: OwnScope) -> bool:
+        """Return whether the step has drawn random numbers by Keras."""
+        return any(is_random_state(variable) for variable in scope.assigned.values())
+
+    def states(self, scope: OwnScope) -> list[keras.Variable]:
+        """Return the variables, neither trained nor of metrics, that the step has assigned."""
+        return [variable for variable in scope.assigned.values() if not is_random_state(variable)]
+
+
+def _offset(worker: tf.Tensor, variable: keras.Variable) -> tf.Tensor:
+    return tf.cast(tf.stack([worker, tf.zeros_like(worker)]), variable.dtype)
+
+
+def _as_logs(logs: Any) -> dict[str, Any]:
+    """Return what a step has returned as Keras's loops take it: a dict, or a loss alone."""
+    if logs is None:
+        return {}
+    return dict(logs) if isinstance(logs, Mapping) else {"loss": logs}
+
+
+__all__ = ["Apply", "Ran", "Runner", "handled_by", "intercepted", "is_float", "optimizers_of"]

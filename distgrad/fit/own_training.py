@@ -1,0 +1,407 @@
+"""Training and evaluation by a `train_step` or `test_step` of the user's own, over all workers.
+
+build      the step is traced until all that it uses is built
+ask        what its gradients, metrics, states and logs are of a batch: the first batch tells
+step       own_step.py on each worker's rows; one sum for each call of an optimizer, one for all the rest
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from distgrad.collectives import agreement
+from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.vectors import joined
+from distgrad.data.batch import one_row_at_least, row_count, rows_between, rows_of_zeros, spec_with_any_rows
+from distgrad.fit.own_step import Apply, Runner, intercepted, optimizers_of
+from distgrad.fit.own_values import OwnValues
+from distgrad.gradients.accumulate import LocalSums
+from distgrad.gradients.flat_vector import FlatLayout
+from distgrad.keras_internals import outside_stateless_scope
+from distgrad.objective.extra_sums import Asked, WorkerShare
+from distgrad.objective.kinds import Evidence, Kind, Parts
+from distgrad.objective.metrics import hold_plain_metrics
+from distgrad.objective.trace import trace
+from distgrad.objective.trial import Trial, taken_as_means
+from distgrad.reports.report import GlobalGradientEntries
+from distgrad.reports.statistics import Contents
+from distgrad.step.config import StepConfig
+from distgrad.step.distributed_step import DistributedStep
+from distgrad.step.drift import Drift
+from distgrad.step.optimizer_scope import optimizer_in_scope
+from distgrad.step.start import require_same_settings
+from distgrad.step.training_graph import Flags, StepOutput
+from distgrad.step.update import loss_scale
+
+BUILDS = 5  # traces of a step at most, until it creates no more variables
+
+
+class OwnTrainStep(DistributedStep):
+    """A `DistributedStep` whose graph runs the model's own `train_step`."""
+
+    def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
+        runner = Runner(self.comm, self.model, type(self.model).train_step.__get__(self.model))
+        optimizers = _optimizers_in_scope(self.comm, self.model)
+        with intercepted(list(optimizers.values())):
+            build(self.comm, runner, batch)
+            agreement.require_same_variables(self.comm, self.model.trainable_variables)
+            hold_plain_metrics(self.model)
+            trial = OwnTrial(self.comm, runner, self._trial)
+            trial.prepare(batch)
+            trial.ask(batch)
+        trial.tell(self._config.micro_batch_size if self._trial is None else None)
+        require_same_settings(self.comm, [f"train_step={type(self.model).__name__}", *trial.settings()])
+        for apply in trial.applies:
+            if not apply.optimizer.built:
+                with self.comm.scope():
+                    apply.optimizer.build(apply.variables)
+        variables = self.model.trainable_variables
+        described = [(variable.path, tuple(variable.shape)) for variable in variables]
+        contents = Contents(described, {}, self.comm.size, self.comm.rank, frozenset(), divides=True)
+        self._optimizers = optimizers
+        plan = OwnPlan(contents, Drift(self.comm, self._compared), trial)
+        return plan, OwnTrainGraph(self.comm, runner, self._config, plan, optimizers)
+
+    def variables(self) -> list[keras.Variable]:
+        """Return the weights and the state of all optimizers; none before the first step."""
+        return self._state() if self._has_joined else []
+
+    def _state(self) -> list[keras.Variable]:
+        variables = [v for optimizer in self._optimizers.values() for v in optimizer.variables]
+        return [*self.model.variables, *{id(v): v for v in variables}.values()]
+
+    def _compared(self) -> list[keras.Variable]:
+        return [variable for variable in self._state() if tf.as_dtype(variable.dtype).is_floating]
+
+
+@dataclass(frozen=True)
+class OwnPlan:
+    """What a step of the model's own is made of, see `StepPlan`."""
+
+    contents: Contents
+    drift: Drift
+    trial: "OwnTrial"
+
+
+def build(comm: Communicator, runner: Runner, batch: tuple[Any, ...]) -> None:
+    """Create all variables that a step uses, on symbolic tensors: no row passes through the model."""
+    specs = tf.nest.map_structure(spec_with_any_rows, batch)
+
+    def run(*batch: Any) -> None:
+        runner.run(batch, lambda _: None, tf.constant(0), assigns=False)
+
+    for _ in range(BUILDS):
+        before = runner.count_variables()
+        error: Exception | None = None
+        with comm.scope():
+            try:
+                trace(run, *specs)
+            except Exception as failure:  # gradients of variables that have just been created
+                error = failure
+        if error is None or runner.count_variables() == before:
+            break
+    if error is not None:
+        raise error
+
+
+class OwnTrial(Trial):
+    """Asks about the gradients, metrics, states and logs of a step of the model's own.
+
+    Attributes:
+        applies: the calls of optimizers that the step makes, in their order.
+        values: its metrics, states and logs.
+    """
+
+    is_random = False
+
+    def __init__(self, comm: Communicator, runner: Runner, before: Trial | None) -> None:
+        super().__init__(comm, before)
+        self._runner = runner
+        self.applies: list[Apply] = []
+
+    def prepare(self, batch: tuple[Any, ...]) -> None:
+        """Find the values there are."""
+
+        def run(*batch: Any) -> OwnValues:
+            self.applies.clear()
+            ran = self._runner.run(batch, self.applies.append, tf.constant(0), assigns=False)
+            self.is_random = self._runner.draws(ran.scope)
+            return OwnValues(self._runner.metrics, self._runner.states(ran.scope), list(ran.logs))
+
+        self.values = trace(run, *tf.nest.map_structure(spec_with_any_rows, batch))
+        self.kinds = [Kind.MEAN for _ in self.applies]
+
+    def settings(self) -> list[str]:
+        """Return what all workers must share, each as "name=value"."""
+        updated = [[getattr(v, "path", v.name) for v in apply.variables] for apply in self.applies]
+        return [f"optimizer calls={updated}", f"kinds={self.kinds}", f"values={self.values.settings()}"]
+
+    def questions(self) -> list[str]:
+        """Return the names of the values."""
+        return [*(f"gradients {number}" for number in range(len(self.applies))), *self.values.questions()]
+
+    def learn(self, evidence: Evidence) -> bool:
+        """Learn which gradients are means, which are sums."""
+        before = self.kinds
+        self.kinds = [evidence.kind(f"gradients {number}") for number in range(len(self.applies))]
+        return self.values.learn(evidence) or before != self.kinds
+
+    def notes(self, micro_batch_size: int | None) -> list[str]:  # noqa: ARG002
+        """Return what is known from all rows only."""
+        gradients = [
+            f"gradients for {a.optimizer.name}"
+            for a, k in zip(self.applies, self.kinds, strict=True)
+            if k is Kind.WHOLE
+        ]
+        names = [*gradients, *self.values.taken_as_means]
+        return [taken_as_means(names)] if names else []
+
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+        """Run the step on the batch and on its parts; nothing is assigned."""
+        whole = self._by_name(batch)
+        if not has_parts:
+            return {}
+        rows = row_count(batch)
+        parts = [
+            self._by_name(tf.nest.map_structure(lambda tensor, ends=ends: rows_between(tensor, *ends), batch))
+            for ends in ((tf.constant(0), cut), (cut, rows))
+        ]
+        return {name: Asked(Parts(value, *(part[name] for part in parts)), True) for name, value in whole.items()}
+
+    def _by_name(self, batch: tuple[Any, ...]) -> dict[str, tf.Tensor]:
+        applies: list[Apply] = []
+        ran = self._runner.run(batch, applies.append, tf.constant(0), assigns=False)
+        projected = {f"gradients {n}": _projected(apply.gradients) for n, apply in enumerate(applies)}
+        return projected | self.values.by_name(ran)
+
+
+def _projected(gradients: Sequence[Any]) -> tf.Tensor:
+    """Return (2 v,) numbers that are linear in gradients, and tell a mean from a sum as well as all entries do."""
+    found = []
+    for gradient in gradients:
+        if gradient is not None:
+            flat = tf.reshape(tf.convert_to_tensor(gradient), [-1])
+            wave = tf.cos(tf.cast(tf.range(tf.size(flat)), flat.dtype))
+            found += [tf.reduce_sum(flat), tf.reduce_sum(flat * wave)]
+    return tf.stack(found) if found else tf.zeros(0)
+
+
+class Applied(NamedTuple):
+    """One update of weights, the same on all workers: () float64 each, and `finite` () bool."""
+
+    total: tf.Tensor
+    squares: tf.Tensor
+    largest: tf.Tensor
+    nonfinite: tf.Tensor
+    finite: tf.Tensor
+
+
+@dataclass
+class Reduction:
+    """Sums gradients over the workers wherever a step calls an optimizer.
+
+    Args:
+        rows: () float32, how many rows this worker has; 0 if they are made up.
+        kinds: of the gradients of each call, in their order.
+    """
+
+    comm: Communicator
+    config: StepConfig
+    rows: tf.Tensor
+    kinds: Sequence[Kind]
+    applied: list[Applied] = field(default_factory=list)
+    has_nonfinite: tf.Tensor = field(default_factory=lambda: tf.constant(False))  # gradients of this worker's own
+
+    def __call__(self, apply: Apply) -> None:
+        """Sum the gradients, and let the optimizer go on with the gradient of the global batch."""
+        number = len(self.applied)
+        there = [n for n, gradient in enumerate(apply.gradients) if gradient is not None]
+        layout = FlatLayout([apply.variables[n] for n in there])
+        kind = self.kinds[number] if number < len(self.kinds) else Kind.MEAN
+        weight = tf.cast(self.rows > 0, layout.dtype) if kind is Kind.SUM else tf.cast(self.rows, layout.dtype)
+        own = [tf.cast(tf.convert_to_tensor(apply.gradients[n]), layout.dtype) for n in there]
+        own = [tf.where(weight > 0, gradient * weight, tf.zeros_like(gradient)) for gradient in own]
+        pieces = [*layout.flatten(own), tf.cast(self.rows, layout.dtype)[tf.newaxis]]
+        self.has_nonfinite |= ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
+        total = self.comm.sum_within(joined(pieces))
+        divisor = tf.ones_like(total[-1]) if kind is Kind.SUM else tf.maximum(total[-1], 1)
+        flat = total[:-1] / divisor
+        finite = self._describe(apply, flat)
+        gradients: list[Any] = [None] * len(apply.gradients)
+        for n, gradient in zip(there, layout.unflatten([flat]), strict=True):
+            gradients[n] = tf.cast(gradient, apply.variables[n].dtype)
+        self._go_on(apply, gradients, finite)
+
+    def _describe(self, apply: Apply, flat: tf.Tensor) -> tf.Tensor:
+        scale = loss_scale(apply.optimizer)
+        wide = tf.cast(flat, tf.float64) / tf.cast(1.0 if scale is None else scale, tf.float64)
+        nonfinite = tf.cast(tf.math.count_nonzero(~tf.math.is_finite(wide)), tf.float64)
+        finite = tf.equal(nonfinite, 0)
+        if self.applied:
+            finite &= self.applied[-1].finite
+        largest = tf.reduce_max(tf.abs(wide)) if flat.shape != [0] else tf.zeros((), tf.float64)
+        self.applied.append(Applied(tf.reduce_sum(wide), tf.reduce_sum(tf.square(wide)), largest, nonfinite, finite))
+        return finite
+
+    def _go_on(self, apply: Apply, gradients: list[Any], finite: tf.Tensor) -> None:
+        looks_itself = isinstance(apply.optimizer, keras.optimizers.LossScaleOptimizer)
+        with outside_stateless_scope():
+            if looks_itself or self.config.on_nonfinite == "apply" or self.comm.backend == "tf":
+                apply.call(gradients)
+                return
+            there = [n for n, gradient in enumerate(gradients) if gradient is not None]
+
+            def update() -> None:
+                inner = list(gradients)
+                # Keras wants them all from one graph, be it the one of a branch.
+                for n, tensor in zip(there, tf.identity_n([gradients[n] for n in there]), strict=True):
+                    inner[n] = tensor
+                apply.call(inner)
+
+            tf.cond(finite, update, lambda: None)
+
+
+class OwnTrainGraph:
+    """A step of the model's own inside the compiled graph."""
+
+    def __init__(
+        self,
+        comm: Communicator,
+        runner: Runner,
+        config: StepConfig,
+        plan: OwnPlan,
+        optimizers: dict[str, keras.optimizers.Optimizer],
+    ) -> None:
+        self._comm, self._runner, self._config, self._plan = comm, runner, config, plan
+        self._optimizers, self._packing = optimizers, plan.contents.packing
+        calls = len(plan.trial.applies)
+        self._sizes = [len(Flags._fields) + 1, comm.size, calls * len(Applied._fields), comm.size * 2]
+        self._sizes.append(plan.trial.values.entries)
+
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+        """Take one step.
+
+        Args:
+            batch: this process's share.
+            flags: (3,) float64, `Flags`.
+        """
+        trial = self._plan.trial
+        with intercepted(list(self._optimizers.values())):
+            restored = self._values_before() if self._comm.backend == "tf" else []
+            own_flags = Flags(*tf.unstack(flags, len(Flags._fields)))
+            total = self._comm.sum_over_workers(self._on_worker, (batch, own_flags))
+            counts, nonfinite_workers, updates, drift, values = tf.split(total, self._sizes)
+            rows, more, stop, _ = tf.unstack(counts)
+            width = len(Applied._fields)
+            applied = [
+                Applied(*tf.unstack(updates[start : start + width], width))
+                for start in range(0, width * len(trial.applies), width)
+            ]
+            finite = tf.reduce_all([one.finite > 0 for one in applied] or [True])
+            is_applied = (rows > 0) & (finite | (self._config.on_nonfinite == "apply"))
+            for variable, before in restored:
+                variable.assign(tf.where(is_applied, variable.value, before))
+            logs: dict[str, Any] = trial.values.settle(values, rows, is_applied)
+            logs = self._in_order(logs | self._logs_of_metrics(batch))
+        zero = tf.zeros((), tf.float64)
+        norm = tf.sqrt(tf.add_n([one.squares for one in applied] or [zero]))
+        found = {
+            "gradient_sum": tf.add_n([one.total for one in applied] or [zero]),
+            "gradient_norm": norm,
+            "gradient_max": tf.reduce_max([one.largest for one in applied] or [zero]),
+            "nonfinite": tf.add_n([one.nonfinite for one in applied] or [zero]),
+        }
+        packed = self._packing.pack(
+            {
+                **found,
+                "loss": _loss_in(logs),
+                "examples": rows,
+                "weight": rows,
+                "more": more,
+                "stop": stop,
+                "applied": is_applied,
+                "drifted": self._plan.drift.differs([tf.reshape(drift, [self._comm.size, 2])]),
+                "nonfinite_workers": nonfinite_workers,
+            }
+        )
+        logs |= {name: found[name] for name in ("gradient_sum", "gradient_norm")}
+        if len(applied) > 1:
+            for name, one in zip(self._names(), applied, strict=True):
+                logs |= {f"gradient_sum_{name}": one.total, f"gradient_norm_{name}": tf.sqrt(one.squares)}
+        return StepOutput(packed, [], [], logs)
+
+    def entries(self, output: StepOutput) -> GlobalGradientEntries | None:  # noqa: ARG002
+        """Return nothing: gradients are given to optimizers, and not kept."""
+        return None
+
+    def _on_worker(self, batch: tuple[Any, ...], flags: Flags) -> tf.Tensor:
+        """Run the step on one worker's rows. Returns all that is summed afterwards, (s,) float64."""
+        worker, rows = self._comm.worker(), row_count(batch)
+        _seed_by(worker, self._comm.rank)
+        reduction = Reduction(self._comm, self._config, tf.cast(rows, tf.float32), self._plan.trial.kinds)
+        ran = self._runner.run(one_row_at_least(batch), reduction, worker, assigns=True)
+        self._runner.keep_random_states(ran.scope, worker)
+        updates = [tf.cast(value, tf.float64) for one in reduction.applied for value in one]
+        zero = tf.zeros((), tf.float64)
+        no_sums = LocalSums([], zero, zero, tf.zeros(0), tf.zeros(0))
+        share = WorkerShare(worker, no_sums, zero, tf.equal(flags.compares_weights, 1))
+        wide = tf.cast(rows, tf.float64)
+        parts = [
+            tf.stack([wide, flags.more, flags.stop, tf.zeros((), tf.float64)]),
+            tf.one_hot(worker, self._comm.size, dtype=tf.float64) * tf.cast(reduction.has_nonfinite, tf.float64),
+            tf.stack(updates) * tf.cast(tf.equal(worker, 0), tf.float64) if updates else tf.zeros(0, tf.float64),
+            tf.reshape(tf.cast(self._plan.drift.of_worker(share)[0], tf.float64), [-1]),
+            self._plan.trial.values.pack(ran, wide),
+        ]
+        return tf.concat(parts, 0)
+
+    def _logs_of_metrics(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        """Return the logs that follow from what metrics hold now."""
+        wanted = self._plan.trial.values.logs_of_metrics
+        if not wanted:
+            return {}
+        row = tf.nest.map_structure(lambda tensor: rows_of_zeros(1, tensor), batch)
+        ran = self._runner.run(row, lambda _: None, tf.constant(0), assigns=False, zeroed=False)
+        return {key: ran.logs[key] for key in wanted}
+
+    def _in_order(self, logs: dict[str, Any]) -> dict[str, Any]:
+        return {key: logs[key] for key in self._plan.trial.values.log_keys}
+
+    def _values_before(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        variables = {id(v): v for o in self._optimizers.values() for v in o.variables}
+        variables |= {id(v): v for apply in self._plan.trial.applies for v in apply.variables}
+        return [(variable, tf.identity(variable.value)) for variable in variables.values()]
+
+    def _names(self) -> list[str]:
+        """Return the name of the optimizer of each call."""
+        by_id = {id(optimizer): name for name, optimizer in self._optimizers.items()}
+        names = [by_id.get(id(apply.optimizer), apply.optimizer.name).lstrip("_") for apply in self._plan.trial.applies]
+        return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names)]
+
+
+def _seed_by(worker: tf.Tensor, rank: int) -> None:  # noqa: ARG001
+    """Let TensorFlow's own random numbers differ between workers, as far as the user has seeded them."""
+    graph = tf.compat.v1.get_default_graph()
+    if not tf.executing_eagerly() and graph.seed is not None:
+        graph.seed += rank
+
+
+def _loss_in(logs: dict[str, Any]) -> tf.Tensor:
+    """Return the loss of a report: the log of that name, or the first whose name has it; NaN without one."""
+    names = [name for name in logs if name == "loss"] or [name for name in logs if "loss" in name]
+    return tf.cast(logs[names[0]], tf.float64) if names else tf.constant(float("nan"), tf.float64)
+
+
+def _optimizers_in_scope(comm: Communicator, model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    """Return the model's optimizers; under tf.distribute those that were created elsewhere are created again."""
+    found = optimizers_of(model)
+    for name, optimizer in found.items():
+        with comm.scope():
+            own = optimizer_in_scope(comm, optimizer, model)
+        if own is not optimizer:
+            setattr(model, name, own)
+            found[name] = own
+    return found

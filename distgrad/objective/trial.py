@@ -1,0 +1,295 @@
+"""The trial of a model on real rows: what its values are of a batch, asked once, before the step is compiled.
+
+    whole         a forward pass of this worker's rows
+    parts         a forward pass of each of two parts of them, if layers add losses or assign states
+    cut           the same parts, as rows of the outputs of `whole`
+
+Each extra sum takes the values it is unsure of from these passes, and learns from all workers' answers what they are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.data.batch import row_count, rows_between, spec_with_any_rows
+from distgrad.errors import note
+from distgrad.keras_internals import flat_layers, is_of_keras, keras_mask, set_keras_mask
+from distgrad.objective.extra_sums import Asked, ExtraSum, Pass, TrialPasses
+from distgrad.objective.forward import Forward
+from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
+
+TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
+OUTPUTS = "outputs"  # the name of the question whether rows of the output depend on other rows
+
+
+class Trial:
+    """Asks what named values are of a batch, until the answers are known.
+
+    Args:
+        comm: the workers.
+        before: an earlier trial of the same model, whose answers hold.
+    """
+
+    def __init__(self, comm: Communicator, before: "Trial | None" = None) -> None:
+        self._comm = comm
+        self._evidence: Evidence = Evidence() if before is None else before._evidence
+        self._tries: int = 0 if before is None else before._tries
+        self._compiled: Any = None
+
+    # ---- what a kind of trial supplies
+
+    def questions(self) -> list[str]:
+        """Return the names of the values to ask about."""
+        raise NotImplementedError
+
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+        """Compute the values of a batch and of its first `cut` rows and its other rows, in a graph.
+
+        Args:
+            has_parts: False if the model takes no other number of rows than that of the batch.
+        """
+        raise NotImplementedError
+
+    def learn(self, evidence: Evidence) -> bool:
+        """Learn from the answers. Returns True if something is of another kind than before."""
+        raise NotImplementedError
+
+    @property
+    def is_random(self) -> bool:
+        """True if passes draw random numbers; known once they are traced."""
+        raise NotImplementedError
+
+    def notes(self, micro_batch_size: int | None) -> list[str]:
+        """Return what is to be said of a model whose batch cannot be cut as others can."""
+        raise NotImplementedError
+
+    # ---- what follows from it
+
+    @property
+    def goes_on(self) -> bool:
+        """True if the next batch is to be asked, too: the values of the batches so far cannot tell."""
+        return self._tries < TRIES and bool(self._evidence.undecided(self.questions()))
+
+    def ask(self, batch: tuple[Any, ...]) -> bool:
+        """Ask about a batch. Every worker calls it, with a batch of its own.
+
+        Args:
+            batch: (x, [y, [sample_weight]]), this worker's rows.
+
+        Returns:
+            True if something is of another kind than before.
+        """
+        names = self.questions()
+        if not names:
+            return False
+        rows = int(row_count(batch))
+        cut = rows // 2
+        found = self._values(batch, cut) if rows > 1 else {}
+        self._evidence.add(self._comm, {name: self._possible(name, found, (cut, rows - cut)) for name in names})
+        self._tries += 1
+        return self.learn(self._evidence)
+
+    def tell(self, micro_batch_size: int | None) -> None:
+        """Print the notes, a line each, on the root."""
+        if self._comm.is_root and (self._comm.size > 1 or micro_batch_size is not None):
+            for text in self.notes(micro_batch_size):
+                note(text)
+
+    def _possible(self, name: str, found: dict[str, Asked], rows: tuple[int, int]) -> frozenset[Kind]:
+        if name not in found:
+            return ALL
+        is_random = found[name].of_forward and self.is_random
+        return ALL if is_random and name == OUTPUTS else possible_kinds(found[name].values, rows, is_random)
+
+    def _values(self, batch: tuple[Any, ...], cut: int) -> dict[str, Asked]:
+        """Compute the values; those of parts are left out if the model cannot take parts."""
+        if self._compiled is None:
+            self._compiled = self._compile(batch, has_parts=True)
+        try:
+            found = self._compiled(batch, cut)
+        except Exception:  # whatever a model says to a number of rows that it is not made for
+            self._compiled = self._compile(batch, has_parts=False)
+            found = self._compiled(batch, cut)
+        return {name: Asked(Parts(*map(np.asarray, values)), self._of_forward[name]) for name, values in found.items()}
+
+    def _compile(self, batch: tuple[Any, ...], has_parts: bool) -> Any:
+        spec = spec_with_any_rows if has_parts else tf.type_spec_from_value
+        specs = tf.nest.map_structure(spec, batch)
+
+        def values(batch: tuple[Any, ...], cut: tf.Tensor) -> dict[str, Parts]:
+            asked = self.traced(batch, cut, has_parts)
+            self._of_forward = {name: one.of_forward for name, one in asked.items()}
+            return {name: one.values for name, one in asked.items()}
+
+        compiled = tf.function(values, autograph=False, input_signature=[specs, tf.TensorSpec((), tf.int32)])
+        return lambda batch, cut: compiled(batch, tf.constant(cut))
+
+
+class ModelTrial(Trial):
+    """Asks about the losses, metrics and states of a model.
+
+    Attributes:
+        sums: all extra sums that come of micro-batches.
+
+    Args:
+        comm: the workers.
+        forward: the model's pass.
+        sums: those extra sums, prepared.
+        looks_at_outputs: True to ask, too, whether rows of the output depend on other rows.
+        before: an earlier trial of the same model, whose answers hold.
+    """
+
+    is_random = False
+
+    def __init__(
+        self,
+        comm: Communicator,
+        forward: Forward,
+        sums: Sequence[ExtraSum],
+        looks_at_outputs: bool = False,
+        before: Trial | None = None,
+    ) -> None:
+        super().__init__(comm, before)
+        self._forward, self.sums = forward, list(sums)
+        self._looks_at_outputs = looks_at_outputs
+
+    @property
+    def needs_whole(self) -> list[str]:
+        """What needs the global batch, and is given it: each as a text for people."""
+        return [what for extra in self.sums for what in extra.needs_whole]
+
+    @property
+    def taken_as_means(self) -> list[str]:
+        """What needs the global batch, and cannot be given it: each as a text for people."""
+        return [what for extra in self.sums for what in extra.taken_as_means]
+
+    @property
+    def mixes_rows(self) -> bool:
+        """True if rows of the output depend on other rows of the batch."""
+        return self._looks_at_outputs and self._evidence.kind(OUTPUTS, Kind.ONCE) is not Kind.ONCE
+
+    def questions(self) -> list[str]:
+        """Return the names of all that the extra sums are unsure of."""
+        names = [name for extra in self.sums for name in extra.questions()]
+        return [*names, OUTPUTS] if self._looks_at_outputs and self._tries == 0 else names
+
+    def learn(self, evidence: Evidence) -> bool:
+        """Let all extra sums learn."""
+        has_changed = [extra.learn(evidence) for extra in self.sums]
+        return any(has_changed)
+
+    def notes(self, micro_batch_size: int | None) -> list[str]:
+        """Return what is known from all rows only, and what is done with it."""
+        notes = []
+        if self.needs_whole:
+            passes = ", and another forward pass" if micro_batch_size is not None else ""
+            notes.append(
+                f"{' and '.join(self.needs_whole)}: depends on all rows of the batch together, and is computed on the "
+                f"outputs of all workers, gathered in each step{passes}; a function of each row by itself costs less"
+            )
+        if self.taken_as_means:
+            notes.append(taken_as_means(self.taken_as_means))
+        if self.mixes_rows:
+            notes.append(
+                "rows of the model's output depend on other rows of the batch: each micro-batch of each worker is a "
+                "batch of its own; BatchNormalization(synchronized=True) normalises over all workers"
+            )
+        return notes
+
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+        """Run the passes, and let the extra sums take their values from them."""
+        whole = self._pass(batch)
+        self.is_random = self._forward.is_random(whole.scope)
+        rows = whole.rows
+        ranges = [(tf.constant(0), cut), (cut, rows)]
+        batches = [tf.nest.map_structure(lambda t, ends=ends: _rows(t, *ends), batch) for ends in ranges]
+        is_cut = all(_has_rows_like(leaf, batch) for leaf in tf.nest.flatten(whole.y_pred))
+        needs_parts = has_parts and (self._needs_parts(whole) or not is_cut)
+        parts = [self._pass(part) for part in batches] if needs_parts else None
+        if is_cut:
+            cuts = [
+                whole._replace(
+                    **_named(part),
+                    y_pred=tf.nest.map_structure(lambda t, ends=ends: _output_rows(t, *ends), whole.y_pred),
+                    rows=ends[1] - ends[0],
+                )
+                for part, ends in zip(batches, ranges, strict=True)
+            ]
+        else:
+            cuts = parts or [whole, whole]
+        passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]))
+        asked: dict[str, Asked] = {}
+        for extra in self.sums:
+            asked |= extra.ask(passes)
+        if self._looks_at_outputs and parts and is_cut:
+            asked[OUTPUTS] = Asked(_outputs(passes), of_forward=True)
+        return asked
+
+    def _needs_parts(self, whole: Pass) -> bool:
+        states = [extra for extra in self.sums if extra.questions()]
+        return self._looks_at_outputs or bool(whole.scope.losses) or bool(whole.scope.assigned and states)
+
+    def _pass(self, batch: tuple[Any, ...]) -> Pass:
+        zeroed = [variable for extra in self.sums for variable in extra.zeroed]
+        y_pred, scope = self._forward.run(batch[0], tf.constant(0), zeroed)
+        return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope)
+
+
+def _named(batch: tuple[Any, ...]) -> dict[str, Any]:
+    x, y, sample_weight = (*batch, None, None)[:3]
+    return {"x": x, "y": y, "sample_weight": sample_weight}
+
+
+def taken_as_means(names: Sequence[str]) -> str:
+    """Return a note of values that would need all rows."""
+    return (
+        f"{', '.join(names)}: known from all rows together only; instead, the mean of what the parts of the batch give "
+        "is taken; a single worker without micro_batch_size leaves the batch whole"
+    )
+
+
+def may_mix_rows(model: keras.Model) -> bool:
+    """Return whether rows of the output may depend on other rows, by the layers that the model has.
+
+    Keras's own layers look at each row by itself, but for batch normalization and those that call a user's function.
+    """
+    return any(
+        not is_of_keras(layer) or isinstance(layer, (keras.layers.BatchNormalization, keras.layers.Lambda))
+        for layer in flat_layers(model)
+    )
+
+
+def _outputs(passes: TrialPasses) -> Parts:
+    """Return how far each part's outputs are from those rows of the whole batch's: zeros if no row looks at another."""
+    assert passes.parts is not None
+    pairs = [
+        (tf.cast(one, tf.float64), tf.cast(other, tf.float64))
+        for own, cut in zip(passes.parts, passes.cut, strict=True)
+        for one, other in zip(tf.nest.flatten(own.y_pred), tf.nest.flatten(cut.y_pred), strict=True)
+    ]
+    apart = tf.reduce_max([tf.reduce_max(tf.abs(one - other)) for one, other in pairs])
+    size = tf.reduce_max([tf.reduce_max(tf.abs(other)) for _, other in pairs])
+    # Far apart, the values fit to no kind; else they are zero, which fits to all.
+    is_apart = tf.cast(apart > 1e-3 * size, tf.float64)
+    return Parts(is_apart, -is_apart, 2 * is_apart)
+
+
+def _rows(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
+    return rows_between(tensor, first, last)
+
+
+def _output_rows(tensor: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """Return rows of an output, with those of the mask upon it."""
+    rows, mask = rows_between(tensor, first, last), keras_mask(tensor)
+    set_keras_mask(rows, None if mask is None else rows_between(mask, first, last))
+    return rows
+
+
+def _has_rows_like(output: Any, batch: tuple[Any, ...]) -> bool:
+    """Return whether an output's first axis counts the rows of the batch, as far as its shape tells."""
+    own, theirs = output.shape[:1].as_list(), tf.nest.flatten(batch)[0].shape[:1].as_list()
+    return own == theirs
