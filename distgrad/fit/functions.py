@@ -11,7 +11,7 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import no_rows_like
 from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import ForeignOptimizer
-from distgrad.fit.own_training import OwnTrainStep
+from distgrad.fit.own_training import OwnTestStep, OwnTrainStep
 from distgrad.keras_internals import compile_loss, optimized_variables
 from distgrad.objective.losses import Objective
 from distgrad.objective.metrics import MetricSums
@@ -104,7 +104,8 @@ def test_function(model: keras.Model, comm: Communicator, options: Mapping[str, 
     """
     options = {"jit_compile": bool(model.jit_compile), **options}
     shared = {name: options[name] for name in ("micro_batch_size", "reduction", "jit_compile") if name in options}
-    evaluation = Evaluation(model, compile_loss(model), comm=comm, **shared, uses_model_loss=True)
+    kind = Evaluation if type(model).test_step is keras.Model.test_step else OwnTestStep
+    evaluation = kind(model, compile_loss(model), comm=comm, **shared, uses_model_loss=True)
     evaluation.run_eagerly = model.run_eagerly
     evaluation.carry(MetricSums(model, logs_gradient=False))
     return StepFunction(evaluation, model, comm)

@@ -31,6 +31,7 @@ from distgrad.reports.statistics import Contents
 from distgrad.step.config import StepConfig
 from distgrad.step.distributed_step import DistributedStep
 from distgrad.step.drift import Drift
+from distgrad.step.evaluation import PACKING, Evaluate, Evaluation
 from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.start import require_same_settings
 from distgrad.step.training_graph import Flags, StepOutput
@@ -43,17 +44,10 @@ class OwnTrainStep(DistributedStep):
     """A `DistributedStep` whose graph runs the model's own `train_step`."""
 
     def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
-        runner = Runner(self.comm, self.model, type(self.model).train_step.__get__(self.model))
+        runner = Runner(self.comm, self.model, self.model.train_step)
         optimizers = _optimizers_in_scope(self.comm, self.model)
         with intercepted(list(optimizers.values())):
-            build(self.comm, runner, batch)
-            agreement.require_same_variables(self.comm, self.model.trainable_variables)
-            hold_plain_metrics(self.model)
-            trial = OwnTrial(self.comm, runner, self._trial)
-            trial.prepare(batch)
-            trial.ask(batch)
-        trial.tell(self._config.micro_batch_size if self._trial is None else None)
-        require_same_settings(self.comm, [f"train_step={type(self.model).__name__}", *trial.settings()])
+            trial = _try_step(self.comm, self.model, runner, batch, self._trial)
         for apply in trial.applies:
             if not apply.optimizer.built:
                 with self.comm.scope():
@@ -75,6 +69,32 @@ class OwnTrainStep(DistributedStep):
 
     def _compared(self) -> list[keras.Variable]:
         return [variable for variable in self._state() if tf.as_dtype(variable.dtype).is_floating]
+
+
+class OwnTestStep(Evaluation):
+    """An `Evaluation` whose graph runs the model's own `test_step`."""
+
+    def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
+        runner = Runner(self._comm, self._model, self._model.test_step)
+        trial = _try_step(self._comm, self._model, runner, batch, self._trial)
+        self._trial = trial
+        return OwnTestGraph(self._comm, runner, trial).run
+
+
+def _try_step(
+    comm: Communicator, model: keras.Model, runner: "Runner", batch: tuple[Any, ...], before: Trial | None
+) -> "OwnTrial":
+    """Build all that a step uses, and ask what its values are of a batch. Every worker calls it."""
+    build(comm, runner, batch)
+    agreement.require_same_variables(comm, model.trainable_variables)
+    hold_plain_metrics(model)
+    trial = OwnTrial(comm, runner, before)
+    trial.prepare(batch)
+    trial.ask(batch)
+    if before is None:
+        trial.tell(None)
+    require_same_settings(comm, [f"model={type(model).__name__}", *trial.settings()])
+    return trial
 
 
 @dataclass(frozen=True)
@@ -305,7 +325,7 @@ class OwnTrainGraph:
             for variable, before in restored:
                 variable.assign(tf.where(is_applied, variable.value, before))
             logs: dict[str, Any] = trial.values.settle(values, rows, is_applied)
-            logs = self._in_order(logs | self._logs_of_metrics(batch))
+            logs = self._in_order(logs | logs_of_metrics(self._runner, trial.values, batch))
         zero = tf.zeros((), tf.float64)
         norm = tf.sqrt(tf.add_n([one.squares for one in applied] or [zero]))
         found = {
@@ -358,15 +378,6 @@ class OwnTrainGraph:
         ]
         return tf.concat(parts, 0)
 
-    def _logs_of_metrics(self, batch: tuple[Any, ...]) -> dict[str, Any]:
-        """Return the logs that follow from what metrics hold now."""
-        wanted = self._plan.trial.values.logs_of_metrics
-        if not wanted:
-            return {}
-        row = tf.nest.map_structure(lambda tensor: rows_of_zeros(1, tensor), batch)
-        ran = self._runner.run(row, lambda _: None, tf.constant(0), assigns=False, zeroed=False)
-        return {key: ran.logs[key] for key in wanted}
-
     def _in_order(self, logs: dict[str, Any]) -> dict[str, Any]:
         return {key: logs[key] for key in self._plan.trial.values.log_keys}
 
@@ -380,6 +391,39 @@ class OwnTrainGraph:
         by_id = {id(optimizer): name for name, optimizer in self._optimizers.items()}
         names = [by_id.get(id(apply.optimizer), apply.optimizer.name).lstrip("_") for apply in self._plan.trial.applies]
         return [name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names)]
+
+
+class OwnTestGraph(NamedTuple):
+    """An evaluation by the model's own `test_step` inside the compiled graph."""
+
+    comm: Communicator
+    runner: Runner
+    trial: OwnTrial
+
+    def run(self, batch: tuple[Any, ...], more: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Evaluate one global batch. Returns the packed values and the logs of an `EvaluationReport`."""
+        values = self.trial.values
+        total = self.comm.sum_over_workers(self._on_worker, (batch, more))
+        counts, packed = tf.split(total, [2, values.entries])
+        rows, more = tf.unstack(counts)
+        logs = values.settle(packed, rows, rows > 0) | logs_of_metrics(self.runner, values, batch)
+        return PACKING.pack({"examples": rows, "more": more}), {key: logs[key] for key in values.log_keys}
+
+    def _on_worker(self, batch: tuple[Any, ...], more: tf.Tensor) -> tf.Tensor:
+        worker, rows = self.comm.worker(), tf.cast(row_count(batch), tf.float64)
+        ran = self.runner.run(one_row_at_least(batch), lambda _: None, worker, assigns=False)
+        self.runner.keep_random_states(ran.scope, worker)
+        return tf.concat([tf.stack([rows, more]), self.trial.values.pack(ran, rows)], 0)
+
+
+def logs_of_metrics(runner: Runner, values: OwnValues, batch: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the logs that follow from what metrics hold now."""
+    wanted = values.logs_of_metrics
+    if not wanted:
+        return {}
+    row = tf.nest.map_structure(lambda tensor: rows_of_zeros(1, tensor), batch)
+    ran = runner.run(row, lambda _: None, tf.constant(0), assigns=False, zeroed=False)
+    return {key: ran.logs[key] for key in wanted}
 
 
 def _seed_by(worker: tf.Tensor, rank: int) -> None:  # noqa: ARG001

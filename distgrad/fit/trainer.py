@@ -24,6 +24,7 @@ from distgrad.fit.functions import StepFunction, test_function, train_function
 from distgrad.keras_internals import CountedDataset, leave_strategy, split_rows
 from distgrad.objective.metrics import single_metrics
 from distgrad.step import DistributedStep
+from distgrad.step.same_weights import share_weights
 
 OWN = ("make_train_function", "make_test_function", "fit", "evaluate")
 STATISTICS = ("gradient_norm", "gradient_sum", "gradient_zeros", "noise_scale")  # what the logs hold besides metrics
@@ -104,7 +105,9 @@ class Trainer:
         ]
         given |= {"x": training.dataset, "y": None, "sample_weight": None, "class_weight": None, "shuffle": False}
         given |= {"validation_data": None if validation is None else validation.dataset, "validation_split": 0.0}
-        return self._keras("fit", given)
+        history = self._keras("fit", given)
+        self._comm.barrier()  # what the root's callbacks have written is there, on every worker
+        return history
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on all workers; see `keras.Model.evaluate` and `distribute`."""
@@ -113,6 +116,7 @@ class Trainer:
             return self._keras("evaluate", given)  # within a fit, which has prepared it; or it says what is missing
         data = self._data(given, given["steps"])
         self._require_same([f"steps={given['steps']}"], data, given["callbacks"])
+        share_weights(self._comm, self._model)
         kept = running_callbacks(given["callbacks"], self._comm.is_root)
         given |= {"x": data.dataset, "y": None, "sample_weight": None}
         given["callbacks"] = [EpochEnd(None, data), *kept, EpochBegin(None, data)]
@@ -131,6 +135,7 @@ class Trainer:
             The loss, or a list of it and the metrics; with `return_dict=True` all logs, statistics included.
         """
         given = self._arguments("train_on_batch", args, kwargs)
+        share_weights(self._comm, self._model)
         logs = self._keras("train_on_batch", given | {"return_dict": True})
         return logs if given["return_dict"] else _metrics_in_order(self._model, logs)
 

@@ -78,7 +78,12 @@ class Drift(ExtraSum):
 
     def _checksums(self) -> list[tf.Tensor]:
         """Return () int32 for each variable."""
-        return [_sum_of_words(tf.convert_to_tensor(variable)) for variable in self._variables]
+        return checksums(self._variables)
+
+
+def checksums(variables: Sequence[Any]) -> list[tf.Tensor]:
+    """Return () int32 for each variable of a dtype in WORDS: another number whenever one bit is another."""
+    return [_sum_of_words(tf.convert_to_tensor(variable)) for variable in variables]
 
 
 def _odd_one(by_rank: dict[int, list[int]]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Evaluation: the losses and metrics of the global batch in inference mode; nothing is differentiated or updated."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -18,11 +18,12 @@ from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Outcome, Pass
 from distgrad.objective.forward import Forward
 from distgrad.objective.global_batch import GlobalBatch, OutputsToGather, gather
 from distgrad.objective.losses import Objective
-from distgrad.objective.trial import ModelTrial
+from distgrad.objective.trial import Trial
 from distgrad.reports.packing import Packing
 from distgrad.step.config import StepConfig
 from distgrad.step.distributed_step import require_samples, until_all_are_done
 from distgrad.step.plan import Batch, outputs_to_gather, trace_model, try_model
+from distgrad.step.same_weights import share_weights
 from distgrad.step.start import begin, build_model, compile_for_any_rows, require_same_settings
 
 PACKING = Packing({"examples": (), "more": ()})
@@ -54,6 +55,10 @@ class EvaluationReport:
         return dict(self._logs)
 
 
+# (this worker's rows, () float64 1 if it has more) -> (packed values, logs) of an `EvaluationReport`.
+Evaluate: TypeAlias = Callable[[tuple[Any, ...], tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]
+
+
 class Evaluation:
     """Evaluates global batches, one call each; see `DistributedStep` for the arguments."""
 
@@ -74,7 +79,7 @@ class Evaluation:
         self._forward = Forward(model, training=False)
         self._carried: list[ExtraSum] = []
         self._has_joined = False
-        self._trial: ModelTrial | None = None
+        self._trial: Trial | None = None
         self.run_eagerly = False  # without a graph, to look inside
         self.steps = 0
 
@@ -112,31 +117,34 @@ class Evaluation:
         if self._has_joined:
             return
         begin(self._comm)
+        run = self._prepare(batch)
+        share_weights(self._comm, self._model)
+        self._compiled: Any = run
+        if not self.run_eagerly:
+            self._compiled, _ = compile_for_any_rows(run, batch, tf.TensorSpec((), tf.float64))
+        self._has_joined = True
+
+    def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
+        """Build the model, and learn what its evaluation is made of. Every worker calls it."""
         build_model(self._comm, self._model, batch[0])
         traced = trace_model(self._forward, self._objective, (), batch)
         sums = [self._objective, *self._carried]
-        self._trial = trial = try_model(
-            self._comm, self._model, self._forward, traced, batch, sums=sums, before=self._trial
-        )
+        trial = try_model(self._comm, self._model, self._forward, traced, batch, sums=sums, before=self._trial)
+        self._trial = trial
         divides = self._config.reduction == "mean" and self._objective.divides
         settings = [f"reduction={'mean' if divides else 'sum'}", f"micro_batch_size={self._config.micro_batch_size}"]
         require_same_settings(self._comm, [*settings, *self._objective.settings()])
-        graph = EvaluationGraph(
+        return EvaluationGraph(
             self._comm,
             self._model,
             self._objective,
             self._forward,
-            ExtraSums(trial.sums[:-1]),  # an evaluation changes no states
+            ExtraSums(trial.sums),
             outputs_to_gather(self._model, trial, traced.specs),
             divides,
             self._config.micro_batch_size,
             self._config.jit_compile,
-        )
-        self._comm.broadcast(self._model.variables)
-        self._compiled: Any = graph.run
-        if not self.run_eagerly:
-            self._compiled, _ = compile_for_any_rows(graph.run, batch, tf.TensorSpec((), tf.float64))
-        self._has_joined = True
+        ).run
 
 
 class EvaluationGraph(NamedTuple):
