@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distgrad.errors import DistgradError
     from distgrad.fit import distribute
     from distgrad.fit.callbacks import WarmUp
+    from distgrad.gradients.all_reduce_gradients import ReducedGradients, all_reduce_gradients
     from distgrad.gradients.micro_batch import GradientSum
     from distgrad.gradients.sum_gradients import sum_gradients
     from distgrad.reports.report import StepReport
@@ -25,8 +26,10 @@ __all__ = [
     "DistgradError",
     "DistributedStep",
     "GradientSum",
+    "ReducedGradients",
     "StepReport",
     "WarmUp",
+    "all_reduce_gradients",
     "connect",
     "distribute",
     "sum_gradients",
@@ -39,8 +42,10 @@ _MODULES = {
     "DistgradError": "errors",
     "DistributedStep": "step",
     "GradientSum": "gradients.micro_batch",
+    "ReducedGradients": "gradients.all_reduce_gradients",
     "StepReport": "reports.report",
     "WarmUp": "fit.callbacks",
+    "all_reduce_gradients": "gradients.all_reduce_gradients",
     "distribute": "fit",
     "sum_gradients": "gradients.sum_gradients",
 }

@@ -7,18 +7,20 @@ MPI would add garbage.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 import tensorflow as tf
 
 from distgrad.errors import DistgradError, ModelMismatch, SettingsMismatch
 
+Agreed = TypeVar("Agreed")
+
 
 class Workers(Protocol):
     """A communicator, as far as an agreement needs one."""
 
-    _agreed: set[str]  # lists of variables that all workers are known to share
+    _agreed: dict[str, Any]  # what all workers are known to have agreed on, by this worker's text
 
     def exchange(self, text: str) -> Mapping[int, str]:
         """Give every process every process's text, by rank."""
@@ -42,7 +44,18 @@ def require_same_variables_once(comm: Workers, variables: Sequence[Any]) -> None
     lines = json.dumps([describe(variable) for variable in variables])
     if tf.executing_eagerly() or lines not in comm._agreed:
         require_same_variables(comm, variables)
-        comm._agreed.add(lines)
+        comm._agreed[lines] = True
+
+
+def agree_once(comm: Workers, text: str, agree: Callable[[Mapping[int, str]], Agreed]) -> Agreed:
+    """Exchange texts, and remember what follows from them for the next time that this worker has the same text.
+
+    Args:
+        agree: texts by rank -> what follows from them, the same on every worker.
+    """
+    if text not in comm._agreed:
+        comm._agreed[text] = agree(comm.exchange(text))
+    return cast(Agreed, comm._agreed[text])
 
 
 def require_same_settings(comm: Workers, settings: Sequence[str]) -> None:

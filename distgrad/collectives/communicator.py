@@ -49,7 +49,7 @@ class Communicator:
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.liveness = Liveness(rank, size // self.span, self._engine_hooks())
-        self._agreed: set[str] = set()  # lists of variables that all workers are known to share
+        self._agreed: dict[str, Any] = {}  # what all workers are known to have agreed on, by this worker's text
 
     # ---- what an engine supplies
 

@@ -23,7 +23,7 @@ from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import as_tensors, no_rows_like
 from distgrad.data.cursor import DataCursor
-from distgrad.errors import NonFiniteGradient, NoSamples
+from distgrad.errors import BadArgument, NonFiniteGradient, NoSamples
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.objective.extra_sums import ExtraSum
 from distgrad.objective.forward import is_float
@@ -179,6 +179,7 @@ class DistributedStep:
             The report; the root has printed its line.
 
         Raises:
+            BadArgument: it is called within a `tf.function`.
             NoSamples: b is 0 on every worker; nothing was applied.
             ModelMismatch, SettingsMismatch, VersionMismatch: at the first step, the workers differ; nothing was summed.
             Drifted: the weights are no longer the same on every worker.
@@ -186,6 +187,12 @@ class DistributedStep:
             Stopped: a signal asked for it; all workers have finished this step, and saved if they have a Checkpoint.
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
         """
+        if not tf.executing_eagerly():
+            raise BadArgument(
+                "a step within a tf.function",
+                "call it outside, it is compiled already; or use distgrad.all_reduce_gradients within the function",
+                everywhere=True,
+            )
         return self._take(as_tensors((x, y, sample_weight)), more=None)
 
     def epoch(self, dataset: Iterable[Any]) -> Iterator[StepReport]:
