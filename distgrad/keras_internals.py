@@ -422,10 +422,11 @@ class CountedDataset(tf.data.Dataset):
     Args:
         dataset: where the batches come from.
         batches: how many; None if that is not known.
+        sharing: what shares out its batches, for whoever reads its iterators; they have it as an attribute.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, batches: int | None) -> None:
-        self._dataset, self._batches, self.iterators = dataset, batches, 0
+    def __init__(self, dataset: tf.data.Dataset, batches: int | None, sharing: Any = None) -> None:
+        self._dataset, self._batches, self._sharing, self.iterators = dataset, batches, sharing, 0
         super().__init__(tf.data.experimental.to_variant(dataset))
 
     def _inputs(self) -> list[tf.data.Dataset]:
@@ -442,4 +443,6 @@ class CountedDataset(tf.data.Dataset):
 
     def __iter__(self) -> Iterator[Any]:
         self.iterators += 1
-        return super().__iter__()
+        iterator = super().__iter__()
+        iterator.sharing = self._sharing
+        return iterator

@@ -49,4 +49,6 @@ def shard_dataset(dataset: tf.data.Dataset, first: int, last: int, size: int) ->
         whole = batch if isinstance(dataset.element_spec, tuple) else batch[0]
         return tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, first, last, size), whole)
 
-    return without_autotune(dataset.map(unconverted(cut_batch)))
+    cut = without_autotune(dataset.map(unconverted(cut_batch)))
+    cut.is_shard = True  # for whoever would otherwise look whether it is the same on every worker
+    return cut

@@ -1,9 +1,10 @@
 """Data of `fit` and `evaluate`: this worker's share of them, as a dataset for Keras.
 
 Arrays, PyDatasets and generators are global data, the same on every worker; each global batch is shared out by rank.
-A `tf.data.Dataset` is this worker's own data, as `comm.shard(dataset)` gives it.
+A `tf.data.Dataset` may be either (data/global_data.py); what `comm.shard(dataset)` gives is this worker's own.
 """
 
+import json
 import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
+from distgrad.data.global_data import Sharing, draws_at_random, is_shard, with_seed
 from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.data.sharding import rows_of_workers
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
@@ -55,7 +57,7 @@ def fit_data(comm: Communicator, arguments: Mapping[str, Any]) -> FitData:
         return _shared_batches(comm, data_adapter({**arguments, "x": shuffled}), shuffled)
     if isinstance(x, tf.data.Dataset):
         keeps_iterator = arguments.get("steps_per_epoch") is not None
-        return _own_dataset(comm, data_adapter(arguments), keeps_iterator)
+        return _dataset(comm, data_adapter(arguments), keeps_iterator)
     if are_arrays([arguments.get(name) for name in ("x", "y", "sample_weight")]):
         return _shared_arrays(comm, data_adapter(arguments), shuffle)
     return _shared_batches(comm, data_adapter(arguments), GivenOrder())
@@ -97,12 +99,21 @@ def _shared_batches(comm: Communicator, adapter: Any, order: ResumableData) -> F
     return FitData(dataset, _settings(adapter.num_batches, adapter.batch_size), order, adapter)
 
 
-def _own_dataset(comm: Communicator, adapter: Any, keeps_iterator: bool) -> FitData:
-    """Take a dataset that is this worker's own; others may have more or fewer batches, and Keras counts to the most."""
-    own = adapter.num_batches
-    texts = comm.exchange("-1" if own is None else str(own)).values()
-    most = None if "-1" in texts else max(map(int, texts))
-    dataset = CountedDataset(without_autotune(adapter.get_tf_dataset()), most)
+def _dataset(comm: Communicator, adapter: Any, keeps_iterator: bool) -> FitData:
+    """Take a dataset: global data if its first batch is the same on every worker, else this worker's own.
+
+    Other workers' own data may have more or fewer batches; Keras counts to the most.
+    """
+    dataset = adapter.get_tf_dataset()
+    own = {"batches": adapter.num_batches, "is shard": is_shard(dataset), "is random": draws_at_random(dataset)}
+    found = [json.loads(text) for text in comm.exchange(json.dumps(own)).values()]
+    batches = [one["batches"] for one in found]
+    most = None if None in batches else max(batches)
+    may_be_global = comm.size > 1 and not any(one["is shard"] for one in found)
+    if may_be_global and any(one["is random"] for one in found):
+        dataset = with_seed(dataset, 1 + _seed_of_root(comm))
+    sharing = Sharing(comm) if may_be_global else None
+    dataset = CountedDataset(without_autotune(dataset), most, sharing)
     return FitData(dataset, _settings(most, None), PassOrder(dataset, keeps_iterator, warns=comm.is_root), adapter)
 
 

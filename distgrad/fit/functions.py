@@ -55,7 +55,9 @@ class StepFunction(Generic[Step]):
             if not steps:
                 return self._skip(iterator, self.progress)
         if iterator is not self._iterator:
-            self._iterator, self._reports = iterator, self.step.epoch(iterator)
+            sharing = getattr(iterator, "sharing", None)
+            batches = iterator if sharing is None else sharing.share_out(iterator)
+            self._iterator, self._reports = iterator, self.step.epoch(batches)
         return _last_of(self._reports, steps).keras_logs()
 
     def _skip(self, iterator: Any, progress: FitProgress) -> Mapping[str, Any]:

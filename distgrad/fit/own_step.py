@@ -29,6 +29,8 @@ from distgrad.keras_internals import (
 )
 from distgrad.objective.forward import is_float
 
+PART = 1_000_003  # how many draws the random numbers of two micro-batches are apart
+
 Step = Callable[[Any], Any]  # data -> logs
 
 
@@ -126,6 +128,8 @@ class OwnScope(keras.StatelessScope):
 
     Attributes:
         changes: by the id of a metric's variable, what the step adds to it. Metrics read as they were.
+        assigned: other variables that are not trained and were assigned, by their ids.
+        weights: trained variables whose assignment was dropped, by their ids.
 
     Args:
         metrics: variables whose assignments are changes.
@@ -144,6 +148,7 @@ class OwnScope(keras.StatelessScope):
         self._assigns = assigns
         self.changes: dict[int, tf.Tensor] = {}
         self.assigned: dict[int, keras.Variable] = {}
+        self.weights: dict[int, keras.Variable] = {}
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
         """Take the value of an assignment."""
@@ -155,7 +160,9 @@ class OwnScope(keras.StatelessScope):
         elif not variable.trainable:
             self.assigned[id(variable)] = variable
             super().add_update((variable, tf.cast(value, variable.dtype)))
-        elif self._assigns:
+        elif not self._assigns:
+            self.weights[id(variable)] = variable
+        else:
             with outside_stateless_scope():
                 variable.assign(value)
 
@@ -197,6 +204,7 @@ class Runner:
         *,
         assigns: bool,
         zeroed: bool = True,
+        part: tf.Tensor | int = 0,
     ) -> Ran:
         """Run the step.
 
@@ -206,10 +214,11 @@ class Runner:
             worker: () int32, this worker's number.
             assigns: False if nothing is to be assigned, not even to trained variables.
             zeroed: False lets metrics read what they hold.
+            part: () int32, the number of the micro-batch, each of which draws other random numbers.
         """
         metrics = self.metrics
         known = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics] if zeroed else []
-        known += [(v, v.value + _offset(worker, v)) for v in self.seeds()]
+        known += [(v, v.value + _offset(worker, v, part)) for v in self.seeds()]
         with OwnScope(metrics, known, assigns) as scope, handled_by(handler), without_replica_scaling():
             logs = self._step(batch[0] if len(batch) == 1 else batch)
         return Ran(_as_logs(logs), scope)
@@ -222,11 +231,14 @@ class Runner:
         """Return the states of random numbers."""
         return [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
 
-    def keep_random_states(self, scope: OwnScope, worker: tf.Tensor) -> None:
-        """Assign the states of random numbers, without the rank."""
+    def keep_random_states(
+        self, scope: OwnScope, worker: tf.Tensor, part: tf.Tensor | int = 0, is_last: tf.Tensor | bool = True
+    ) -> None:
+        """Assign the states of random numbers, without rank and part, after the last micro-batch."""
         for variable in self.seeds():
             if id(variable) in scope.assigned:
-                variable.assign(scope.get_current_value(variable) - _offset(worker, variable))
+                value = scope.get_current_value(variable) - _offset(worker, variable, part)
+                variable.assign(tf.where(is_last, value, tf.convert_to_tensor(variable.value)))
 
     def draws(self, scope: OwnScope) -> bool:
         """Return whether the step has drawn random numbers by Keras."""
@@ -237,8 +249,9 @@ class Runner:
         return [variable for variable in scope.assigned.values() if not is_random_state(variable)]
 
 
-def _offset(worker: tf.Tensor, variable: keras.Variable) -> tf.Tensor:
-    return tf.cast(tf.stack([worker, tf.zeros_like(worker)]), variable.dtype)
+def _offset(worker: tf.Tensor, variable: keras.Variable, part: tf.Tensor | int = 0) -> tf.Tensor:
+    """Return (2,) what is added to a random state: the rank to its seed, and a long way for each micro-batch."""
+    return tf.cast(tf.stack([worker, tf.cast(part, worker.dtype) * PART]), variable.dtype)
 
 
 def _as_logs(logs: Any) -> dict[str, Any]:

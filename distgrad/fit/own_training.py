@@ -5,7 +5,8 @@ ask        what its gradients, metrics, states and logs are of a batch: the firs
 step       own_step.py on each worker's rows; one sum for each call of an optimizer, one for all the rest
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from distgrad.collectives.vectors import joined
 from distgrad.data.batch import one_row_at_least, row_count, rows_between, rows_of_zeros, spec_with_any_rows
 from distgrad.fit.own_step import Apply, Runner, intercepted, optimizers_of
 from distgrad.fit.own_values import OwnValues
-from distgrad.gradients.accumulate import LocalSums
+from distgrad.gradients.accumulate import LocalSums, over_micro_batches
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.keras_internals import outside_stateless_scope
 from distgrad.objective.extra_sums import Asked, WorkerShare
@@ -133,6 +134,7 @@ class OwnTrial(Trial):
     Attributes:
         applies: the calls of optimizers that the step makes, in their order.
         values: its metrics, states and logs.
+        assigned_weights: the trained variables that it assigns, by optimizers or itself.
     """
 
     is_random = False
@@ -149,6 +151,8 @@ class OwnTrial(Trial):
             self.applies.clear()
             ran = self._runner.run(batch, self.applies.append, tf.constant(0), assigns=False)
             self.is_random = self._runner.draws(ran.scope)
+            updated = {id(v): v for apply in self.applies for v in apply.variables}
+            self.assigned_weights = list((updated | ran.scope.weights).values())
             return OwnValues(self._runner.metrics, self._runner.states(ran.scope), list(ran.logs))
 
         self.values = trace(run, *tf.nest.map_structure(spec_with_any_rows, batch))
@@ -237,23 +241,41 @@ class Reduction:
 
     def __call__(self, apply: Apply) -> None:
         """Sum the gradients, and let the optimizer go on with the gradient of the global batch."""
-        number = len(self.applied)
-        there = [n for n, gradient in enumerate(apply.gradients) if gradient is not None]
+        self.apply_sums(apply, self.weighted(apply, self.rows))
+
+    def weighted(self, apply: Apply, rows: tf.Tensor) -> list[Any]:
+        """Return gradients as they add up: those of a mean times the rows they are of.
+
+        Args:
+            rows: () float32; those of made-up rows, of which there are 0, do not count, whatever they hold.
+        """
+        weight = tf.cast(rows > 0, rows.dtype) if self._kind() is Kind.SUM else rows
+
+        def weigh(gradient: tf.Tensor) -> tf.Tensor:
+            wide = tf.cast(gradient, tf.float64 if gradient.dtype == tf.float64 else tf.float32)
+            return tf.where(weight > 0, wide * tf.cast(weight, wide.dtype), tf.zeros_like(wide))
+
+        return [None if gradient is None else weigh(tf.convert_to_tensor(gradient)) for gradient in apply.gradients]
+
+    def apply_sums(self, apply: Apply, sums: Sequence[Any]) -> None:
+        """Sum over the workers what `weighted` gave, divide, and let the optimizer go on."""
+        there = [n for n, gradient in enumerate(sums) if gradient is not None]
         layout = FlatLayout([apply.variables[n] for n in there])
-        kind = self.kinds[number] if number < len(self.kinds) else Kind.MEAN
-        weight = tf.cast(self.rows > 0, layout.dtype) if kind is Kind.SUM else tf.cast(self.rows, layout.dtype)
-        own = [tf.cast(tf.convert_to_tensor(apply.gradients[n]), layout.dtype) for n in there]
-        own = [tf.where(weight > 0, gradient * weight, tf.zeros_like(gradient)) for gradient in own]
-        pieces = [*layout.flatten(own), tf.cast(self.rows, layout.dtype)[tf.newaxis]]
+        pieces = [*layout.flatten([sums[n] for n in there]), tf.cast(self.rows, layout.dtype)[tf.newaxis]]
         self.has_nonfinite |= ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(piece)) for piece in pieces])
         total = self.comm.sum_within(joined(pieces))
-        divisor = tf.ones_like(total[-1]) if kind is Kind.SUM else tf.maximum(total[-1], 1)
+        divisor = tf.ones_like(total[-1]) if self._kind() is Kind.SUM else tf.maximum(total[-1], 1)
         flat = total[:-1] / divisor
         finite = self._describe(apply, flat)
-        gradients: list[Any] = [None] * len(apply.gradients)
+        gradients: list[Any] = [None] * len(sums)
         for n, gradient in zip(there, layout.unflatten([flat]), strict=True):
             gradients[n] = tf.cast(gradient, apply.variables[n].dtype)
         self._go_on(apply, gradients, finite)
+
+    def _kind(self) -> Kind:
+        """Return the kind of the gradients of the call that comes next."""
+        number = len(self.applied)
+        return self.kinds[number] if number < len(self.kinds) else Kind.MEAN
 
     def _describe(self, apply: Apply, flat: tf.Tensor) -> tf.Tensor:
         scale = loss_scale(apply.optimizer)
@@ -282,6 +304,116 @@ class Reduction:
                 apply.call(inner)
 
             tf.cond(finite, update, lambda: None)
+
+
+class _StopHere(Exception):
+    """Ends a pass where it has come to the call of an optimizer that is next."""
+
+
+class Passes(NamedTuple):
+    """A step of the model's own, taken on several micro-batches.
+
+    Each call of an optimizer needs the gradients of all micro-batches before what follows it can be computed. So the
+    step is run once for each call, up to there, on all micro-batches, and once more to its end, for metrics, states and
+    logs. Every pass begins with the weights as they were before the step, and sees the updates that were made where
+    they were made.
+    """
+
+    runner: Runner
+    trial: OwnTrial
+    reduction: Reduction
+    worker: tf.Tensor
+    micro_batch_size: int
+
+    def run(self, batch: tuple[Any, ...], is_present: tf.Tensor) -> tf.Tensor:
+        """Take the step. Returns (entries,) float64 the terms of `OwnValues`.
+
+        Args:
+            batch: this worker's rows, at least one.
+            is_present: () bool, False if that is made up.
+        """
+        restored = self.trial.assigned_weights
+        before = [tf.identity(variable.value) for variable in restored]
+        updated: list[list[tf.Tensor]] = []
+        places = tf.range(row_count(batch))
+
+        def restore() -> None:
+            for variable, value in zip(restored, before, strict=True):
+                variable.assign(value)
+
+        for number in range(len(self.trial.applies)):
+            apply, sums = self._gradients(number, (batch, places), is_present, updated, restore)
+            self.reduction.apply_sums(apply, sums)
+            updated.append([tf.identity(tf.convert_to_tensor(variable)) for variable in apply.variables])
+
+        def add(total: tf.Tensor, piece: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:  # noqa: ARG001
+            rows, numbers = piece
+            part = self._part(numbers)
+            restore()
+            ran = self.runner.run(rows, self._replay(updated), self.worker, assigns=True, part=part)
+            self.runner.keep_random_states(ran.scope, self.worker, part, is_last)
+            count = tf.where(is_present, tf.cast(row_count(rows), tf.float64), 0.0)
+            return total + self.trial.values.pack(ran, count)
+
+        nothing = tf.zeros(self.trial.values.entries, tf.float64)
+        return over_micro_batches(add, nothing, (batch, places), self.micro_batch_size)
+
+    def _gradients(
+        self,
+        number: int,
+        batch: Any,
+        is_present: tf.Tensor,
+        updated: Sequence[Sequence[tf.Tensor]],
+        restore: Callable[[], None],
+    ) -> tuple[Apply, list[Any]]:
+        """Run all micro-batches up to a call of an optimizer. Returns it, and the weighted sums of its gradients."""
+        expected, found = self.trial.applies[number], list[Apply]()
+        there = [n for n, gradient in enumerate(expected.gradients) if gradient is not None]
+
+        def stop(apply: Apply) -> None:
+            found.append(apply)
+            raise _StopHere
+
+        def add(sums: list[tf.Tensor], part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> list[tf.Tensor]:  # noqa: ARG001
+            rows, numbers = part
+            restore()
+            with contextlib.suppress(_StopHere):
+                handler = self._replay(updated, stop)
+                self.runner.run(rows, handler, self.worker, assigns=True, part=self._part(numbers))
+            count = tf.where(is_present, tf.cast(row_count(rows), tf.float32), 0.0)
+            weighted = self.reduction.weighted(found[-1], count)
+            return [total + tf.cast(weighted[n], total.dtype) for total, n in zip(sums, there, strict=True)]
+
+        shapes = [expected.variables[n] for n in there]
+        wide = [tf.float64 if tf.as_dtype(variable.dtype) == tf.float64 else tf.float32 for variable in shapes]
+        nothing = [tf.zeros(variable.shape, dtype) for variable, dtype in zip(shapes, wide, strict=True)]
+        totals = over_micro_batches(add, nothing, batch, self.micro_batch_size)
+        sums: list[Any] = [None] * len(expected.gradients)
+        for n, total in zip(there, totals, strict=True):
+            sums[n] = total
+        return found[-1], sums
+
+    def _replay(
+        self, updated: Sequence[Sequence[tf.Tensor]], then: Callable[[Apply], None] | None = None
+    ) -> Callable[[Apply], None]:
+        """Return a handler that makes updates again that were made before, and hands on what comes after them."""
+        calls = iter(updated)
+
+        def handle(apply: Apply) -> None:
+            values = next(calls, None)
+            if values is None:
+                if then is not None:
+                    then(apply)
+                return
+            with outside_stateless_scope():
+                for variable, value in zip(apply.variables, values, strict=True):
+                    variable.assign(value)
+
+        return handle
+
+    def _part(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Return () int32 the number of a micro-batch."""
+        return numbers[0] // self.micro_batch_size
 
 
 class OwnTrainGraph:
@@ -360,10 +492,16 @@ class OwnTrainGraph:
     def _on_worker(self, batch: tuple[Any, ...], flags: Flags) -> tf.Tensor:
         """Run the step on one worker's rows. Returns all that is summed afterwards, (s,) float64."""
         worker, rows = self._comm.worker(), row_count(batch)
-        _seed_by(worker, self._comm.rank)
+        _seed_by(self._comm.rank)
         reduction = Reduction(self._comm, self._config, tf.cast(rows, tf.float32), self._plan.trial.kinds)
-        ran = self._runner.run(one_row_at_least(batch), reduction, worker, assigns=True)
-        self._runner.keep_random_states(ran.scope, worker)
+        batch = one_row_at_least(batch)
+        if self._config.micro_batch_size is None:
+            ran = self._runner.run(batch, reduction, worker, assigns=True)
+            self._runner.keep_random_states(ran.scope, worker)
+            values = self._plan.trial.values.pack(ran, tf.cast(rows, tf.float64))
+        else:
+            passes = Passes(self._runner, self._plan.trial, reduction, worker, self._config.micro_batch_size)
+            values = passes.run(batch, rows > 0)
         updates = [tf.cast(value, tf.float64) for one in reduction.applied for value in one]
         zero = tf.zeros((), tf.float64)
         no_sums = LocalSums([], zero, zero, tf.zeros(0), tf.zeros(0))
@@ -374,7 +512,7 @@ class OwnTrainGraph:
             tf.one_hot(worker, self._comm.size, dtype=tf.float64) * tf.cast(reduction.has_nonfinite, tf.float64),
             tf.stack(updates) * tf.cast(tf.equal(worker, 0), tf.float64) if updates else tf.zeros(0, tf.float64),
             tf.reshape(tf.cast(self._plan.drift.of_worker(share)[0], tf.float64), [-1]),
-            self._plan.trial.values.pack(ran, wide),
+            values,
         ]
         return tf.concat(parts, 0)
 
@@ -383,7 +521,7 @@ class OwnTrainGraph:
 
     def _values_before(self) -> list[tuple[keras.Variable, tf.Tensor]]:
         variables = {id(v): v for o in self._optimizers.values() for v in o.variables}
-        variables |= {id(v): v for apply in self._plan.trial.applies for v in apply.variables}
+        variables |= {id(v): v for v in self._plan.trial.assigned_weights}
         return [(variable, tf.identity(variable.value)) for variable in variables.values()]
 
     def _names(self) -> list[str]:
@@ -426,7 +564,7 @@ def logs_of_metrics(runner: Runner, values: OwnValues, batch: tuple[Any, ...]) -
     return {key: ran.logs[key] for key in wanted}
 
 
-def _seed_by(worker: tf.Tensor, rank: int) -> None:  # noqa: ARG001
+def _seed_by(rank: int) -> None:
     """Let TensorFlow's own random numbers differ between workers, as far as the user has seeded them."""
     graph = tf.compat.v1.get_default_graph()
     if not tf.executing_eagerly() and graph.seed is not None:

@@ -35,10 +35,13 @@ def distribute(
 ) -> keras.Model:
     """Train a Keras model on all workers with its own `compile`, `fit`, `evaluate` and `train_on_batch`.
 
-    `fit` is given what it is given in one process: arrays, PyDatasets and generators hold the global data, the same on
-    every worker, and `batch_size` is that of the global batch. A `tf.data.Dataset` is this worker's own data, as
-    `comm.shard(dataset)` gives it. Logs are those of the global data on every worker, with `gradient_sum` and
-    `gradient_norm` of the last step. Only the root shows progress and runs callbacks that write files.
+    `fit` is given what it is given in one process: arrays, PyDatasets and generators hold the global data, the same
+    on every worker, and `batch_size` is that of the global batch. So does a `tf.data.Dataset` whose first batch is the
+    same on every worker; one that differs, and what `comm.shard(dataset)` gives, is this worker's own data. Logs are
+    those of the global data on every worker, with `gradient_sum` and `gradient_norm` of the last step. Only the root
+    shows progress and runs callbacks that write files; `fit` returns when it has returned on all workers.
+
+    A `train_step`, `test_step`, `compute_loss` or `compute_metrics` of the model's own is honoured (own_step.py).
 
     Args:
         model: compiled or not, built or not; saved models know nothing of distgrad.

@@ -1,0 +1,144 @@
+"""Datasets that are the same on every worker: recognised by their first batch, and shared out.
+
+A `tf.data.Dataset` is global data if its first batch has the same digest on every worker, and a worker's own data if it
+differs. `comm.shard(dataset)` says that it is cut already. The first batch of every later pass is compared, too.
+
+A shuffle without a seed draws another order on each worker. Here it is given the root's.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
+
+from distgrad.collectives.communicator import Communicator
+from distgrad.data.pipeline import shuffle_seeds
+from distgrad.data.sharding import rows_of_workers
+from distgrad.errors import FitMismatch, note
+from distgrad.keras_internals import inputs_of
+
+KEEP_STATE = 1  # of `DatasetToGraphV2`: lookup tables and the like are written as they are
+
+
+def is_shard(data: Any) -> bool:
+    """Return whether a dataset was made from what `comm.shard` gave."""
+    return getattr(data, "is_shard", False) or any(is_shard(part) for part in inputs_of(data))
+
+
+def draws_at_random(dataset: tf.data.Dataset) -> bool:
+    """Return whether a dataset has a shuffle that was given no seed."""
+    return (0, 0) in _seeds(dataset)
+
+
+def _seeds(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
+    """Return the seeds of each shuffle, the last one first; (0, 0) where none was given."""
+    seeds = shuffle_seeds(dataset)
+    return list(zip(seeds[::2], seeds[1::2], strict=True))
+
+
+def with_seed(dataset: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+    """Give those of a dataset's shuffles a seed that have none; returns it as it is where TensorFlow cannot.
+
+    Args:
+        seed: the same on every worker.
+    """
+    try:
+        written = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=KEEP_STATE
+        )
+        graph = graph_pb2.GraphDef.FromString(written.numpy())
+        nodes = {node.name: node for node in graph.node}
+        shuffles = [node for node in graph.node if node.op.startswith("ShuffleDataset")]
+        # In a graph inputs come first, and seeds that were not given are written as those that TensorFlow has drawn.
+        for node, seeds in zip(shuffles, reversed(_seeds(dataset)), strict=True):
+            if seeds == (0, 0):
+                for number, name in enumerate(node.input[2:4]):
+                    nodes[name].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(seed + number, tf.int64))
+                # What draws by the old seeds is named in the graph; this name is nobody's, and so is made anew.
+                node.input[4] = graph.node.add(op="DummySeedGenerator", name=f"{node.name}/seeds").name
+        variant = tf.raw_ops.DatasetFromGraph(graph_def=graph.SerializeToString())
+    except (tf.errors.OpError, ValueError, TypeError):  # Python functions, or more than a graph can hold
+        return dataset
+    return tf.data.experimental.from_variant(variant, dataset.element_spec)
+
+
+class Sharing:
+    """Decides, at the first batch, whether batches are global ones, and cuts them if they are.
+
+    Args:
+        comm: the workers.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._is_global: bool | None = None  # None before the first batch
+
+    def share_out(self, batches: Any) -> "SharedBatches":
+        """Return this worker's rows of each batch of one pass. Every worker begins a pass at the same time."""
+        return SharedBatches(self, batches)
+
+    def look_at(self, batch: Any) -> None:
+        """Compare the first batch of a pass with those of the other workers. Every worker calls it.
+
+        Args:
+            batch: None if this worker has none.
+
+        Raises:
+            FitMismatch: data that were the same on every worker before are no longer.
+        """
+        is_same = len(set(self._comm.exchange(_digest(batch)).values())) == 1
+        if self._is_global is None:
+            self._is_global = is_same and batch is not None
+            if self._is_global and self._comm.is_root:
+                note(
+                    "the dataset's first batch is the same on every worker: its batches are global ones, and each "
+                    "worker takes its rows of them; comm.shard(dataset) says so without looking"
+                )
+        elif self._is_global and not is_same:
+            raise FitMismatch(
+                "the dataset began with the same batch on every worker, and no longer does",
+                "give its shuffle a seed, or share it out with comm.shard(dataset)",
+                everywhere=True,
+            )
+
+    def cut(self, batch: Any) -> Any:
+        """Return this worker's rows of a batch."""
+        if not self._is_global:
+            return batch
+        first, last, size = self._comm.rank, self._comm.rank + self._comm.span, self._comm.size
+        return tf.nest.map_structure(lambda tensor: rows_of_workers(tensor, first, last, size), batch)
+
+
+class SharedBatches:
+    """An iterator over this worker's rows of each batch."""
+
+    def __init__(self, sharing: Sharing, batches: Any) -> None:
+        self._sharing, self._batches = sharing, iter(batches)
+        self.element_spec = batches.element_spec
+        self._is_first = True
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches, None)
+        if self._is_first:
+            self._is_first = False
+            self._sharing.look_at(batch)
+        if batch is None:
+            raise StopIteration
+        return self._sharing.cut(batch)
+
+
+def _digest(batch: Any) -> str:
+    if batch is None:
+        return ""
+    digest = hashlib.sha256()
+    for tensor in tf.nest.flatten(batch, expand_composites=True):
+        array = np.asarray(tensor)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+    return digest.hexdigest()
