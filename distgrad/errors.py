@@ -141,7 +141,7 @@ class ReportExpired(DistgradError):
 
 
 class UnsupportedModel(DistgradError):
-    """A model with a training step of its own, which `fit` cannot distribute."""
+    """A model that cannot be distributed, or whose batch cannot be cut."""
 
     code, status = "DG040", os.EX_DATAERR
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from distgrad.gradients.accumulate import add
 from distgrad.gradients.micro_batch import Gradient, tensor_of
-from distgrad.keras_internals import is_random_state
+from distgrad.keras_internals import flat_layers, is_random_state
 
 
 class AssignedValues(keras.StatelessScope):
@@ -60,11 +60,12 @@ class Forward:
     """A model's forward pass in training or inference mode.
 
     Attributes:
+        model: the model.
         training: True in training mode.
     """
 
     def __init__(self, model: keras.Model, training: bool) -> None:
-        self._model, self.training = model, training
+        self.model, self.training = model, training
 
     def run(
         self,
@@ -87,7 +88,7 @@ class Forward:
         offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in self._seeds()]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
         with AssignedValues(known, watch) as scope:
-            y_pred = call_as_keras_does(self._model, x, self.training)
+            y_pred = call_as_keras_does(self.model, x, self.training)
         return y_pred, scope
 
     def keep_random_states(self, scope: keras.StatelessScope, worker: tf.Tensor) -> None:
@@ -110,14 +111,14 @@ class Forward:
     def states(self, scope: AssignedValues) -> list[keras.Variable]:
         """Return the variables of the model that a pass has assigned, except random states."""
         seeds = {id(variable) for variable in self._seeds()}
-        return [variable for variable in self._model.variables if id(variable) in scope.assigned - seeds]
+        return [variable for variable in self.model.variables if id(variable) in scope.assigned - seeds]
 
     def is_random(self, scope: AssignedValues) -> bool:
         """Return whether a pass has drawn random numbers."""
         return any(id(variable) in scope.assigned for variable in self._seeds())
 
     def _seeds(self) -> list[keras.Variable]:
-        return [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
+        return [variable for variable in self.model.non_trainable_variables if is_random_state(variable)]
 
 
 def gradients_of(
@@ -132,6 +133,18 @@ def gradients_of(
             number = numbers[id(variable)]
             gradients[number] = add(add(tf.zeros_like(value), gradients[number]), gradient)
     return gradients
+
+
+def built_in_rows(model: keras.Model) -> int | None:
+    """Return the number of rows that a model is built for; None if it takes any number."""
+    shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    stateful = [layer for layer in flat_layers(model) if getattr(layer, "stateful", False) and layer.built]
+    shapes += [
+        tuple(v.shape)
+        for v in keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
+        if v is not None
+    ]
+    return next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
 
 
 def call_as_keras_does(model: keras.Model, x: Any, training: bool) -> Any:

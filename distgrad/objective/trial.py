@@ -19,7 +19,7 @@ from distgrad.data.batch import row_count, rows_between, spec_with_any_rows
 from distgrad.errors import note
 from distgrad.keras_internals import flat_layers, is_of_keras, keras_mask, set_keras_mask
 from distgrad.objective.extra_sums import Asked, ExtraSum, Pass, TrialPasses
-from distgrad.objective.forward import Forward
+from distgrad.objective.forward import Forward, built_in_rows
 from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
 
 TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
@@ -67,6 +67,11 @@ class Trial:
         """Return what is to be said of a model whose batch cannot be cut as others can."""
         raise NotImplementedError
 
+    @property
+    def takes_parts(self) -> bool:
+        """True if the model takes other numbers of rows than that of the batch, as far as that is known."""
+        return True
+
     # ---- what follows from it
 
     @property
@@ -108,7 +113,7 @@ class Trial:
     def _values(self, batch: tuple[Any, ...], cut: int) -> dict[str, Asked]:
         """Compute the values; those of parts are left out if the model cannot take parts."""
         if self._compiled is None:
-            self._compiled = self._compile(batch, has_parts=True)
+            self._compiled = self._compile(batch, has_parts=self.takes_parts)
         try:
             found = self._compiled(batch, cut)
         except Exception:  # whatever a model says to a number of rows that it is not made for
@@ -176,6 +181,11 @@ class ModelTrial(Trial):
         """Return the names of all that the extra sums are unsure of."""
         names = [name for extra in self.sums for name in extra.questions()]
         return [*names, OUTPUTS] if self._looks_at_outputs and self._tries == 0 else names
+
+    @property
+    def takes_parts(self) -> bool:
+        """True unless the model is built for a certain number of rows."""
+        return built_in_rows(self._forward.model) is None
 
     def learn(self, evidence: Evidence) -> bool:
         """Let all extra sums learn."""

@@ -41,7 +41,7 @@ from distgrad.step.drift import Drift
 from distgrad.step.guards import Guards
 from distgrad.step.optimizer_scope import optimizer_in_scope
 from distgrad.step.plan import make_plan
-from distgrad.step.start import begin, build_model, compile_for_any_rows
+from distgrad.step.start import begin, build_model, compile_for_any_rows, require_built_in_rows
 from distgrad.step.training_graph import Flags, StepOutput, TrainingGraph
 
 Restore: TypeAlias = Callable[[Sequence[Any]], None]  # takes variables, and makes them the same on every worker
@@ -334,13 +334,14 @@ class DistributedStep:
         self._first_trace = None
         if not self.run_eagerly:
             flags = tf.TensorSpec(len(Flags._fields), tf.float64)
-            self.compiled, self._first_trace = compile_for_any_rows(graph.run, batch, flags)
+            self.compiled, self._first_trace = compile_for_any_rows(graph.run, self.model, batch, flags)
         self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._has_joined = True
 
     def _prepare(self, batch: tuple[Any, ...]) -> tuple[Plan, Graph]:
         """Build the model, and learn what a step of it is made of. Every worker calls it."""
         build_model(self.comm, self.model, batch[0])
+        require_built_in_rows(self.comm, self.model, batch, self._config.micro_batch_size)
         variables = self.model.trainable_variables
         agreement.require_same_variables(self.comm, variables)  # before a loss meets a model of another shape
         plan = make_plan(

@@ -24,7 +24,7 @@ from distgrad.step.config import StepConfig
 from distgrad.step.distributed_step import require_samples, until_all_are_done
 from distgrad.step.plan import Batch, outputs_to_gather, trace_model, try_model
 from distgrad.step.same_weights import share_weights
-from distgrad.step.start import begin, build_model, compile_for_any_rows, require_same_settings
+from distgrad.step.start import begin, build_model, compile_for_any_rows, require_built_in_rows, require_same_settings
 
 PACKING = Packing({"examples": (), "more": ()})
 
@@ -121,12 +121,13 @@ class Evaluation:
         share_weights(self._comm, self._model)
         self._compiled: Any = run
         if not self.run_eagerly:
-            self._compiled, _ = compile_for_any_rows(run, batch, tf.TensorSpec((), tf.float64))
+            self._compiled, _ = compile_for_any_rows(run, self._model, batch, tf.TensorSpec((), tf.float64))
         self._has_joined = True
 
     def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
         """Build the model, and learn what its evaluation is made of. Every worker calls it."""
         build_model(self._comm, self._model, batch[0])
+        require_built_in_rows(self._comm, self._model, batch, self._config.micro_batch_size)
         traced = trace_model(self._forward, self._objective, (), batch)
         sums = [self._objective, *self._carried]
         trial = try_model(self._comm, self._model, self._forward, traced, batch, sums=sums, before=self._trial)

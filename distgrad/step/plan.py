@@ -32,7 +32,7 @@ from distgrad.reports.statistics import OF_ONE_DIVISOR, Contents
 from distgrad.reports.worker_table import WorkerTable
 from distgrad.step.config import StepConfig
 from distgrad.step.drift import Drift
-from distgrad.step.start import require_same_settings
+from distgrad.step.start import batch_specs, require_same_settings
 
 
 class Batch(NamedTuple):
@@ -64,7 +64,7 @@ def trace_model(
     batch: tuple[Any, ...],
 ) -> Traced:
     """Trace a forward pass, and a backward pass if there are variables; the objective learns from it what there is."""
-    specs = Batch(*tf.nest.map_structure(spec_with_any_rows, batch))
+    specs = Batch(*batch_specs(forward.model, batch))
     sources = [tensor_of(variable) for variable in variables]
 
     def traced(*tensors: Any) -> Traced:

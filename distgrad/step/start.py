@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.batch import spec_with_any_rows, spec_with_some_rows
-from distgrad.errors import BadArgument, VersionMismatch
+from distgrad.data.batch import row_count, spec_with_any_rows, spec_with_some_rows
+from distgrad.errors import BadArgument, UnsupportedModel, VersionMismatch
 from distgrad.keras_internals import flat_layers
-from distgrad.objective.forward import call_as_keras_does
+from distgrad.objective.forward import built_in_rows, call_as_keras_does
 from distgrad.objective.trace import trace
 
 
@@ -54,12 +54,41 @@ def require_same_settings(comm: Communicator, settings: Sequence[str]) -> None:
     agreement.require_same(comm, versions, "version", VersionMismatch)
 
 
-def compile_for_any_rows(run: Callable[..., Any], batch: tuple[Any, ...], flags: tf.TensorSpec) -> tuple[Any, Any]:
+def compile_for_any_rows(
+    run: Callable[..., Any], model: keras.Model, batch: tuple[Any, ...], flags: tf.TensorSpec
+) -> tuple[Any, Any]:
     """Compile a step or an evaluation, `run(batch, flags)`, and trace it.
 
     Returns:
         (the compiled function, its first trace). That takes any number of rows, so that a short last batch needs no
-        second one.
+        second one, unless the model is built for a certain number.
     """
     compiled = tf.function(run, reduce_retracing=True, autograph=False)
-    return compiled, compiled.get_concrete_function(tf.nest.map_structure(spec_with_any_rows, batch), flags)
+    return compiled, compiled.get_concrete_function(batch_specs(model, batch), flags)
+
+
+def batch_specs(model: keras.Model, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the types of batches like one: with any number of rows, or with that which the model is built for."""
+    spec = spec_with_any_rows if built_in_rows(model) is None else spec_with_some_rows
+    return tuple(tf.nest.map_structure(spec, batch))
+
+
+def require_built_in_rows(
+    comm: Communicator, model: keras.Model, batch: tuple[Any, ...], micro_batch_size: int | None
+) -> None:
+    """Check that a model which is built for a certain number of rows gets it. Every worker calls it.
+
+    Raises:
+        UnsupportedModel: a worker's share, or a micro-batch, has another number of rows.
+    """
+    expected = built_in_rows(model)
+    if expected is None:
+        return
+    rows = [int(text) for text in comm.exchange(str(int(row_count(batch)))).values()]
+    if micro_batch_size not in (None, expected) or any(count != expected * comm.span for count in rows):
+        cut = f"shares of {rows} rows" if micro_batch_size is None else f"micro-batches of {micro_batch_size}"
+        raise UnsupportedModel(
+            f"model {model.name!r} is built for batches of {expected} rows, and cannot take {cut}",
+            f"leave micro_batch_size out, and let a global batch have {expected * comm.size} rows, {expected} a worker",
+            everywhere=True,
+        )
