@@ -27,7 +27,7 @@ from distgrad.keras_internals import (
     outside_stateless_scope,
     without_replica_scaling,
 )
-from distgrad.objective.forward import is_float
+from distgrad.objective.forward import Scope
 
 PART = 1_000_003  # how many draws the random numbers of two micro-batches are apart
 
@@ -123,7 +123,7 @@ class _Intercepted:
         return self._optimizer.iterations
 
 
-class OwnScope(keras.StatelessScope):
+class OwnScope(Scope):
     """The values that a step assigns.
 
     Attributes:
@@ -259,6 +259,3 @@ def _as_logs(logs: Any) -> dict[str, Any]:
     if logs is None:
         return {}
     return dict(logs) if isinstance(logs, Mapping) else {"loss": logs}
-
-
-__all__ = ["Apply", "Ran", "Runner", "handled_by", "intercepted", "is_float", "optimizers_of"]

@@ -66,9 +66,8 @@ class OwnValues:
         changes = [ran.scope.changes.get(id(v), tf.zeros(v.shape, v.dtype)) for v in self._metrics]
         values = dict(zip(self._names("metric", self._metrics), changes, strict=True))
         for name, variable in zip(self._names("state", self._states), self._states, strict=True):
-            new = ran.scope.get_current_value(variable)
-            old = tf.cast(tf.convert_to_tensor(variable.value), tf.float64)
-            values[name] = tf.zeros_like(old) if new is None else tf.cast(new, tf.float64) - old
+            new = tf.convert_to_tensor(ran.scope.get_current_value(variable))
+            values[name] = tf.cast(new, tf.float64) - tf.cast(tf.convert_to_tensor(variable.value), tf.float64)
         return values | {f"log {key}": _number(ran.logs.get(key)) for key in self.log_keys}
 
     @property

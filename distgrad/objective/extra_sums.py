@@ -158,6 +158,11 @@ class ExtraSum(Protocol):
         """Return the names of the values whose kinds decide how they are summed; `prepare` comes first."""
         return ()
 
+    @property
+    def needs_parts(self) -> bool:
+        """True if these values come of forward passes, whatever the model's layers do."""
+        return False
+
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:  # noqa: ARG002 (a default)
         """Return those of these values that the passes tell."""
         return {}

@@ -16,10 +16,22 @@ import tensorflow as tf
 
 from distgrad.gradients.accumulate import add
 from distgrad.gradients.micro_batch import Gradient, tensor_of
-from distgrad.keras_internals import flat_layers, is_random_state
+from distgrad.keras_internals import flat_layers, is_random_state, outside_stateless_scope
 
 
-class AssignedValues(keras.StatelessScope):
+class Scope(keras.StatelessScope):
+    """A stateless scope that tells the value of every variable, as regularizers want it, and not only of known ones."""
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        """Return the value that a variable has been given in this scope, or else its own."""
+        value = super().get_current_value(variable)
+        if value is None:
+            with outside_stateless_scope():
+                value = variable.value
+        return value
+
+
+class AssignedValues(Scope):
     """The values that a pass would have assigned to Keras variables, and the losses that layers added.
 
     A value assigned to a trainable variable is differentiated from there on, as a variable that is read after it was

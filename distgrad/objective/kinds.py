@@ -37,11 +37,16 @@ ALL = frozenset({Kind.MEAN, Kind.SUM, Kind.ONCE})
 
 
 class Parts(NamedTuple):
-    """A value of a batch and of its two parts, of the same shape."""
+    """A value of a batch and of its two parts, of the same shape.
+
+    Attributes:
+        again: (2, ...) what the two parts add to a state that has seen the batch already; None for what is no state.
+    """
 
     whole: Any
     first: Any
     second: Any
+    again: Any = None
 
 
 def possible_kinds(values: Parts, rows: tuple[int, int], is_random: bool = False) -> frozenset[Kind]:
@@ -60,7 +65,7 @@ def possible_kinds(values: Parts, rows: tuple[int, int], is_random: bool = False
     []
     """
     dtype = str(np.asarray(values.whole).dtype)
-    whole, first, second = (np.asarray(value, np.float64) for value in values)
+    whole, first, second = (np.asarray(value, np.float64) for value in values[:3])
     if not all(rows) or not np.isfinite([value.sum() for value in (whole, first, second)]).all():
         return ALL
     largest = max((np.abs(value).max(initial=0) for value in (whole, first, second)), default=0.0)
@@ -76,6 +81,8 @@ def possible_kinds(values: Parts, rows: tuple[int, int], is_random: bool = False
         del errors[Kind.ONCE]
         return frozenset({min(errors, key=lambda kind: errors[kind])})
     precision = PRECISION.get(dtype, COARSE if dtype.startswith(("float", "bfloat")) else 1e-9)
+    if values.again is not None and np.abs(values.again - [first, second]).max(initial=0) > precision * largest:
+        return frozenset()  # what is added depends on what was there
     return frozenset(kind for kind, error in errors.items() if error <= precision * largest)
 
 

@@ -167,6 +167,11 @@ class Objective(ExtraSum):
         """Return the names of the losses that are one number for a batch, or may look at other rows."""
         return [f"loss {number}" for number, asked in enumerate(self._is_asked) if asked]
 
+    @property
+    def needs_parts(self) -> bool:
+        """True if the loss is computed from inputs, too."""
+        return self.is_of_model
+
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
         """Return these losses."""
         kinds, self._kinds = self._kinds, [term.prefers for term in self._shape]

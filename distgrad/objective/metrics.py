@@ -22,7 +22,7 @@ from distgrad.keras_internals import (
     loss_tracker,
 )
 from distgrad.objective.extra_sums import Asked, ExtraSum, Outcome, Pass, PassSpecs, TrialPasses
-from distgrad.objective.forward import AssignedValues
+from distgrad.objective.forward import AssignedValues, Scope
 from distgrad.objective.kinds import Evidence, Kind, Parts
 from distgrad.objective.losses import COMPARE_ROWS
 from distgrad.objective.trace import trace
@@ -77,19 +77,17 @@ class MetricSums(ExtraSum):
         return [*self._questions.values(), *(self._own_logs.questions() if self._own_logs else [])]
 
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
-        """Return what the passes add to the variables.
-
-        The second part is shown to the metrics after the first one: where their state cannot be added up, it adds
-        something else then.
-        """
+        """Return what the passes add to the variables."""
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]
-        whole, first = self._after(zeros, trial.whole), self._after(zeros, trial.cut[0])
-        second = [after - before for after, before in zip(self._after(first, trial.cut[1]), first, strict=True)]
+        whole, first, second = (self._after(zeros, seen) for seen in (trial.whole, *trial.cut))
+        after = [self._after(whole, seen) for seen in trial.cut]
+        again = [tf.stack([one - before, other - before]) for before, one, other in zip(whole, *after, strict=True)]
         found = self._own_logs.ask(trial) if self._own_logs else {}
         for number, question in self._questions.items():
             variable = self._summed[number]
             if id(variable) not in self._in_pass:
-                found[question] = Asked(Parts(whole[number], first[number], second[number]), of_forward=False)
+                parts = Parts(whole[number], first[number], second[number], again[number])
+                found[question] = Asked(parts, of_forward=False)
             elif trial.parts is not None:
                 passes = (trial.whole, *trial.parts)
                 parts = Parts(*[seen.scope.get_current_value(variable) for seen in passes])
@@ -182,11 +180,8 @@ class MetricSums(ExtraSum):
         with AssignedValues() as scope:
             _compute_metrics(self._model, outputs.x, outputs.y, outputs.y_pred, outputs.sample_weight)
         olds = [tf.convert_to_tensor(variable.value) for variable in variables]
-        news = [scope.get_current_value(variable) for variable in variables]
-        return [
-            tf.zeros_like(old) if new is None else tf.cast(new, old.dtype) - old
-            for new, old in zip(news, olds, strict=True)
-        ]
+        news = [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in variables]
+        return [tf.cast(new, old.dtype) - old for new, old in zip(news, olds, strict=True)]
 
 
 class _OwnLogs:
@@ -250,7 +245,7 @@ class _OwnLogs:
             return dict(_compute_metrics(self._model, *batch))
 
 
-class _NothingAssigned(keras.StatelessScope):
+class _NothingAssigned(Scope):
     """Assignments have no effect: metrics give their results without an update."""
 
     def add_update(self, update: Any) -> None:

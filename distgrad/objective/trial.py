@@ -119,7 +119,8 @@ class Trial:
         except Exception:  # whatever a model says to a number of rows that it is not made for
             self._compiled = self._compile(batch, has_parts=False)
             found = self._compiled(batch, cut)
-        return {name: Asked(Parts(*map(np.asarray, values)), self._of_forward[name]) for name, values in found.items()}
+        numbers = {name: [None if one is None else np.asarray(one) for one in values] for name, values in found.items()}
+        return {name: Asked(Parts(*values), self._of_forward[name]) for name, values in numbers.items()}
 
     def _compile(self, batch: tuple[Any, ...], has_parts: bool) -> Any:
         spec = spec_with_any_rows if has_parts else tf.type_spec_from_value
@@ -241,7 +242,8 @@ class ModelTrial(Trial):
 
     def _needs_parts(self, whole: Pass) -> bool:
         states = [extra for extra in self.sums if extra.questions()]
-        return self._looks_at_outputs or bool(whole.scope.losses) or bool(whole.scope.assigned and states)
+        is_needed = any(extra.needs_parts for extra in self.sums)
+        return self._looks_at_outputs or is_needed or bool(whole.scope.losses) or bool(whole.scope.assigned and states)
 
     def _pass(self, batch: tuple[Any, ...]) -> Pass:
         zeroed = [variable for extra in self.sums for variable in extra.zeroed]

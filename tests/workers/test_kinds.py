@@ -1,0 +1,52 @@
+"""Losses, metrics and states that are no plain sums over rows: the numbers of one process, or a line that says so."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import distgrad
+from distgrad import Communicator
+from support.fits import same
+from support.kinds_zoo import BATCH, EXACT, KINDS, Case, X
+from support.marks import one_for_every_engine
+
+
+def trained(comm: Communicator | None, case: Case, micro_batch_size: int | None) -> tuple[keras.Model, Any, Any]:
+    """The model after two epochs, its history, and what evaluate gives."""
+    keras.utils.set_random_seed(1)
+    if comm is None:
+        model = case.build()
+    else:
+        with comm.scope():
+            model = distgrad.distribute(case.build(), comm, micro_batch_size=micro_batch_size)
+    model.compile(**case.compiled())
+    how = {"sample_weight": case.sample_weight, "batch_size": BATCH, "verbose": 0}
+    history = model.fit(X, case.y, epochs=2, shuffle=False, **how).history
+    return model, history, model.evaluate(X, case.y, return_dict=True, **how)
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, None])
+@pytest.mark.parametrize("name", one_for_every_engine(EXACT, "loss of all rows: pairs"))
+def test_the_numbers_of_one_process(
+    comm: Communicator, capfd: pytest.CaptureFixture[str], name: str, micro_batch_size: int | None
+) -> None:
+    case = KINDS[name]
+    expected, history, evaluated = trained(None, case, None)
+    capfd.readouterr()
+    model, found, found_evaluated = trained(comm, case, micro_batch_size)
+    same(found, history, 2e-5)
+    same(found_evaluated, evaluated, 2e-5)
+    for own, theirs in zip(model.variables, expected.variables, strict=True):
+        np.testing.assert_allclose(own.numpy(), theirs.numpy(), atol=2e-5, err_msg=own.path)
+    notes = [text for text in capfd.readouterr().err.splitlines() if "distgrad: note" in text]
+    is_cut = comm.size > 1 or micro_batch_size is not None
+    assert bool(notes) == bool(case.note and is_cut and comm.is_root)
+    assert all(case.note in text for text in notes)
+
+
+def test_what_only_all_rows_tell_is_said(comm: Communicator, capfd: pytest.CaptureFixture[str]) -> None:
+    """A state that no mean and no sum gives: the mean is taken, and a line says so."""
+    trained(comm, KINDS["state: largest"], 2)
+    assert ("known from all rows together only" in capfd.readouterr().err) == comm.is_root
