@@ -2,7 +2,10 @@
 
 trainer.py     the public `distribute()`, and the methods that a distributed model has instead of Keras's
 data.py        the data of a call: this worker's share, as a dataset for Keras
+global_data.py datasets that are the same on every worker, recognised and shared out
 order.py       the order in which they come, the same on every worker and again after a resume
+own_step.py    a train_step or test_step of the user's own, run on one worker; own_values.py, what it gives besides
+               weights; own_training.py, training and evaluation by it
 functions.py   the train and test functions that Keras calls for every batch
 callbacks.py   which callbacks run where; `WarmUp`
 """

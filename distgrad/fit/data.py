@@ -1,7 +1,7 @@
 """Data of `fit` and `evaluate`: this worker's share of them, as a dataset for Keras.
 
 Arrays, PyDatasets and generators are global data, the same on every worker; each global batch is shared out by rank.
-A `tf.data.Dataset` may be either (data/global_data.py); what `comm.shard(dataset)` gives is this worker's own.
+A `tf.data.Dataset` may be either (global_data.py); what `comm.shard(dataset)` gives is this worker's own.
 """
 
 import json
@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.global_data import Sharing, draws_at_random, is_shard, with_seed
 from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.data.sharding import rows_of_workers
+from distgrad.fit.global_data import Sharing, draws_at_random, is_shard, with_seed
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
 from distgrad.keras_internals import CountedDataset, are_arrays, arrays_to_gather, data_adapter, gather_rows
 

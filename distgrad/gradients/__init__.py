@@ -5,5 +5,6 @@ accumulate.py        micro-batches added up; window_accumulator.py, in memory th
 flat_vector.py       gradients and scalars laid out as the one vector that is summed
 sparse.py            which variables may have sparse gradients
 global_gradient.py   the sum over the workers as the gradient of the whole global batch, with its statistics
+all_reduce_gradients.py   the public `all_reduce_gradients()`, for a loop with a tape of its own
 sum_gradients.py     the public `sum_gradients()`: the bare sum, without a step around it
 """

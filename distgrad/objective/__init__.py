@@ -2,7 +2,10 @@
 
 losses.py                the losses as numerators and divisors, one by one and all of a model together
 forward.py               the forward pass, and what it would assign
-states.py                moving statistics, which a pass assigns
+states.py                states, which a pass assigns
+kinds.py                 what a value is of a batch: a mean, a sum, the same for every part, or known from all rows only
+trial.py                 the trial on real rows that tells the kinds
+global_batch.py          outputs gathered from all workers, for what is known from all rows only
 trace.py                 a throw-away trace, to learn what a function of a batch gives
 batch_normalization.py   batch normalization over all workers, for layers that ask for it
 metrics.py               metrics as sums

@@ -6,6 +6,7 @@ update.py             the gradient into the optimizer
 config.py, plan.py    the settings of a step; what it learns of a model before it is traced
 start.py              all workers build the model and compare settings and versions
 optimizer_scope.py    the optimizer under tf.distribute
+same_weights.py       the root's weights on every worker, sent where they differ
 guards.py, drift.py   stop, skipped steps, weights that are no longer alike
 evaluation.py         losses and metrics without a training step
 """

@@ -99,3 +99,20 @@ def test_a_step_within_a_function_says_what_can_be_done(comm: Communicator) -> N
     step = distgrad.DistributedStep(tf.keras.Sequential(), "mse", "sgd", comm=comm, log_every=0)
     with pytest.raises(BadArgument, match="all_reduce_gradients within the function"):
         tf.function(lambda x: step(x).values, autograph=False)(tf.zeros((2, 2)))
+
+
+def test_within_the_replicas_of_a_strategy(comm: Communicator) -> None:
+    """A loop that runs its step on each replica calls it there."""
+    if comm.backend != "tf":
+        pytest.skip("this engine has no strategy")
+
+    def on_replica() -> Any:
+        number = tf.cast(comm.worker(), tf.float32)
+        return distgrad.all_reduce_gradients([tf.fill([3], number + 1), None], number + 1, comm=comm).gradients[0]
+
+    found = tf.function(lambda: tf.distribute.get_strategy().run(on_replica), autograph=False)
+    with comm.scope():
+        results = tf.distribute.get_strategy().experimental_local_results(found())
+    numbers = np.arange(1, comm.size + 1)
+    for result in results:
+        np.testing.assert_allclose(result, np.full(3, (numbers**2).sum() / numbers.sum()), rtol=1e-6)
