@@ -201,7 +201,7 @@ class Communicator:
         lengths = np.zeros(self.size, np.int32)
         lengths[self.rank] = encoded.size
         lengths = self.process_sum(lengths)
-        slots = np.zeros((self.size, int(lengths.max())), np.int32)
+        slots = np.zeros((self.size, max(1, int(lengths.max()))), np.int32)  # TensorFlow's sums fail on nothing
         slots[self.rank, : encoded.size] = encoded
         slots = self.process_sum(slots).astype(np.uint8)
         return {rank: slots[rank, : lengths[rank]].tobytes().decode() for rank in range(0, self.size, self.span)}

@@ -77,6 +77,7 @@ class Trainer:
 
     def __init__(self, model: keras.Model, comm: Communicator, options: Mapping[str, Any]) -> None:
         self._model, self._comm, self._options = model, comm, options
+        self._is_running = False  # one of Keras's loops
         leave_strategy(model)
         model.train_function = model.test_function = None
         model.make_train_function, model.make_test_function = self.make_train_function, self.make_test_function
@@ -89,11 +90,12 @@ class Trainer:
         """Train on all workers; see `keras.Model.fit` and `distribute`.
 
         Raises:
-            FitMismatch: workers were given different arguments or callbacks.
+            FitMismatch: workers were given different arguments or callbacks, or have called something else.
         """
         given = self._arguments("fit", args, kwargs)
         if not self._model.compiled:
             return self._keras("fit", given)  # which says so
+        self._require_company("fit")
         _hold_out_validation(given)
         training = self._data(given, given["steps_per_epoch"], given["shuffle"])
         validation = None if given["validation_data"] is None else self._validation_data(given)
@@ -117,6 +119,7 @@ class Trainer:
         given = self._arguments("evaluate", args, kwargs)
         if isinstance(given["x"], CountedDataset) or not self._model.compiled:
             return self._keras("evaluate", given)  # within a fit, which has prepared it; or it says what is missing
+        self._require_company("evaluate")
         data = self._data(given, given["steps"])
         self._require_same([f"steps={given['steps']}"], data, given["callbacks"])
         share_weights(self._comm, self._model)
@@ -126,8 +129,14 @@ class Trainer:
         return self._keras("evaluate", given)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict all that this worker is given; see `keras.Model.predict`."""
+        """Predict all that this worker is given, with the root's weights; see `keras.Model.predict`.
+
+        Every worker calls it, except in callbacks of `fit` and `evaluate`. `keras.Model.predict(model, x)` asks nobody.
+        """
         given = self._arguments("predict", args, kwargs)
+        if not self._is_running:
+            self._require_company("predict")
+            share_weights(self._comm, self._model)
         given["callbacks"] = running_callbacks(given["callbacks"], self._comm.is_root)
         return self._keras("predict", given)
 
@@ -138,6 +147,7 @@ class Trainer:
             The loss, or a list of it and the metrics; with `return_dict=True` all logs, statistics included.
         """
         given = self._arguments("train_on_batch", args, kwargs)
+        self._require_company("train_on_batch")
         share_weights(self._comm, self._model)
         logs = self._keras("train_on_batch", given | {"return_dict": True})
         return logs if given["return_dict"] else _metrics_in_order(self._model, logs)
@@ -196,7 +206,24 @@ class Trainer:
         """Run a method of the model's class, Keras's own; only the root shows progress."""
         if "verbose" in given and not self._comm.is_root:
             given["verbose"] = 0
-        return getattr(type(self._model), method)(self._model, **given)
+        before, self._is_running = self._is_running, True
+        try:
+            return getattr(type(self._model), method)(self._model, **given)
+        finally:
+            self._is_running = before
+
+    def _require_company(self, method: str) -> None:
+        """Check that every worker has called the same method. Every worker calls it.
+
+        Raises:
+            FitMismatch: others are in another one.
+        """
+        called = self._comm.exchange(method)
+        if len(set(called.values())) > 1:
+            places = ", ".join(f"{name}() on rank {rank}" for rank, name in called.items())
+            raise FitMismatch(
+                places, f"call {method}() on every worker; keras.Model.predict asks no other worker", everywhere=True
+            )
 
 
 def _hold_out_validation(given: dict[str, Any]) -> None:

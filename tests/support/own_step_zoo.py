@@ -629,7 +629,7 @@ class Weighted(keras.Model):
 
 
 class NotBuilt(keras.Model):
-    """Creates its variables in its first step, and takes two inputs without a target, which Keras gives as ((x1, x2),)."""
+    """Creates its variables in its first step. Keras gives it a pair of inputs without a target as `((x1, x2),)`."""
 
     def __init__(self) -> None:
         super().__init__()

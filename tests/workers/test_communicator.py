@@ -114,6 +114,7 @@ def test_refuses_what_no_engine_sums_exactly(comm: Communicator) -> None:
 
 
 def test_exchange(comm: Communicator) -> None:
+    assert set(comm.exchange("").values()) == {""}
     texts = comm.exchange("é" * comm.rank + "!")
     assert texts == {rank: "é" * rank + "!" for rank in range(0, comm.size, comm.span)}
 

@@ -6,12 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from keras import ops
 
 import distgrad
 from distgrad import Communicator
 from support.fits import LOGGED, first, weights
 from support.marks import one_for_every_engine
-from support.own_step_zoo import BATCH, OWN_STEPS, OwnStep
+from support.own_step_zoo import BATCH, OWN_STEPS, OwnStep, network, rows_of, sgd, update
 
 # Says NumPy of how Keras reads a variable.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -68,3 +70,103 @@ def test_two_epochs_are_those_of_keras_alone(
     same(found, history, case.tolerance)
     same(found_scores, scores, case.tolerance)
     np.testing.assert_allclose(weights(model), expected, atol=case.tolerance)
+
+
+class Drawing(keras.Model):
+    """Draws a number for each row, and learns it: a row's weight, and its state, are minus the numbers drawn so far.
+
+    Args:
+        source: "generator" draws by a `SeedGenerator` of the model's own, "keras" by Keras's global one, "tf" by
+            TensorFlow's.
+    """
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.seed = source, keras.random.SeedGenerator(3)
+        self.learned = self.add_weight(shape=(12,), initializer="zeros", name="learned")
+        self.drawn = self.add_weight(shape=(12,), initializer="zeros", trainable=False, name="drawn")
+
+    def draw(self, rows: Any) -> Any:
+        if self.source == "tf":
+            return tf.random.normal([rows, 1])
+        return keras.random.normal((rows, 1), seed=self.seed if self.source == "generator" else None)
+
+    def train_step(self, place: Any) -> dict[str, Any]:
+        drawn = ops.mean(place * self.draw(rows_of(place)), axis=0)
+        with tf.GradientTape() as tape:
+            loss = ops.sum(drawn * self.learned)
+        update(self.optimizer, tape, loss, [self.learned])
+        self.drawn.assign(self.drawn - drawn)
+        return {"loss": loss}
+
+
+def numbers_drawn(comm: Communicator, source: str, micro_batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """What each of 12 rows has drawn in each of two steps, (2, 12), as the weights and as the state tell it."""
+    keras.utils.set_random_seed(5)
+    with comm.scope():
+        model = distgrad.distribute(Drawing(source), comm, micro_batch_size=micro_batch_size)
+    model.compile(keras.optimizers.SGD(1.0))
+    found = []
+    for _ in range(2):
+        model.fit(np.eye(12, dtype="float32"), batch_size=12, shuffle=False, verbose=0)
+        found.append((12 * np.array(model.learned), 12 * np.array(model.drawn)))
+    learned, drawn = (np.diff(np.stack(each), axis=0, prepend=np.zeros((1, 12))) for each in zip(*found, strict=True))
+    return learned, drawn
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("source", one_for_every_engine(["generator", "keras", "tf"], "generator"))
+def test_every_row_draws_numbers_of_its_own(comm: Communicator, source: str, micro_batch_size: int | None) -> None:
+    """Also in the next step; and in the next run they are the same."""
+    learned, drawn = numbers_drawn(comm, source, micro_batch_size)
+    assert len(np.unique(np.round(learned, 4))) == learned.size
+    if source != "tf" or micro_batch_size is None:  # TensorFlow's own cannot be drawn again for the last pass
+        np.testing.assert_allclose(learned, drawn, atol=1e-5)
+    again, _ = numbers_drawn(comm, source, micro_batch_size)
+    np.testing.assert_allclose(learned, again, atol=1e-5)
+
+
+class Given(keras.Model):
+    """Notes how its step is given the data, and learns from the first array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.given = network(3, 2), list[Any]()
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        self.given.append(tf.nest.map_structure(lambda tensor: tuple(tensor.shape)[1:], data))
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(self.inner(tf.nest.flatten(data)[0]) - 1.0))
+        update(self.optimizer, tape, loss, self.inner.trainable_variables)
+        return {"loss": loss}
+
+
+ROWS_OF_3, ROWS_OF_2 = np.ones((12, 3), "float32"), np.ones((12, 2), "float32")
+GIVEN: dict[str, tuple[Any, ...]] = {  # the arguments of fit
+    "array": (ROWS_OF_3,),
+    "dict": ({"a": ROWS_OF_3, "b": ROWS_OF_2},),
+    "list": ([ROWS_OF_3, ROWS_OF_2],),
+    "tuple of one": ((ROWS_OF_3,),),
+    "dict and array": ({"a": ROWS_OF_3, "b": ROWS_OF_2}, ROWS_OF_2),
+    "weighted rows": (ROWS_OF_3, ROWS_OF_2, np.ones(12, "float32")),
+}
+DATASETS: dict[str, Any] = {
+    "dataset of arrays": ROWS_OF_3,
+    "dataset of tuples of one": (ROWS_OF_3,),
+    "dataset of pairs in a tuple": ((ROWS_OF_3, ROWS_OF_2),),
+}
+
+
+@pytest.mark.parametrize("name", [*GIVEN, *DATASETS])
+def test_data_have_the_structure_that_keras_gives_them(comm: Communicator, name: str) -> None:
+    with comm.scope():
+        model = distgrad.distribute(Given(), comm)
+    oracle = Given()
+    for one in (oracle, model):
+        one.compile(sgd())
+        if name in DATASETS:
+            one.fit(tf.data.Dataset.from_tensor_slices(DATASETS[name]).batch(6), shuffle=False, verbose=0)
+        else:
+            parts = dict(zip(("x", "y", "sample_weight"), GIVEN[name], strict=False))
+            one.fit(**parts, batch_size=6, verbose=0)
+    assert set(map(repr, model.given)) == set(map(repr, oracle.given))
