@@ -47,6 +47,8 @@ class Pass(NamedTuple):
         scope: the values that the pass would have assigned to Keras variables, and the losses that layers added.
         losses: None until they are computed.
         whole: the global batch and the outputs for it, if anything of the model needs them.
+        nothing: the values that a pass over no rows would have assigned, if anything needs them.
+        start: an earlier pass whose states this one began with; None if it began with those that variables hold.
     """
 
     x: Any
@@ -57,6 +59,8 @@ class Pass(NamedTuple):
     scope: AssignedValues
     losses: Losses | None = None
     whole: GlobalBatch | None = None
+    nothing: AssignedValues | None = None
+    start: AssignedValues | None = None
 
 
 class TrialPasses(NamedTuple):
@@ -66,11 +70,13 @@ class TrialPasses(NamedTuple):
         whole: of a batch.
         parts: of its two parts; None if the model takes no other number of rows.
         cut: the same parts, whose outputs are rows of the outputs of `whole`.
+        again: of the batch once more, beginning with the states that `whole` has left; None if nothing asks for it.
     """
 
     whole: Pass
     parts: tuple[Pass, Pass] | None
     cut: tuple[Pass, Pass]
+    again: Pass | None = None
 
 
 class Asked(NamedTuple):
@@ -172,6 +178,11 @@ class ExtraSum(Protocol):
         return False
 
     @property
+    def needs_nothing(self) -> bool:
+        """True if each pass needs one over no rows beside it; `learn` comes first."""
+        return False
+
+    @property
     def needs_whole(self) -> Sequence[str]:
         """What of the model needs the global batch, and is given it: each as a text for people."""
         return ()
@@ -213,6 +224,11 @@ class ExtraSums:
     def zeroed(self) -> list[keras.Variable]:
         """Variables that read as zero during a forward pass."""
         return [variable for extra in self._sums for variable in extra.zeroed]
+
+    @property
+    def needs_nothing(self) -> bool:
+        """True if each pass needs one over no rows beside it."""
+        return any(extra.needs_nothing for extra in self._sums)
 
     def of_micro_batch(self, seen: Pass, dtype: tf.DType) -> tf.Tensor:
         """Return (micro_batch_entries,) the terms of one micro-batch."""

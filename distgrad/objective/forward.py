@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distgrad.data.batch import rows_between
 from distgrad.gradients.accumulate import add
 from distgrad.gradients.micro_batch import Gradient, tensor_of
 from distgrad.keras_internals import flat_layers, is_random_state, outside_stateless_scope
@@ -85,6 +86,7 @@ class Forward:
         worker: tf.Tensor,
         zeroed: Sequence[keras.Variable] = (),
         watch: Callable[[tf.Tensor], None] | None = None,
+        after: "AssignedValues | None" = None,
     ) -> tuple[Any, AssignedValues]:
         """Run the model.
 
@@ -93,12 +95,15 @@ class Forward:
             worker: () int32, this worker's number.
             zeroed: variables that read as zero during the pass.
             watch: see `AssignedValues`.
+            after: an earlier pass whose states this one begins with; None begins with those that the variables hold.
 
         Returns:
             (the output, the scope that holds what would have been assigned and the losses that layers added).
         """
         offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in self._seeds()]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
+        if after is not None:
+            known += [(v, after.get_current_value(v)) for v in self.states(after)]
         with AssignedValues(known, watch) as scope:
             y_pred = call_as_keras_does(self.model, x, self.training)
         return y_pred, scope
@@ -157,6 +162,11 @@ def built_in_rows(model: keras.Model) -> int | None:
         if v is not None
     ]
     return next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
+
+
+def no_rows_of(x: Any) -> Any:
+    """Return the input of a pass over no rows."""
+    return tf.nest.map_structure(lambda tensor: rows_between(tensor, 0, 0), x)
 
 
 def call_as_keras_does(model: keras.Model, x: Any, training: bool) -> Any:

@@ -40,7 +40,8 @@ class Parts(NamedTuple):
     """A value of a batch and of its two parts, of the same shape.
 
     Attributes:
-        again: (2, ...) what the two parts add to a state that has seen the batch already; None for what is no state.
+        again: (2, ...) two values that are the same if nothing depends on what was there before; None for what does
+            not.
     """
 
     whole: Any
@@ -81,8 +82,8 @@ def possible_kinds(values: Parts, rows: tuple[int, int], is_random: bool = False
         del errors[Kind.ONCE]
         return frozenset({min(errors, key=lambda kind: errors[kind])})
     precision = PRECISION.get(dtype, COARSE if dtype.startswith(("float", "bfloat")) else 1e-9)
-    if values.again is not None and np.abs(values.again - [first, second]).max(initial=0) > precision * largest:
-        return frozenset()  # what is added depends on what was there
+    if values.again is not None and np.abs(np.diff(values.again, axis=0)).max(initial=0) > precision * largest:
+        return frozenset()
     return frozenset(kind for kind, error in errors.items() if error <= precision * largest)
 
 

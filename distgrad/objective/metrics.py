@@ -81,7 +81,10 @@ class MetricSums(ExtraSum):
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]
         whole, first, second = (self._after(zeros, seen) for seen in (trial.whole, *trial.cut))
         after = [self._after(whole, seen) for seen in trial.cut]
-        again = [tf.stack([one - before, other - before]) for before, one, other in zip(whole, *after, strict=True)]
+        again = [
+            tf.stack([tf.stack(apart), tf.stack([one - before, other - before])])
+            for apart, before, one, other in zip(zip(first, second, strict=True), whole, *after, strict=True)
+        ]
         found = self._own_logs.ask(trial) if self._own_logs else {}
         for number, question in self._questions.items():
             variable = self._summed[number]

@@ -4,14 +4,15 @@ Every micro-batch begins with the states as they were before the step, and gives
 changes depends on what they are of a batch (kinds.py):
 
     MEAN, ONCE   the mean of the changes, weighted by rows: moving means, step counters, normalized kernels
-    SUM          their sum: rows that were seen
+    SUM          what a pass over no rows does, once, and the sum of what rows add to that: rows that were seen, moving
+                 sums such as those of a code book
     WHOLE        the mean, too, for want of a better: moving variances, which are means of those within micro-batches
 
 States with one row for each row of the batch, those of stateful recurrent layers, stay with the worker that has the
 rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import keras
 import tensorflow as tf
@@ -26,35 +27,50 @@ class States(ExtraSum):
     """The variables that a pass assigns, except those of metrics and the states of random numbers.
 
     Args:
-        variables: all of them.
-
-    Attributes:
-        variables: those that are the same on every worker.
+        variables: all of them that are the same on every worker.
+        certain: the ids of those whose changes are known to be taken as means.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+    def __init__(self, variables: Sequence[keras.Variable], certain: Collection[int] = ()) -> None:
         self.variables = list(variables)
         self._kinds = [Kind.MEAN for _ in self.variables]
+        self._asked = [number for number, v in enumerate(self.variables) if id(v) not in certain]
 
     def questions(self) -> list[str]:
-        """Return the paths of the variables."""
-        return [variable.path for variable in self.variables]
+        """Return names for the changes of the variables, and for what their rows add to those of no rows."""
+        return [name for number in self._asked for name in _names(self.variables[number])]
 
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
         """Return the changes."""
-        if trial.parts is None:
+        if trial.parts is None or trial.again is None:
             return {}
+        found = {}
         changes = [self._changes(seen) for seen in (trial.whole, *trial.parts)]
-        return {
-            variable.path: Asked(Parts(*parts), of_forward=True)
-            for variable, *parts in zip(self.variables, *changes, strict=True)
-        }
+        added = [self._added(seen) for seen in (trial.whole, *trial.parts, trial.again)]
+        for number in self._asked:
+            change, more = _names(self.variables[number])
+            found[change] = Asked(Parts(*(one[number] for one in changes)), of_forward=True)
+            whole, first, second, again = (one[number] for one in added)
+            is_known = tf.reduce_all(tf.math.is_finite(whole + again))
+            # Where no rows give no number, the values fit to no kind.
+            one, two, three = (tf.where(is_known, v, c) for v, c in ((whole, 1), (first, 5), (second, 7)))
+            found[more] = Asked(Parts(one, two, three, tf.stack([whole, again])), of_forward=True)
+        return found
 
     def learn(self, evidence: Evidence) -> bool:
         """Learn which changes are sums."""
-        before = self._kinds
-        self._kinds = [evidence.kind(variable.path) for variable in self.variables]
+        before = list(self._kinds)
+        for number in self._asked:
+            change, more = _names(self.variables[number])
+            kind = evidence.kind(change)
+            is_sum = kind in (Kind.SUM, Kind.WHOLE) and evidence.kind(more, Kind.SUM) is Kind.SUM
+            self._kinds[number] = Kind.SUM if is_sum else Kind.WHOLE if kind is Kind.SUM else kind
         return before != self._kinds
+
+    @property
+    def needs_nothing(self) -> bool:
+        """True if passes over no rows are needed."""
+        return Kind.SUM in self._kinds
 
     @property
     def taken_as_means(self) -> list[str]:
@@ -63,27 +79,48 @@ class States(ExtraSum):
         return [variable.path for variable, kind in pairs if kind is Kind.WHOLE]
 
     def shapes(self) -> list[tf.TensorShape]:
-        """Return the shapes of the variables."""
-        return [tf.TensorShape(variable.shape) for variable in self.variables]
+        """Return the shapes of the variables; of sums, twice."""
+        shapes = [tf.TensorShape(variable.shape) for variable in self.variables]
+        return [*shapes, *(shapes[number] for number in self._sums)]
+
+    @property
+    def _sums(self) -> list[int]:
+        return [number for number, kind in enumerate(self._kinds) if kind is Kind.SUM]
 
     def of_micro_batch(self, seen: Pass) -> list[tf.Tensor]:
-        """Return the changes; of means, times the rows."""
-        pairs = zip(self._changes(seen), self._kinds, strict=True)
-        return [one if kind is Kind.SUM else one * tf.cast(seen.rows, one.dtype) for one, kind in pairs]
+        """Return the changes times the rows; of sums, those of no rows times the rows, and what the rows add."""
+        changes, added = self._changes(seen), self._added(seen) if self._sums else []
+        means = [
+            change - added[number] if kind is Kind.SUM else change
+            for number, (change, kind) in enumerate(zip(changes, self._kinds, strict=True))
+        ]
+        return [*(mean * tf.cast(seen.rows, mean.dtype) for mean in means), *(added[number] for number in self._sums)]
 
     def settle(self, sums: Sequence[tf.Tensor], outcome: Outcome) -> dict[str, tf.Tensor]:
         """Assign, unless the step is skipped."""
-        for variable, total, kind in zip(self.variables, sums, self._kinds, strict=True):
-            rows = tf.cast(tf.maximum(outcome.examples, 1), total.dtype)
-            change = total if kind is Kind.SUM else total / rows
-            change = tf.where(outcome.applied, change, tf.zeros_like(change))
-            add_to(variable, change)
+        added = dict(zip(self._sums, sums[len(self.variables) :], strict=True))
+        for number, (variable, total) in enumerate(zip(self.variables, sums, strict=False)):
+            change = total / tf.cast(tf.maximum(outcome.examples, 1), total.dtype) + added.get(number, 0)
+            add_to(variable, tf.where(outcome.applied, change, tf.zeros_like(change)))
         return {}
 
     def _changes(self, seen: Pass) -> list[tf.Tensor]:
         """Return what the pass adds to each variable, in a float dtype."""
-        pairs = [(seen.scope.get_current_value(v), tf.convert_to_tensor(v.value)) for v in self.variables]
-        return [_as_float(new) - _as_float(old) for new, old in pairs]
+        return [self._value(seen.scope, v) - self._value(seen.start, v) for v in self.variables]
+
+    def _added(self, seen: Pass) -> list[tf.Tensor]:
+        """Return what the rows of a pass add to each variable, beyond what a pass over no rows does."""
+        return [self._value(seen.scope, v) - self._value(seen.nothing, v) for v in self.variables]
+
+    @staticmethod
+    def _value(scope: AssignedValues | None, variable: keras.Variable) -> tf.Tensor:
+        """Return the value that a pass has left, or that a variable holds, in a float dtype."""
+        value = tf.convert_to_tensor(variable.value if scope is None else scope.get_current_value(variable))
+        return value if value.dtype.is_floating else tf.cast(value, tf.float64)
+
+
+def _names(variable: keras.Variable) -> tuple[str, str]:
+    return f"state {variable.path}", f"rows of state {variable.path}"
 
 
 def states_of_rows(model: keras.Model) -> list[keras.Variable]:
@@ -98,10 +135,6 @@ def keep_states_of_rows(variables: Sequence[keras.Variable], scope: AssignedValu
     for variable in variables:
         if id(variable) in scope.assigned:
             variable.assign(scope.get_current_value(variable))
-
-
-def _as_float(value: tf.Tensor) -> tf.Tensor:
-    return value if value.dtype.is_floating else tf.cast(value, tf.float64)
 
 
 def add_to(variable: keras.Variable, change: tf.Tensor) -> None:

@@ -19,8 +19,9 @@ from distgrad.data.batch import row_count, rows_between, spec_with_any_rows
 from distgrad.errors import note
 from distgrad.keras_internals import flat_layers, is_of_keras, keras_mask, set_keras_mask
 from distgrad.objective.extra_sums import Asked, ExtraSum, Pass, TrialPasses
-from distgrad.objective.forward import Forward, built_in_rows
+from distgrad.objective.forward import AssignedValues, Forward, built_in_rows, no_rows_of
 from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
+from distgrad.objective.states import States
 
 TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
 OUTPUTS = "outputs"  # the name of the question whether rows of the output depend on other rows
@@ -146,6 +147,7 @@ class ModelTrial(Trial):
         forward: the model's pass.
         sums: those extra sums, prepared.
         looks_at_outputs: True to ask, too, whether rows of the output depend on other rows.
+        knows_mixing: True if it is known that they do.
         before: an earlier trial of the same model, whose answers hold.
     """
 
@@ -156,12 +158,14 @@ class ModelTrial(Trial):
         comm: Communicator,
         forward: Forward,
         sums: Sequence[ExtraSum],
+        *,
         looks_at_outputs: bool = False,
+        knows_mixing: bool = False,
         before: Trial | None = None,
     ) -> None:
         super().__init__(comm, before)
         self._forward, self.sums = forward, list(sums)
-        self._looks_at_outputs = looks_at_outputs
+        self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
 
     @property
     def needs_whole(self) -> list[str]:
@@ -176,7 +180,8 @@ class ModelTrial(Trial):
     @property
     def mixes_rows(self) -> bool:
         """True if rows of the output depend on other rows of the batch."""
-        return self._looks_at_outputs and self._evidence.kind(OUTPUTS, Kind.ONCE) is not Kind.ONCE
+        is_seen = self._looks_at_outputs and self._evidence.kind(OUTPUTS, Kind.ONCE) is not Kind.ONCE
+        return self._knows_mixing or is_seen
 
     def questions(self) -> list[str]:
         """Return the names of all that the extra sums are unsure of."""
@@ -232,7 +237,8 @@ class ModelTrial(Trial):
             ]
         else:
             cuts = parts or [whole, whole]
-        passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]))
+        again = self._pass(batch, after=whole.scope) if parts and self._asks_states else None
+        passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]), again)
         asked: dict[str, Asked] = {}
         for extra in self.sums:
             asked |= extra.ask(passes)
@@ -245,10 +251,16 @@ class ModelTrial(Trial):
         is_needed = any(extra.needs_parts for extra in self.sums)
         return self._looks_at_outputs or is_needed or bool(whole.scope.losses) or bool(whole.scope.assigned and states)
 
-    def _pass(self, batch: tuple[Any, ...]) -> Pass:
+    @property
+    def _asks_states(self) -> bool:
+        return any(isinstance(extra, States) and extra.questions() for extra in self.sums)
+
+    def _pass(self, batch: tuple[Any, ...], after: AssignedValues | None = None) -> Pass:
         zeroed = [variable for extra in self.sums for variable in extra.zeroed]
-        y_pred, scope = self._forward.run(batch[0], tf.constant(0), zeroed)
-        return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope)
+        worker, x = tf.constant(0), batch[0]
+        y_pred, scope = self._forward.run(x, worker, zeroed, after=after)
+        nothing = self._forward.run(no_rows_of(x), worker, zeroed, after=after)[1] if self._asks_states else None
+        return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing, start=after)
 
 
 def _named(batch: tuple[Any, ...]) -> dict[str, Any]:
@@ -265,14 +277,25 @@ def taken_as_means(names: Sequence[str]) -> str:
 
 
 def may_mix_rows(model: keras.Model) -> bool:
-    """Return whether rows of the output may depend on other rows, by the layers that the model has.
+    """Return whether a user's layers or functions may let rows of the output depend on other rows.
 
-    Keras's own layers look at each row by itself, but for batch normalization and those that call a user's function.
+    Keras's own layers look at each row by itself, but for batch normalization.
     """
-    return any(
-        not is_of_keras(layer) or isinstance(layer, (keras.layers.BatchNormalization, keras.layers.Lambda))
-        for layer in flat_layers(model)
-    )
+    return any(not is_of_keras(layer) or isinstance(layer, keras.layers.Lambda) for layer in flat_layers(model))
+
+
+def mixes_by_normalization(model: keras.Model) -> bool:
+    """Return whether batch normalization does so, in training mode."""
+    return any(layer.trainable and not layer.synchronized for layer in _batch_normalization(model))
+
+
+def states_taken_as_means(model: keras.Model) -> set[int]:
+    """Return the ids of the moving statistics of batch normalization, which are not asked about."""
+    return {id(variable) for layer in _batch_normalization(model) for variable in layer.variables}
+
+
+def _batch_normalization(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [layer for layer in flat_layers(model) if type(layer) is keras.layers.BatchNormalization]
 
 
 def _outputs(passes: TrialPasses) -> Parts:

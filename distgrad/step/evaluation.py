@@ -15,7 +15,7 @@ from distgrad.gradients.accumulate import GraphAccumulator, LocalSums, MicroBatc
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout, Scalars
 from distgrad.gradients.micro_batch import LossSum, regularization_loss
 from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Outcome, Pass
-from distgrad.objective.forward import Forward
+from distgrad.objective.forward import Forward, no_rows_of
 from distgrad.objective.global_batch import GlobalBatch, OutputsToGather, gather
 from distgrad.objective.losses import Objective
 from distgrad.objective.trial import Trial
@@ -217,7 +217,9 @@ class EvaluationGraph(NamedTuple):
         x, y, sample_weight = Batch(*batch)
         y_pred, scope = self.forward.run(x, worker, self.extra.zeroed)
         whole = None if whole is None else whole._replace(start=numbers[0])
-        seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope, whole=whole)
+        needs_nothing = self.extra.needs_nothing
+        nothing = self.forward.run(no_rows_of(x), worker, self.extra.zeroed)[1] if needs_nothing else None
+        seen = Pass(x, y, sample_weight, y_pred, row_count(x), scope, whole=whole, nothing=nothing)
         losses = self.objective.losses(seen)
         self.forward.keep_random_states(scope, worker)
         extra = self.extra.of_micro_batch(seen._replace(losses=losses), LAYOUT.dtype)

@@ -26,7 +26,7 @@ from distgrad.objective.global_batch import OutputsToGather
 from distgrad.objective.losses import Objective
 from distgrad.objective.states import States, states_of_rows
 from distgrad.objective.trace import trace
-from distgrad.objective.trial import ModelTrial, Trial, may_mix_rows
+from distgrad.objective.trial import ModelTrial, Trial, may_mix_rows, mixes_by_normalization, states_taken_as_means
 from distgrad.reports.groups import members_of
 from distgrad.reports.statistics import OF_ONE_DIVISOR, Contents
 from distgrad.reports.worker_table import WorkerTable
@@ -236,9 +236,15 @@ def try_model(
     for extra in sums:
         extra.prepare(traced.specs)
     of_rows = {id(variable) for variable in states_of_rows(model)}
-    states = States([variable for variable in traced.states if id(variable) not in of_rows])
+    certain = states_taken_as_means(model)
+    states = States([variable for variable in traced.states if id(variable) not in of_rows], certain)
     trial = ModelTrial(
-        comm, forward, [*sums, states], looks_at_outputs=forward.training and may_mix_rows(model), before=before
+        comm,
+        forward,
+        [*sums, states],
+        looks_at_outputs=forward.training and may_mix_rows(model),
+        knows_mixing=forward.training and mixes_by_normalization(model),
+        before=before,
     )
     trial.ask(batch)
     return trial

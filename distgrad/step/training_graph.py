@@ -24,7 +24,7 @@ from distgrad.gradients.micro_batch import Gradient, LossSum, Scaling, change_va
 from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective.batch_normalization import moments_over_workers
 from distgrad.objective.extra_sums import Outcome, Pass, WorkerShare
-from distgrad.objective.forward import gradients_of
+from distgrad.objective.forward import AssignedValues, gradients_of, no_rows_of
 from distgrad.objective.global_batch import GlobalBatch, OutputsToGather, gather
 from distgrad.objective.states import keep_states_of_rows
 from distgrad.reports.graph_clock import seconds_since, start_clock
@@ -204,7 +204,7 @@ class TrainingGraph:
                 whole = whole._replace(start=numbers[0])
             elif self._plan.outputs is not None:
                 whole = gather(self._comm, self._plan.outputs.of_pass(x, y, sample_weight, y_pred), rows)
-            seen = Pass(x, y, sample_weight, y_pred, rows, scope, whole=whole)
+            seen = Pass(x, y, sample_weight, y_pred, rows, scope, whole=whole, nothing=self._nothing(x, worker))
             found = self._plan.objective.losses(seen)
             losses = zero_unless(is_present, list(found.groups))
             targets = [scaling.target(loss) for loss in losses]
@@ -217,6 +217,12 @@ class TrainingGraph:
         keep_states_of_rows(self._plan.states_of_rows, scope)
         extra = self._plan.extra.of_micro_batch(seen._replace(losses=found), self.sent.dtype)
         return MicroBatch(gradients, losses[0], zero_unless(is_present, extra))
+
+    def _nothing(self, x: Any, worker: tf.Tensor) -> AssignedValues | None:
+        """Return what a pass over no rows would assign, if anything needs it."""
+        if not self._plan.extra.needs_nothing:
+            return None
+        return self._plan.forward.run(no_rows_of(x), worker, self._plan.extra.zeroed)[1]
 
     # ---- the reduction
 

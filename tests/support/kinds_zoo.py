@@ -265,6 +265,7 @@ STATES = {
     "counter of floats": Case(dense(keeps(lambda n, _: n + 1.0)), MSE),
     "rows seen": Case(dense(keeps(lambda n, x: n + ops.cast(ops.shape(x)[0], "float32"))), MSE),
     "sum": Case(dense(keeps(lambda n, x: n + 0.1 * ops.sum(x, 0), size=(5,))), MSE),
+    "moving sum": Case(dense(keeps(lambda n, x: 0.9 * n + 0.1 * ops.sum(x, 0), size=(5,))), MSE),
     "moving mean": Case(dense(keeps(lambda n, x: 0.9 * n + 0.1 * ops.mean(x, 0), size=(5,))), MSE),
     "flag": Case(dense(keeps(lambda n, _: ops.ones_like(n), "bool")), MSE),
     "spectral": Case(dense(lambda: layers.SpectralNormalization(layers.Dense(4))), MSE),
