@@ -16,7 +16,7 @@ from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.pipeline import unconverted, without_autotune
 from distgrad.data.sharding import rows_of_workers
-from distgrad.fit.global_data import Sharing, draws_at_random, is_shard, with_seed
+from distgrad.fit.global_data import Sharing, is_shard, seeds_of, with_seeds
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
 from distgrad.keras_internals import CountedDataset, are_arrays, arrays_to_gather, data_adapter, gather_rows
 
@@ -105,13 +105,14 @@ def _dataset(comm: Communicator, adapter: Any, keeps_iterator: bool) -> FitData:
     Other workers' own data may have more or fewer batches; Keras counts to the most.
     """
     dataset = adapter.get_tf_dataset()
-    own = {"batches": adapter.num_batches, "is shard": is_shard(dataset), "is random": draws_at_random(dataset)}
+    seeds = [pair if any(pair) else (random.getrandbits(31), random.getrandbits(31)) for pair in seeds_of(dataset)]
+    own = {"batches": adapter.num_batches, "is shard": is_shard(dataset), "seeds": seeds}
     found = [json.loads(text) for text in comm.exchange(json.dumps(own)).values()]
     batches = [one["batches"] for one in found]
     most = None if None in batches else max(batches)
     may_be_global = comm.size > 1 and not any(one["is shard"] for one in found)
-    if may_be_global and any(one["is random"] for one in found):
-        dataset = with_seed(dataset, 1 + _seed_of_root(comm))
+    if may_be_global and any(one["seeds"] != found[0]["seeds"] for one in found):
+        dataset = with_seeds(dataset, found[0]["seeds"])
     sharing = Sharing(comm) if may_be_global else None
     dataset = CountedDataset(without_autotune(dataset), most, sharing)
     return FitData(dataset, _settings(most, None), PassOrder(dataset, keeps_iterator, warns=comm.is_root), adapter)

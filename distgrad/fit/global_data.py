@@ -3,11 +3,11 @@
 A `tf.data.Dataset` is global data if its first batch has the same digest on every worker, and a worker's own data if it
 differs. `comm.shard(dataset)` says that it is cut already. The first batch of every later pass is compared, too.
 
-A shuffle without a seed draws another order on each worker. Here it is given the root's.
+A shuffle without a seed, or with another one on each worker, draws another order on each. It is given the root's.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,22 +28,11 @@ def is_shard(data: Any) -> bool:
     return getattr(data, "is_shard", False) or any(is_shard(part) for part in inputs_of(data))
 
 
-def draws_at_random(dataset: tf.data.Dataset) -> bool:
-    """Return whether a dataset has a shuffle that was given no seed."""
-    return (0, 0) in _seeds(dataset)
-
-
-def _seeds(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
-    """Return the seeds of each shuffle, the last one first; (0, 0) where none was given."""
-    seeds = shuffle_seeds(dataset)
-    return list(zip(seeds[::2], seeds[1::2], strict=True))
-
-
-def with_seed(dataset: tf.data.Dataset, seed: int) -> tf.data.Dataset:
-    """Give those of a dataset's shuffles a seed that have none; returns it as it is where TensorFlow cannot.
+def with_seeds(dataset: tf.data.Dataset, seeds: Sequence[tuple[int, int]]) -> tf.data.Dataset:
+    """Give a dataset's shuffles other seeds; returns it as it is where TensorFlow cannot.
 
     Args:
-        seed: the same on every worker.
+        seeds: of each shuffle, in the order of `seeds_of`.
     """
     try:
         written = tf.raw_ops.DatasetToGraphV2(
@@ -52,17 +41,21 @@ def with_seed(dataset: tf.data.Dataset, seed: int) -> tf.data.Dataset:
         graph = graph_pb2.GraphDef.FromString(written.numpy())
         nodes = {node.name: node for node in graph.node}
         shuffles = [node for node in graph.node if node.op.startswith("ShuffleDataset")]
-        # In a graph inputs come first, and seeds that were not given are written as those that TensorFlow has drawn.
-        for node, seeds in zip(shuffles, reversed(_seeds(dataset)), strict=True):
-            if seeds == (0, 0):
-                for number, name in enumerate(node.input[2:4]):
-                    nodes[name].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(seed + number, tf.int64))
-                # What draws by the old seeds is named in the graph; this name is nobody's, and so is made anew.
-                node.input[4] = graph.node.add(op="DummySeedGenerator", name=f"{node.name}/seeds").name
+        for node, pair in zip(shuffles, reversed(seeds), strict=True):  # in a graph, inputs come first
+            for name, seed in zip(node.input[2:4], pair, strict=True):
+                nodes[name].attr["value"].tensor.CopyFrom(tf.make_tensor_proto(seed, tf.int64))
+            # What draws by the old seeds is named in the graph; this name is nobody's, and so is made anew.
+            node.input[4] = graph.node.add(op="DummySeedGenerator", name=f"{node.name}/seeds").name
         variant = tf.raw_ops.DatasetFromGraph(graph_def=graph.SerializeToString())
     except (tf.errors.OpError, ValueError, TypeError):  # Python functions, or more than a graph can hold
         return dataset
     return tf.data.experimental.from_variant(variant, dataset.element_spec)
+
+
+def seeds_of(dataset: tf.data.Dataset) -> list[tuple[int, int]]:
+    """Return the two seeds of each shuffle, the last shuffle first; (0, 0) where none was given."""
+    seeds = shuffle_seeds(dataset)
+    return list(zip(seeds[::2], seeds[1::2], strict=True))
 
 
 class Sharing:

@@ -118,3 +118,49 @@ def test_workers_with_unequal_datasets(comm: Communicator) -> None:
         assert model.optimizer.iterations.numpy() == 2 * max([2, 5, 0][rank % 3] for rank in processes)
         assert set(history) == {"loss", "val_loss", *LOGGED}
         assert len(set(comm.exchange(repr(history)).values())) == 1
+
+
+def rows_of(shuffle: bool, seed: int | None = None) -> tf.data.Dataset:
+    """Global batches, not shared out; a map captures a tensor."""
+    scale = tf.constant(2.0)
+    dataset = tf.data.Dataset.from_tensor_slices(numbers())
+    if shuffle:
+        dataset = dataset.shuffle(20, seed=seed)
+    return dataset.map(lambda x, y: (x * scale, y)).batch(8)
+
+
+@pytest.mark.every_engine
+@pytest.mark.parametrize("shuffle", ["not", "by a seed", "by no seed"])
+def test_a_dataset_that_is_the_same_everywhere_is_shared_out(
+    comm: Communicator, capfd: pytest.CaptureFixture[str], shuffle: str
+) -> None:
+    """Also where its shuffle draws another order on each worker, from TensorFlow's seed there or from none."""
+    x, y = numbers()
+    seed, rate = (7, 0.01) if shuffle == "by a seed" else (None, 0.0)
+    histories = []
+    for workers in (comm, distgrad.connect("solo")):
+        model = line(workers)
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        keras.utils.set_random_seed(3 if seed else 3 + comm.rank)
+        data, validation = rows_of(shuffle != "not", seed), rows_of(shuffle=False)
+        histories.append(model.fit(data, epochs=2, verbose=0, validation_data=validation).history)
+        if workers is comm:
+            is_said = "its batches are global ones" in capfd.readouterr().err
+            assert is_said == (comm.is_root and comm.size > 1)
+            evaluated = model.evaluate(rows_of(shuffle=False), verbose=0)
+            assert evaluated == pytest.approx(float(np.mean((2 * x @ weights(model) - y.ravel()) ** 2)), rel=1e-4)
+    if shuffle == "by no seed":  # another order; what is the same is the mean over all rows, of weights that stay
+        histories = [{"loss": history["loss"]} for history in histories]
+    same(*histories)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_a_dataset_that_differs_is_the_worker_s_own(comm: Communicator) -> None:
+    x, y = numbers()
+    own = tf.data.Dataset.from_tensor_slices((x, y)).shard(comm.size, comm.rank).batch(4)
+    model, oracle = line(comm), line(distgrad.connect("solo"))
+    model.fit(own, verbose=0)
+    for start in range(0, -(-len(x) // comm.size), 4):
+        rows = np.concatenate([np.arange(r, len(x), comm.size)[start : start + 4] for r in range(comm.size)])
+        oracle.train_on_batch(x[rows], y[rows])
+    np.testing.assert_allclose(weights(model), weights(oracle), rtol=1e-5)
