@@ -165,6 +165,11 @@ class ExtraSum(Protocol):
         return ()
 
     @property
+    def asks_outputs(self) -> bool:
+        """True if some of these values are functions of outputs alone."""
+        return False
+
+    @property
     def needs_parts(self) -> bool:
         """True if these values come of forward passes, whatever the model's layers do."""
         return False

@@ -10,9 +10,11 @@ differentiated. They take a forward pass of their own (Gao et al. 2021, "Scaling
 under Memory Limited Setup").
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
@@ -155,6 +157,42 @@ def gather(comm: Communicator, outputs: Outputs, rows: tf.Tensor) -> GlobalBatch
     whole, masks = tf.nest.pack_sequence_as(parts, gathered)
     tf.nest.map_structure(set_keras_mask, whole.y_pred, masks)
     return GlobalBatch(whole, start, total)
+
+
+def gather_at_once(comm: Communicator, parts: Any, rows: int) -> tuple[Any, int] | None:
+    """Gather the rows of all processes outside of any graph. Every worker calls it.
+
+    Args:
+        parts: nest of (b, ...) tensors, or None.
+        rows: b, which may differ between processes.
+
+    Returns:
+        The nest of (N, ...) tensors, and N; None if they are no dense tensors of numbers, or too few or of other forms
+        on other workers.
+    """
+    flat = [
+        None if part is None or not isinstance(part, tf.Tensor) else part.numpy() for part in tf.nest.flatten(parts)
+    ]
+    is_dense = all(
+        part is None or (array is not None and array.dtype != object)
+        for part, array in zip(tf.nest.flatten(parts), flat, strict=True)
+    )
+    forms = [[str(array.dtype), array.shape[1:]] for array in flat if array is not None]
+    texts = [json.loads(text) for text in comm.exchange(json.dumps([rows, is_dense, forms])).values()]
+    counts, total = [count for count, *_ in texts], sum(count for count, *_ in texts)
+    if total <= 1 or not all(dense for _, dense, _ in texts) or any(theirs != texts[0][2] for *_, theirs in texts):
+        return None
+    start = sum(counts[: comm.rank // comm.span])
+    whole: list[Any] = []
+    for array in flat:
+        if array is None:
+            whole.append(None)
+            continue
+        carrier = CARRIERS.get(tf.as_dtype(array.dtype), tf.as_dtype(array.dtype)).as_numpy_dtype
+        padded = np.zeros((total, *array.shape[1:]), carrier)
+        padded[start : start + rows] = array
+        whole.append(tf.constant(comm.process_sum(padded).astype(array.dtype)))
+    return tf.nest.pack_sequence_as(parts, whole), total
 
 
 def _gather_alike(

@@ -139,6 +139,7 @@ class Objective(ExtraSum):
             UnsupportedLoss: there is no loss.
         """
         self._kinds: list[Kind] = []
+        self._added = 0 if self.is_of_model else len(seen.scope.losses)
         terms = self._terms(seen)
         if not terms:
             raise UnsupportedLoss("there is no loss", "give compile() one, or let a layer add one", everywhere=True)
@@ -166,6 +167,11 @@ class Objective(ExtraSum):
     def questions(self) -> list[str]:
         """Return the names of the losses that are one number for a batch, or may look at other rows."""
         return [f"loss {number}" for number, asked in enumerate(self._is_asked) if asked]
+
+    @property
+    def asks_outputs(self) -> bool:
+        """True if the kind of an output's loss is not known."""
+        return not self.is_of_model and any(self._is_asked[: len(self._shape) - self._added])
 
     @property
     def needs_parts(self) -> bool:
@@ -235,7 +241,6 @@ class Objective(ExtraSum):
 
     def _terms(self, seen: Pass) -> list[Weighted]:
         added = [] if self.is_of_model else list(map(tf.reduce_sum, seen.scope.losses))
-        self._added = len(added)
         with without_replica_scaling():
             own = self._loss.terms(seen, self._kinds)
         terms = [*own, *(Weighted(_of_batch(loss, seen)) for loss in added)]

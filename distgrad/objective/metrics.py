@@ -76,6 +76,11 @@ class MetricSums(ExtraSum):
         """Return the names of the variables, and of the logs, whose kinds are not known."""
         return [*self._questions.values(), *(self._own_logs.questions() if self._own_logs else [])]
 
+    @property
+    def asks_outputs(self) -> bool:
+        """True if the kind of a metric, or of a log, is not known that is computed from outputs."""
+        return self._own_logs is not None or any(id(self._summed[n]) not in self._in_pass for n in self._questions)
+
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
         """Return what the passes add to the variables."""
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in self._summed]

@@ -20,6 +20,7 @@ from distgrad.errors import note
 from distgrad.keras_internals import flat_layers, is_of_keras, keras_mask, set_keras_mask
 from distgrad.objective.extra_sums import Asked, ExtraSum, Pass, TrialPasses
 from distgrad.objective.forward import AssignedValues, Forward, built_in_rows, no_rows_of
+from distgrad.objective.global_batch import gather_at_once
 from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
 from distgrad.objective.states import States
 
@@ -54,6 +55,10 @@ class Trial:
             has_parts: False if the model takes no other number of rows than that of the batch.
         """
         raise NotImplementedError
+
+    def of_all_workers(self, batch: tuple[Any, ...]) -> dict[str, frozenset[Kind]]:  # noqa: ARG002 (a default)
+        """Return the kinds of values that are computed of the rows of all workers. Every worker calls it."""
+        return {}
 
     def learn(self, evidence: Evidence) -> bool:
         """Learn from the answers. Returns True if something is of another kind than before."""
@@ -95,7 +100,9 @@ class Trial:
         rows = int(row_count(batch))
         cut = rows // 2
         found = self._values(batch, cut) if rows > 1 else {}
-        self._evidence.add(self._comm, {name: self._possible(name, found, (cut, rows - cut)) for name in names})
+        possible = {name: self._possible(name, found, (cut, rows - cut)) for name in names}
+        possible |= {name: kinds for name, kinds in self.of_all_workers(batch).items() if name in possible}
+        self._evidence.add(self._comm, possible)
         self._tries += 1
         return self.learn(self._evidence)
 
@@ -148,6 +155,7 @@ class ModelTrial(Trial):
         sums: those extra sums, prepared.
         looks_at_outputs: True to ask, too, whether rows of the output depend on other rows.
         knows_mixing: True if it is known that they do.
+        added_losses: how many losses layers add.
         before: an earlier trial of the same model, whose answers hold.
     """
 
@@ -161,11 +169,14 @@ class ModelTrial(Trial):
         *,
         looks_at_outputs: bool = False,
         knows_mixing: bool = False,
+        added_losses: int = 0,
         before: Trial | None = None,
     ) -> None:
         super().__init__(comm, before)
         self._forward, self.sums = forward, list(sums)
         self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
+        self._added_losses = added_losses
+        self._outputs: Any = None
 
     @property
     def needs_whole(self) -> list[str]:
@@ -182,6 +193,39 @@ class ModelTrial(Trial):
         """True if rows of the output depend on other rows of the batch."""
         is_seen = self._looks_at_outputs and self._evidence.kind(OUTPUTS, Kind.ONCE) is not Kind.ONCE
         return self._knows_mixing or is_seen
+
+    def of_all_workers(self, batch: tuple[Any, ...]) -> dict[str, frozenset[Kind]]:
+        """Compute what is a function of outputs of the outputs for all workers' rows: they tell more than a few."""
+        if not any(extra.asks_outputs for extra in self.sums):
+            return {}
+        if self._outputs is None:
+            self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
+        gathered = gather_at_once(self._comm, self._outputs(batch), int(row_count(batch)))
+        if gathered is None:
+            return {}
+        parts, rows = gathered
+        compiled = tf.function(self._asked_of_outputs, autograph=False)
+        cut = rows // 2
+        found = compiled(parts, tf.constant(cut), tf.constant(rows))
+        values = {name: [None if one is None else np.asarray(one) for one in parts] for name, parts in found.items()}
+        return {name: possible_kinds(Parts(*one), (cut, rows - cut)) for name, one in values.items()}
+
+    def _outputs_of(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        """Return a batch, its outputs and the masks upon them."""
+        y_pred = self._pass(batch).y_pred
+        masks = tf.nest.map_structure(keras_mask, y_pred)
+        return {**_named(batch), "y_pred": y_pred, "masks": masks}
+
+    def _asked_of_outputs(self, parts: dict[str, Any], cut: tf.Tensor, rows: tf.Tensor) -> dict[str, Parts]:
+        """Let the extra sums take their values from outputs."""
+        parts = dict(parts)
+        tf.nest.map_structure(set_keras_mask, parts["y_pred"], parts.pop("masks"))
+        scope = AssignedValues([(v, tf.zeros(v.shape, v.dtype)) for extra in self.sums for v in extra.zeroed])
+        scope.losses.extend([tf.zeros(())] * self._added_losses)
+        whole = Pass(**parts, rows=rows, scope=scope)
+        first, second = (_cut(whole, *ends) for ends in ((tf.constant(0), cut), (cut, rows)))
+        asked = [extra.ask(TrialPasses(whole, None, (first, second))) for extra in self.sums]
+        return {name: one.values for found in asked for name, one in found.items() if not one.of_forward}
 
     def questions(self) -> list[str]:
         """Return the names of all that the extra sums are unsure of."""
@@ -226,17 +270,7 @@ class ModelTrial(Trial):
         is_cut = all(_has_rows_like(leaf, batch) for leaf in tf.nest.flatten(whole.y_pred))
         needs_parts = has_parts and (self._needs_parts(whole) or not is_cut)
         parts = [self._pass(part) for part in batches] if needs_parts else None
-        if is_cut:
-            cuts = [
-                whole._replace(
-                    **_named(part),
-                    y_pred=tf.nest.map_structure(lambda t, ends=ends: _output_rows(t, *ends), whole.y_pred),
-                    rows=ends[1] - ends[0],
-                )
-                for part, ends in zip(batches, ranges, strict=True)
-            ]
-        else:
-            cuts = parts or [whole, whole]
+        cuts = [_cut(whole, *ends) for ends in ranges] if is_cut else parts or [whole, whole]
         again = self._pass(batch, after=whole.scope) if parts and self._asks_states else None
         passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]), again)
         asked: dict[str, Asked] = {}
@@ -315,6 +349,17 @@ def _outputs(passes: TrialPasses) -> Parts:
 
 def _rows(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
     return rows_between(tensor, first, last)
+
+
+def _cut(whole: Pass, first: tf.Tensor, last: tf.Tensor) -> Pass:
+    """Return rows of a pass, as a pass."""
+    batch = {name: _rows_or_none(getattr(whole, name), first, last) for name in ("x", "y", "sample_weight")}
+    y_pred = tf.nest.map_structure(lambda tensor: _output_rows(tensor, first, last), whole.y_pred)
+    return whole._replace(**batch, y_pred=y_pred, rows=last - first)
+
+
+def _rows_or_none(part: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
+    return None if part is None else tf.nest.map_structure(lambda tensor: rows_between(tensor, first, last), part)
 
 
 def _output_rows(tensor: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:

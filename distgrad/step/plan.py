@@ -50,11 +50,13 @@ class Traced(NamedTuple):
         specs: of the batch and the output.
         states: the variables that a pass assigns, those of metrics among them.
         gradients: of each loss, one after the other, as the tape gives them; empty in an evaluation.
+        added_losses: how many losses layers add.
     """
 
     specs: PassSpecs
     states: list[keras.Variable]
     gradients: list[Gradient]
+    added_losses: int
 
 
 def trace_model(
@@ -80,7 +82,7 @@ def trace_model(
         output_specs = tf.nest.map_structure(spec_with_any_rows, y_pred)
         masks = tf.nest.map_structure(lambda output: _spec_or_none(keras_mask(output)), y_pred)
         pass_specs = PassSpecs(*specs, output_specs, masks, frozenset(scope.assigned))
-        return Traced(pass_specs, forward.states(scope), gradients)
+        return Traced(pass_specs, forward.states(scope), gradients, len(scope.losses))
 
     return trace(traced, *specs)
 
@@ -244,6 +246,7 @@ def try_model(
         [*sums, states],
         looks_at_outputs=forward.training and may_mix_rows(model),
         knows_mixing=forward.training and mixes_by_normalization(model),
+        added_losses=traced.added_losses,
         before=before,
     )
     trial.ask(batch)
