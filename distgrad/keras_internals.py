@@ -94,6 +94,23 @@ def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Var
     return list(optimizer._trainable_variables)
 
 
+@contextlib.contextmanager
+def without_summing(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let an optimizer that is applied in a replica take its gradients as they are, while this context lasts.
+
+    `Optimizer._all_reduce_sum_gradients`: under a strategy it sums them over the replicas, and no argument turns that
+    off. Without it, gradients that are summed already are multiplied by the number of workers.
+    """
+    parts = [optimizer, getattr(optimizer, "inner_optimizer", optimizer)]
+    for part in parts:
+        vars(part)["_all_reduce_sum_gradients"] = list
+    try:
+        yield
+    finally:
+        for part in parts:
+            vars(part).pop("_all_reduce_sum_gradients", None)
+
+
 def hold_plain_value(variable: keras.Variable) -> None:
     """Replace the value of a variable, which a strategy keeps once a replica, by one plain `tf.Variable`.
 

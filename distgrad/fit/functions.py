@@ -56,6 +56,8 @@ class StepFunction(Generic[Step]):
                 return self._skip(iterator, self.progress)
         if iterator is not self._iterator:
             sharing = getattr(iterator, "sharing", None)
+            if isinstance(self.step, (OwnTrainStep, OwnTestStep)):
+                self.step.give_tuples(isinstance(iterator.element_spec, tuple))
             batches = iterator if sharing is None else sharing.share_out(iterator)
             self._iterator, self._reports = iterator, self.step.epoch(batches)
         return _last_of(self._reports, steps).keras_logs()

@@ -22,9 +22,11 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.keras_internals import (
     flat_layers,
+    global_seed_generator,
     is_random_state,
     optimized_variables,
     outside_stateless_scope,
+    set_global_seed_generator,
     without_replica_scaling,
 )
 from distgrad.objective.forward import Scope
@@ -53,23 +55,41 @@ class Apply(NamedTuple):
 _handler: contextvars.ContextVar[Callable[[Apply], Any] | None] = contextvars.ContextVar("handler", default=None)
 
 
-def optimizers_of(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
-    """Find the optimizers that a model or its layers hold, by the names of the attributes that hold them."""
-    found: dict[str, keras.optimizers.Optimizer] = {}
+class Held(NamedTuple):
+    """An optimizer, and where a model holds it.
+
+    Attributes:
+        name: of the attribute, with the place in a list or dict.
+        replace: puts another one in its place.
+    """
+
+    name: str
+    optimizer: keras.optimizers.Optimizer
+    replace: Callable[[Any], None]
+
+
+def optimizers_of(model: keras.Model) -> list[Held]:
+    """Find the optimizers that a model or its layers hold in attributes, or in lists and dicts there; each once."""
+    found: dict[int, Held] = {}
     for layer in flat_layers(model):
-        for name, value in vars(layer).items():
-            for number, one in enumerate(_leaves(value)):
-                if isinstance(one, keras.optimizers.Optimizer) and all(one is not known for known in found.values()):
-                    found[name if number == 0 else f"{name}_{number}"] = one
-    return found
+        for name in [name for name in vars(layer) if not name.startswith("_self_")]:  # TensorFlow's own lists
+            for held in _held(layer, name, name.lstrip("_")):
+                found.setdefault(id(held.optimizer), held)
+    return list(found.values())
 
 
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [leaf for one in value.values() for leaf in _leaves(one)]
-    if isinstance(value, (list, tuple)):
-        return [leaf for one in value for leaf in _leaves(one)]
-    return [value]
+def _held(holder: Any, key: Any, name: str) -> Iterator[Held]:
+    value = (
+        vars(holder)[key]
+        if isinstance(key, str) and hasattr(holder, "__dict__") and key in vars(holder)
+        else holder[key]
+    )
+    if isinstance(value, keras.optimizers.Optimizer):
+        is_attribute = not isinstance(holder, (list, Mapping))
+        yield Held(name, value, lambda new: setattr(holder, key, new) if is_attribute else holder.__setitem__(key, new))
+    elif isinstance(value, (list, Mapping)):
+        for place in range(len(value)) if isinstance(value, list) else list(value):
+            yield from _held(value, place, f"{name}_{place}")
 
 
 @contextlib.contextmanager
@@ -186,10 +206,15 @@ class Runner:
         comm: the workers.
         model: whose step it is.
         step: its `train_step` or `test_step`.
+        takes_tuples: True if it is given a tuple of a batch's parts, even of one; else the one part that there is.
     """
 
-    def __init__(self, comm: Communicator, model: keras.Model, step: Step) -> None:
-        self._comm, self._model, self._step = comm, model, step
+    def __init__(self, comm: Communicator, model: keras.Model, step: Step, takes_tuples: bool) -> None:
+        self._comm, self._model, self._step, self.takes_tuples = comm, model, step, takes_tuples
+        if global_seed_generator() is None:  # the step may draw from it, and a graph could not make it
+            with comm.scope():
+                set_global_seed_generator(keras.random.SeedGenerator())
+        self._generator = global_seed_generator()
 
     @property
     def metrics(self) -> list[keras.Variable]:
@@ -216,11 +241,17 @@ class Runner:
             zeroed: False lets metrics read what they hold.
             part: () int32, the number of the micro-batch, each of which draws other random numbers.
         """
+        set_global_seed_generator(self._generator)  # Keras has one for each thread, and replicas have threads
         metrics = self.metrics
         known = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics] if zeroed else []
         known += [(v, v.value + _offset(worker, v, part)) for v in self.seeds()]
-        with OwnScope(metrics, known, assigns) as scope, handled_by(handler), without_replica_scaling():
-            logs = self._step(batch[0] if len(batch) == 1 else batch)
+        with (
+            _as_replica(self._comm),
+            OwnScope(metrics, known, assigns) as scope,
+            handled_by(handler),
+            without_replica_scaling(),
+        ):
+            logs = self._step(batch if self.takes_tuples else batch[0])
         return Ran(_as_logs(logs), scope)
 
     def count_variables(self) -> int:
@@ -228,8 +259,9 @@ class Runner:
         return len(self._model.variables) + len(self._model.metrics_variables)
 
     def seeds(self) -> list[keras.Variable]:
-        """Return the states of random numbers."""
-        return [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
+        """Return the states of random numbers: the model's, and that behind `keras.random` without a seed."""
+        own = [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
+        return own if self._generator is None else [*own, self._generator.state]
 
     def keep_random_states(
         self, scope: OwnScope, worker: tf.Tensor, part: tf.Tensor | int = 0, is_last: tf.Tensor | bool = True
@@ -255,7 +287,21 @@ def _offset(worker: tf.Tensor, variable: keras.Variable, part: tf.Tensor | int =
 
 
 def _as_logs(logs: Any) -> dict[str, Any]:
-    """Return what a step has returned as Keras's loops take it: a dict, or a loss alone."""
+    """Return what a step has returned as Keras's loops take it: a loss alone, or a dict, whose dicts are opened."""
     if logs is None:
         return {}
-    return dict(logs) if isinstance(logs, Mapping) else {"loss": logs}
+    if not isinstance(logs, Mapping):
+        return {"loss": logs}
+    found: dict[str, Any] = {}
+    for key, value in logs.items():
+        found |= _as_logs(value) if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+def _as_replica(comm: Communicator) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of one replica of a strategy, in which tapes find variables; none where this is one."""
+    if comm.backend != "tf" or (tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()):
+        return contextlib.nullcontext()
+    with comm.scope():
+        strategy = tf.distribute.get_strategy()
+    return tf.distribute.ReplicaContext(strategy, 0)

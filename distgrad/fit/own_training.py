@@ -17,11 +17,11 @@ from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import joined
 from distgrad.data.batch import one_row_at_least, row_count, rows_between, rows_of_zeros, spec_with_any_rows
-from distgrad.fit.own_step import Apply, Runner, intercepted, optimizers_of
+from distgrad.fit.own_step import PART, Apply, Runner, intercepted, optimizers_of
 from distgrad.fit.own_values import OwnValues
 from distgrad.gradients.accumulate import LocalSums, over_micro_batches
 from distgrad.gradients.flat_vector import FlatLayout
-from distgrad.keras_internals import outside_stateless_scope
+from distgrad.keras_internals import outside_stateless_scope, without_summing
 from distgrad.objective.extra_sums import Asked, WorkerShare
 from distgrad.objective.kinds import Evidence, Kind, Parts
 from distgrad.objective.metrics import hold_plain_metrics
@@ -44,11 +44,21 @@ BUILDS = 5  # traces of a step at most, until it creates no more variables
 class OwnTrainStep(DistributedStep):
     """A `DistributedStep` whose graph runs the model's own `train_step`."""
 
+    takes_tuples = True
+    _plans = 0
+
+    def give_tuples(self, takes_tuples: bool) -> None:
+        """Give the step tuples of a batch's parts, or the one part that there is, as its data have them."""
+        if takes_tuples != self.takes_tuples:
+            self.takes_tuples, self._has_joined = takes_tuples, False
+
     def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
-        runner = Runner(self.comm, self.model, self.model.train_step)
+        runner = Runner(self.comm, self.model, self.model.train_step, self.takes_tuples)
         optimizers = _optimizers_in_scope(self.comm, self.model)
         with intercepted(list(optimizers.values())):
             trial = _try_step(self.comm, self.model, runner, batch, self._trial)
+        if self._trial is None:
+            trial.tell(self._config.micro_batch_size)
         for apply in trial.applies:
             if not apply.optimizer.built:
                 with self.comm.scope():
@@ -57,7 +67,8 @@ class OwnTrainStep(DistributedStep):
         described = [(variable.path, tuple(variable.shape)) for variable in variables]
         contents = Contents(described, {}, self.comm.size, self.comm.rank, frozenset(), divides=True)
         self._optimizers = optimizers
-        plan = OwnPlan(contents, Drift(self.comm, self._compared), trial)
+        plan = OwnPlan(contents, Drift(self.comm, self._compared), trial, self._plans)
+        self._plans += 1
         return plan, OwnTrainGraph(self.comm, runner, self._config, plan, optimizers)
 
     def variables(self) -> list[keras.Variable]:
@@ -75,9 +86,18 @@ class OwnTrainStep(DistributedStep):
 class OwnTestStep(Evaluation):
     """An `Evaluation` whose graph runs the model's own `test_step`."""
 
+    takes_tuples = True
+
+    def give_tuples(self, takes_tuples: bool) -> None:
+        """Give the step tuples of a batch's parts, or the one part that there is, as its data have them."""
+        if takes_tuples != self.takes_tuples:
+            self.takes_tuples, self._has_joined = takes_tuples, False
+
     def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
-        runner = Runner(self._comm, self._model, self._model.test_step)
+        runner = Runner(self._comm, self._model, self._model.test_step, self.takes_tuples)
         trial = _try_step(self._comm, self._model, runner, batch, self._trial)
+        if self._trial is None:
+            trial.tell(None)
         self._trial = trial
         return OwnTestGraph(self._comm, runner, trial).run
 
@@ -92,19 +112,22 @@ def _try_step(
     trial = OwnTrial(comm, runner, before)
     trial.prepare(batch)
     trial.ask(batch)
-    if before is None:
-        trial.tell(None)
     require_same_settings(comm, [f"model={type(model).__name__}", *trial.settings()])
     return trial
 
 
 @dataclass(frozen=True)
 class OwnPlan:
-    """What a step of the model's own is made of, see `StepPlan`."""
+    """What a step of the model's own is made of, see `StepPlan`.
+
+    Attributes:
+        number: of plans that this step had before.
+    """
 
     contents: Contents
     drift: Drift
     trial: "OwnTrial"
+    number: int
 
 
 def build(comm: Communicator, runner: Runner, batch: tuple[Any, ...]) -> None:
@@ -291,7 +314,11 @@ class Reduction:
     def _go_on(self, apply: Apply, gradients: list[Any], finite: tf.Tensor) -> None:
         looks_itself = isinstance(apply.optimizer, keras.optimizers.LossScaleOptimizer)
         with outside_stateless_scope():
-            if looks_itself or self.config.on_nonfinite == "apply" or self.comm.backend == "tf":
+            if self.comm.backend == "tf":
+                with without_summing(apply.optimizer):  # the gradients are summed already
+                    apply.call(gradients)
+                return
+            if looks_itself or self.config.on_nonfinite == "apply":
                 apply.call(gradients)
                 return
             there = [n for n, gradient in enumerate(gradients) if gradient is not None]
@@ -429,6 +456,7 @@ class OwnTrainGraph:
     ) -> None:
         self._comm, self._runner, self._config, self._plan = comm, runner, config, plan
         self._optimizers, self._packing = optimizers, plan.contents.packing
+        self._replicas = 0  # that were traced
         calls = len(plan.trial.applies)
         self._sizes = [len(Flags._fields) + 1, comm.size, calls * len(Applied._fields), comm.size * 2]
         self._sizes.append(plan.trial.values.entries)
@@ -492,7 +520,9 @@ class OwnTrainGraph:
     def _on_worker(self, batch: tuple[Any, ...], flags: Flags) -> tf.Tensor:
         """Run the step on one worker's rows. Returns all that is summed afterwards, (s,) float64."""
         worker, rows = self._comm.worker(), row_count(batch)
-        _seed_by(self._comm.rank)
+        # Of several replicas in this graph, each adds to the seed of the one before it.
+        _add_to_seed(1 if self._replicas % self._comm.span else self._comm.rank + PART * self._plan.number)
+        self._replicas += 1
         reduction = Reduction(self._comm, self._config, tf.cast(rows, tf.float32), self._plan.trial.kinds)
         batch = one_row_at_least(batch)
         if self._config.micro_batch_size is None:
@@ -564,11 +594,11 @@ def logs_of_metrics(runner: Runner, values: OwnValues, batch: tuple[Any, ...]) -
     return {key: ran.logs[key] for key in wanted}
 
 
-def _seed_by(rank: int) -> None:
-    """Let TensorFlow's own random numbers differ between workers, as far as the user has seeded them."""
+def _add_to_seed(number: int) -> None:
+    """Let TensorFlow's own random numbers be others in this graph, as far as the user has seeded them."""
     graph = tf.compat.v1.get_default_graph()
     if not tf.executing_eagerly() and graph.seed is not None:
-        graph.seed += rank
+        graph.seed += number
 
 
 def _loss_in(logs: dict[str, Any]) -> tf.Tensor:
@@ -579,11 +609,10 @@ def _loss_in(logs: dict[str, Any]) -> tf.Tensor:
 
 def _optimizers_in_scope(comm: Communicator, model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
     """Return the model's optimizers; under tf.distribute those that were created elsewhere are created again."""
-    found = optimizers_of(model)
-    for name, optimizer in found.items():
+    found = {}
+    for held in optimizers_of(model):
         with comm.scope():
-            own = optimizer_in_scope(comm, optimizer, model)
-        if own is not optimizer:
-            setattr(model, name, own)
-            found[name] = own
+            found[held.name] = optimizer_in_scope(comm, held.optimizer, model)
+        if found[held.name] is not held.optimizer:
+            held.replace(found[held.name])
     return found

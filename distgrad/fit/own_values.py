@@ -67,7 +67,7 @@ class OwnValues:
         values = dict(zip(self._names("metric", self._metrics), changes, strict=True))
         for name, variable in zip(self._names("state", self._states), self._states, strict=True):
             new = tf.convert_to_tensor(ran.scope.get_current_value(variable))
-            values[name] = tf.cast(new, tf.float64) - tf.cast(tf.convert_to_tensor(variable.value), tf.float64)
+            values[name] = _as_float(new) - _as_float(tf.convert_to_tensor(variable.value))
         return values | {f"log {key}": _number(ran.logs.get(key)) for key in self.log_keys}
 
     @property
@@ -116,5 +116,9 @@ class OwnValues:
 
 
 def _number(value: Any) -> tf.Tensor:
-    """Return a log as () float64; of several numbers, their mean."""
-    return tf.zeros((), tf.float64) if value is None else tf.reduce_mean(tf.cast(value, tf.float64))
+    """Return a log as one number of a float dtype, its own if it has one; of several numbers, their mean."""
+    return tf.zeros(()) if value is None else tf.reduce_mean(_as_float(tf.convert_to_tensor(value)))
+
+
+def _as_float(value: tf.Tensor) -> tf.Tensor:
+    return value if value.dtype.is_floating else tf.cast(value, tf.float64)

@@ -22,6 +22,7 @@ from distgrad.collectives.communicator import Communicator
 
 PRECISION = {"float64": 1e-9, "float32": 2e-4}  # relative, of values of that dtype; others are coarser
 COARSE = 2e-2
+CLEARLY = 4  # times nearer, for values that draw random numbers
 
 
 class Kind(enum.Enum):
@@ -79,8 +80,9 @@ def possible_kinds(values: Parts, rows: tuple[int, int], is_random: bool = False
         kind: max(np.abs(whole - guess).max(initial=0) for guess in expected) for kind, expected in guesses.items()
     }
     if is_random and largest > 0 and errors[Kind.ONCE] > PRECISION["float32"] * largest:
-        del errors[Kind.ONCE]
-        return frozenset({min(errors, key=lambda kind: errors[kind])})
+        likely = min((Kind.MEAN, Kind.SUM), key=lambda kind: errors[kind])
+        other = Kind.SUM if likely is Kind.MEAN else Kind.MEAN
+        return frozenset({likely}) if CLEARLY * errors[likely] < errors[other] else ALL
     precision = PRECISION.get(dtype, COARSE if dtype.startswith(("float", "bfloat")) else 1e-9)
     if values.again is not None and np.abs(np.diff(values.again, axis=0)).max(initial=0) > precision * largest:
         return frozenset()

@@ -181,16 +181,18 @@ class Objective(ExtraSum):
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
         """Return these losses."""
         kinds, self._kinds = self._kinds, [term.prefers for term in self._shape]
-        own = len(self._shape) - self._added
-        found = {}
-        terms = [[term for term, _ in self._terms(seen)] for seen in (trial.whole, *trial.cut)]
-        of_parts = [[term for term, _ in self._terms(seen)] for seen in (trial.whole, *(trial.parts or ()))]
-        for number, name in enumerate(f"loss {number}" for number in range(len(self._shape))):
-            of_forward = number >= own or self.is_of_model
-            if self._is_asked[number] and (trial.parts or not of_forward):
-                values = [one[number].asked for one in (of_parts if of_forward else terms)]
-                found[name] = Asked(Parts(*values), of_forward)
+        whole = self._terms(trial.whole)
+        # A loss that the model computes, and those that layers add, come of passes of their own.
+        parts = [self._terms(seen) for seen in trial.parts or ()]
+        cut = [] if self.is_of_model else [self._terms(seen) for seen in trial.cut]
         self._kinds = kinds
+        found = {}
+        for number in (number for number, asked in enumerate(self._is_asked) if asked):
+            of_forward = self.is_of_model or number >= len(self._shape) - self._added
+            others = parts if of_forward else cut
+            if others:
+                values = [terms[number].term.asked for terms in (whole, *others)]
+                found[f"loss {number}"] = Asked(Parts(*values), of_forward)
         return found
 
     def learn(self, evidence: Evidence) -> bool:

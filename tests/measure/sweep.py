@@ -1,6 +1,6 @@
 """Every optimizer, loss, metric and layer of Keras on the workers, against Keras alone.
 
-    mpirun -np 2 python tests/measure/sweep.py [--only optimizers|losses|metrics|layers] [--name NAME]
+    mpirun -np 2 python tests/measure/sweep.py [--only optimizers|losses|metrics|layers] [--name NAME ...]
     distgrad run -np 2 tests/measure/sweep.py
 
 Each class trains a small model for two epochs (support/sweep_zoo.py). Weights, logs and `evaluate` must be those of one
@@ -41,7 +41,7 @@ def table(found: list[tuple[Case, Outcome]]) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(BASES))
-    parser.add_argument("--name", help="of one class; errors are shown with their traceback")
+    parser.add_argument("--name", nargs="+", default=(), help="of classes; errors are shown with their traceback")
     given = parser.parse_args()
     comm = distgrad.connect()
     gc.freeze()  # what is imported stays; collecting the rest between classes is then fast

@@ -640,7 +640,7 @@ class NotBuilt(keras.Model):
         with tf.GradientTape() as tape:
             loss = ops.mean(ops.square(self.left(left) - self.right(right) - 1.0))
         update(self.optimizer, tape, loss, self.trainable_variables)
-        return {"loss": loss}
+        return {"apart": loss}
 
 
 class Counted(keras.Model):

@@ -88,8 +88,8 @@ class Drawing(keras.Model):
 
     def draw(self, rows: Any) -> Any:
         if self.source == "tf":
-            return tf.random.normal([rows, 1])
-        return keras.random.normal((rows, 1), seed=self.seed if self.source == "generator" else None)
+            return tf.random.uniform([rows, 1], 1.0, 2.0)
+        return keras.random.uniform((rows, 1), 1.0, 2.0, seed=self.seed if self.source == "generator" else None)
 
     def train_step(self, place: Any) -> dict[str, Any]:
         drawn = ops.mean(place * self.draw(rows_of(place)), axis=0)
@@ -170,3 +170,9 @@ def test_data_have_the_structure_that_keras_gives_them(comm: Communicator, name:
             parts = dict(zip(("x", "y", "sample_weight"), GIVEN[name], strict=False))
             one.fit(**parts, batch_size=6, verbose=0)
     assert set(map(repr, model.given)) == set(map(repr, oracle.given))
+
+
+def test_statistics_of_several_updates_are_named_after_the_optimizers(comm: Communicator) -> None:
+    _, history, _ = trained(comm, OWN_STEPS["DCGAN"])
+    names = {f"{what}_{name}" for what in LOGGED for name in ("d_optimizer", "g_optimizer")}
+    assert set(history) == {"d_loss", "g_loss", *LOGGED, *names}
