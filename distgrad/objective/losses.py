@@ -57,6 +57,7 @@ class Term(NamedTuple):
         asked: () the value by whose kind the term is summed, see `Kind`; None if that is known.
         prefers: the kind of `asked` that is taken while it is possible.
         logs_mean: True for a plain sum that Keras logs as a mean.
+        entries: () how many numbers the sum is of, if it is of the global batch.
     """
 
     total: tf.Tensor
@@ -66,6 +67,7 @@ class Term(NamedTuple):
     asked: tf.Tensor | None = None
     prefers: Kind = Kind.MEAN
     logs_mean: bool = False
+    entries: tf.Tensor | None = None
 
     @property
     def sum(self) -> LossSum:
@@ -160,7 +162,8 @@ class Objective(ExtraSum):
         ]
         self._is_plain_sum = [what is NOTHING for what in counted]
         self._logs_mean = [
-            is_sum and term.logs_mean for term, is_sum in zip(self._shape, self._is_plain_sum, strict=True)
+            term.logs_mean and (is_sum or kind is Kind.WHOLE)
+            for term, is_sum, kind in zip(self._shape, self._is_plain_sum, self._kinds, strict=True)
         ]
         self._groups = _grouped(counted)
 
@@ -239,7 +242,8 @@ class Objective(ExtraSum):
         terms = self._terms(seen)
         groups = [_sum_of([terms[number] for number in members]) for members in self._groups]
         told = [terms[number].term.over_each for number in range(self._loss.told_apart)]
-        return Losses(groups, [*told, *[terms[n].term.sum for n, logs in enumerate(self._logs_mean) if logs]])
+        logged = [_for_log(terms[number].term) for number, logs in enumerate(self._logs_mean) if logs]
+        return Losses(groups, [*told, *logged])
 
     def _terms(self, seen: Pass) -> list[Weighted]:
         added = [] if self.is_of_model else list(map(tf.reduce_sum, seen.scope.losses))
@@ -286,8 +290,9 @@ class Objective(ExtraSum):
         means = [one.total / count for one, count in zip(sums, counts, strict=True)]
         loss = means[0] if self.groups == 1 else tf.add_n(means[: self.groups])
         logged = loss
-        for one in pairs[further + told_apart :]:  # each is part of the loss as a sum
-            logged += one.total / _divisor(one.weight, True) - one.total
+        kinds = [kind for kind, logs in zip(self._kinds, self._logs_mean, strict=True) if logs]
+        for one, kind in zip(pairs[further + told_apart :], kinds, strict=True):  # each is part of the loss as a sum
+            logged += one.total / _divisor(one.weight, True) - (0 if kind is Kind.WHOLE else one.total)
         return Means(loss, counts[: self.groups], means[self.groups :], logged)
 
 
@@ -422,7 +427,16 @@ def _by_kind(term: Term, kind: Kind, seen: Pass) -> Term:
     # Its value counts by rows, like a mean. Its gradient is that of this part, which adds up to the whole one.
     value, scaled = tf.stop_gradient(term.asked), term.asked * tf.cast(seen.whole.rows, term.asked.dtype)
     total = value * tf.cast(rows, value.dtype) + (scaled - tf.stop_gradient(scaled))
-    return Term(total, tf.cast(seen.rows, tf.int64), asked=term.asked, prefers=term.prefers)
+    return term._replace(total=total, weight=tf.cast(seen.rows, tf.int64), counted=ROWS, each=1.0)
+
+
+def _for_log(term: Term) -> LossSum:
+    """Return what Keras's log has of a plain sum: it and its count; or, of the global batch, how far their mean is."""
+    if term.entries is None:
+        return term.sum
+    value = tf.stop_gradient(term.asked)
+    apart = value / tf.cast(term.entries, value.dtype) - value
+    return LossSum(apart * tf.cast(term.weight, value.dtype), term.weight)
 
 
 def _grouped(counted: Sequence[Any]) -> list[list[int]]:
@@ -505,7 +519,8 @@ def summed(
         count = tf.cast(tf.size(y_pred) if rows is None else rows, tf.int64)
         if value.shape.rank and not is_whole:
             return Term(total, count, NOTHING, 1.0, total, Kind.SUM, True)
-        return Term(total, count, asked=total)
+        is_vector = value.shape.rank > 0
+        return Term(total, count, asked=total, logs_mean=is_vector, entries=tf.size(value) if is_vector else None)
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
     counted, each = _counted(values, weights, mask, loss.reduction)
     total = _weighted_sum(values, weights)

@@ -101,7 +101,8 @@ class Trial:
         cut = rows // 2
         found = self._values(batch, cut) if rows > 1 else {}
         possible = {name: self._possible(name, found, (cut, rows - cut)) for name in names}
-        possible |= {name: kinds for name, kinds in self.of_all_workers(batch).items() if name in possible}
+        for name, kinds in self.of_all_workers(batch).items():
+            possible[name] &= kinds
         self._evidence.add(self._comm, possible)
         self._tries += 1
         return self.learn(self._evidence)
@@ -195,7 +196,10 @@ class ModelTrial(Trial):
         return self._knows_mixing or is_seen
 
     def of_all_workers(self, batch: tuple[Any, ...]) -> dict[str, frozenset[Kind]]:
-        """Compute what is a function of outputs of the outputs for all workers' rows: they tell more than a few."""
+        """Compute what is a function of outputs of the outputs for all workers' rows, which tell more than a few.
+
+        They are cut at several places: at one alone, a value might look like a mean or a sum by chance.
+        """
         if not any(extra.asks_outputs for extra in self.sums):
             return {}
         if self._outputs is None:
@@ -205,10 +209,13 @@ class ModelTrial(Trial):
             return {}
         parts, rows = gathered
         compiled = tf.function(self._asked_of_outputs, autograph=False)
-        cut = rows // 2
-        found = compiled(parts, tf.constant(cut), tf.constant(rows))
-        values = {name: [None if one is None else np.asarray(one) for one in parts] for name, parts in found.items()}
-        return {name: possible_kinds(Parts(*one), (cut, rows - cut)) for name, one in values.items()}
+        possible: dict[str, frozenset[Kind]] = {}
+        for cut in sorted({max(1, rows // 4), max(1, rows // 2), rows - 1}):
+            for name, found in compiled(parts, tf.constant(cut), tf.constant(rows)).items():
+                values = Parts(*[None if one is None else np.asarray(one) for one in found])
+                possible[name] = possible.get(name, ALL) & possible_kinds(values, (cut, rows - cut))
+        asked = self.questions()
+        return {name: kinds for name, kinds in possible.items() if name in asked}
 
     def _outputs_of(self, batch: tuple[Any, ...]) -> dict[str, Any]:
         """Return a batch, its outputs and the masks upon them."""

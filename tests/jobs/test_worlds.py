@@ -9,7 +9,7 @@ from support.worlds import A_WORLD, settings, show, suite
 
 pytestmark = pytest.mark.timeout(A_WORLD + 60)
 HOROVOD = ("horovod-gloo", "horovod-mpi")
-# All tests run in one world, those marked `every_world` in all others, and the few marked `every_engine` in some of
+# All tests but those marked `thorough` run in one world, those marked `every_world` in all others, and the few marked `every_engine` in some of
 # them. `-m thorough` runs all tests everywhere.
 WHOLE = [("mpi", 2)]
 OTHERS = {
@@ -33,10 +33,15 @@ def world(engine: str, size: int, *marks: pytest.MarkDecorator) -> object:
 
 @pytest.mark.parametrize(
     ("engine", "size"),
-    [*(world(*whole) for whole in WHOLE), *(world(*other, pytest.mark.thorough) for other in OTHERS)],
+    [world(*each, pytest.mark.thorough) for each in [*WHOLE, *OTHERS]],
 )
 def test_all(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
     run_in_workers(engine, size, "", subtests, tmp_path)
+
+
+@pytest.mark.parametrize(("engine", "size"), [world(*whole) for whole in WHOLE])
+def test_all_but_thorough_ones(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
+    run_in_workers(engine, size, "not thorough", subtests, tmp_path)
 
 
 @pytest.mark.parametrize(("engine", "size"), [world(*other) for other in OTHERS])

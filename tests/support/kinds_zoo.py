@@ -247,6 +247,12 @@ WHOLE = {
         y=CLASSES,
         note="loss 'circle'",
     ),
+    "pairs, unreduced": Case(
+        dense(),
+        with_loss(keras.losses.Circle(gamma=4, reduction=None), rate=1e-3),
+        y=CLASSES,
+        note="loss 'circle'",
+    ),
     "dice": Case(dense(last="sigmoid"), with_loss(keras.losses.Dice), y=BITS, note="loss 'dice'"),
     "tversky": Case(dense(last="sigmoid"), with_loss(keras.losses.Tversky), y=BITS, note="loss 'tversky'"),
     "pairs": Case(dense(), with_loss(pairs), y=CLASSES, note="loss 'pairs'"),

@@ -5,6 +5,13 @@ from collections.abc import Iterable
 import pytest
 
 
+def usual_ones(names: Iterable[str], usual: Iterable[str], chosen: str = "") -> list[object]:
+    """Parameters of which some are run as a rule, the others with `-m thorough`, and one on every engine."""
+    usual = set(usual) | {chosen}
+    marked = [pytest.param(name, marks=[pytest.mark.thorough]) for name in names if name not in usual]
+    return [*one_for_every_engine([name for name in names if name in usual], chosen), *marked]
+
+
 def one_for_every_engine(names: Iterable[str], chosen: str) -> list[object]:
     """Parameters of which one is run on every engine, and the others only where all are."""
     return [pytest.param(name, marks=pytest.mark.every_engine) if name == chosen else name for name in names]

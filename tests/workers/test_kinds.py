@@ -10,7 +10,24 @@ import distgrad
 from distgrad import Communicator
 from support.fits import same
 from support.kinds_zoo import BATCH, EXACT, KINDS, Case, X
-from support.marks import one_for_every_engine
+from support.marks import usual_ones
+
+USUAL = [
+    "loss: a mean",
+    "loss: own call",
+    "loss: unreduced, weighted",
+    "added: hinge",
+    "added: constant",
+    "state: counter",
+    "state: moving sum",
+    "state: spectral",
+    "metric: batches",
+    "metric: in a layer",
+    "model: compute_loss, penalised",
+    "model: compute_metrics",
+    "loss of all rows: circle",
+    "metric: largest",
+]
 
 
 def trained(comm: Communicator | None, case: Case, micro_batch_size: int | None) -> tuple[keras.Model, Any, Any]:
@@ -27,12 +44,12 @@ def trained(comm: Communicator | None, case: Case, micro_batch_size: int | None)
     return model, history, model.evaluate(X, case.y, return_dict=True, **how)
 
 
-@pytest.mark.parametrize("name", one_for_every_engine(EXACT, "loss of all rows: pairs"))
+@pytest.mark.parametrize("name", usual_ones(EXACT, USUAL, "loss of all rows: pairs"))
 def test_the_numbers_of_one_process(comm: Communicator, capfd: pytest.CaptureFixture[str], name: str) -> None:
     compare(comm, capfd, name, 2)
 
 
-@pytest.mark.parametrize("name", [name for name in EXACT if "all rows" in name or KINDS[name].note])
+@pytest.mark.parametrize("name", usual_ones([name for name in EXACT if KINDS[name].note], USUAL[-2:]))
 def test_what_needs_all_rows_without_micro_batches(
     comm: Communicator, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
