@@ -9,8 +9,8 @@ from support.worlds import A_WORLD, settings, show, suite
 
 pytestmark = pytest.mark.timeout(A_WORLD + 60)
 HOROVOD = ("horovod-gloo", "horovod-mpi")
-# All tests but those marked `thorough` run in one world, those marked `every_world` in all others, and the few marked `every_engine` in some of
-# them. `-m thorough` runs all tests everywhere.
+# All tests but those marked `thorough` run in one world, those marked `every_world` in all others, and the few marked
+# `every_engine` in some of them. `-m thorough` runs all tests everywhere.
 WHOLE = [("mpi", 2)]
 OTHERS = {
     ("solo", 1): "every_world",
