@@ -146,6 +146,12 @@ class UnsupportedModel(DistgradError):
     code, status = "DG040", os.EX_DATAERR
 
 
+class UnsupportedMetric(DistgradError):
+    """A metric that is known from all rows of the global batch only, which cannot be gathered."""
+
+    code, status = "DG041", os.EX_DATAERR
+
+
 class ForeignOptimizer(DistgradError):
     """An optimizer whose state belongs to the variables of another model."""
 

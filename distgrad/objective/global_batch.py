@@ -11,7 +11,7 @@ under Memory Limited Setup").
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import row_count
-from distgrad.errors import UnsupportedLoss
+from distgrad.errors import DistgradError, UnsupportedLoss, UnsupportedMetric
 from distgrad.gradients.accumulate import over_micro_batches
 from distgrad.keras_internals import keras_mask, set_keras_mask
 
@@ -81,14 +81,33 @@ class OutputsToGather(NamedTuple):
     Attributes:
         y_pred, masks: the types of a model's output and of the masks upon it, see `PassSpecs`.
         uses_x: True if inputs are gathered, too.
+        needed_by: what needs them, each as a text for people.
     """
 
     y_pred: Any
     masks: Any
     uses_x: bool
+    needed_by: Sequence[str]
+
+    def require_numbers(self, parts: Any) -> None:
+        """Check that parts of a batch, a nest of tensors or None, can be gathered.
+
+        Raises:
+            UnsupportedLoss, UnsupportedMetric: one is no dense tensor of numbers.
+        """
+        for part in tf.nest.flatten(parts):
+            if part is not None and (not isinstance(part, tf.Tensor) or part.dtype == tf.string):
+                advice = "give dense targets and outputs, or a function that looks at each row by itself"
+                raise self._unsupported("a part of them is no dense tensor of numbers", advice)
+
+    def _unsupported(self, reason: str, advice: str) -> DistgradError:
+        kind = UnsupportedMetric if all(name.startswith("metric") for name in self.needed_by) else UnsupportedLoss
+        what = f"{' and '.join(self.needed_by)} needs all rows of the global batch, and {reason}"
+        return kind(what, advice, everywhere=True)
 
     def of_pass(self, x: Any, y: Any, sample_weight: Any, y_pred: Any) -> Outputs:
         """Return what is gathered of a pass."""
+        self.require_numbers((y, sample_weight, y_pred))
         return Outputs(x if self.uses_x else (), y, sample_weight, y_pred)
 
     def of_micro_batches(self, run: Callable[[Any], Any], batch: Any, micro_batch_size: int) -> Any:
@@ -99,16 +118,12 @@ class OutputsToGather(NamedTuple):
             batch: nest of (b, ...) tensors, x first.
 
         Raises:
-            UnsupportedLoss: the output has an axis of unknown length.
+            UnsupportedLoss, UnsupportedMetric: the output has an axis of unknown length.
         """
         rows = row_count(batch)
         specs = [spec for spec in tf.nest.flatten((self.y_pred, self.masks)) if spec is not None]
         if not all(spec.shape[1:].is_fully_defined() for spec in specs):
-            raise UnsupportedLoss(
-                "a loss or metric needs all rows of the global batch, and the output has axes of unknown length",
-                "leave micro_batch_size out, or pad to a fixed length",
-                everywhere=True,
-            )
+            raise self._unsupported("the output has axes of unknown length", "leave micro_batch_size out, or pad")
 
         def add(found: list[tf.Tensor], part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> list[tf.Tensor]:  # noqa: ARG001
             inputs, numbers = part
@@ -138,9 +153,6 @@ def gather(comm: Communicator, outputs: Outputs, rows: tf.Tensor) -> GlobalBatch
     Args:
         outputs: of this worker.
         rows: () int32, how many of its rows are real; those come first.
-
-    Raises:
-        UnsupportedLoss: a part is no dense tensor of numbers.
     """
     counts = comm.sum_within(tf.one_hot(comm.worker(), comm.size, dtype=tf.int32) * rows)
     start, total = tf.reduce_sum(counts[: comm.worker()]), tf.reduce_sum(counts)
@@ -210,11 +222,5 @@ def _gather_alike(
     return [tf.ensure_shape(one, [None, *tensor.shape[1:]]) for one, tensor in zip(whole, tensors, strict=True)]
 
 
-def _carrier(tensor: Any) -> tf.DType:
-    if not isinstance(tensor, tf.Tensor) or tensor.dtype == tf.string:
-        raise UnsupportedLoss(
-            "a loss or metric needs all rows of the global batch, and a part of them is no dense tensor of numbers",
-            "give dense targets and outputs, or a loss that looks at each row by itself",
-            everywhere=True,
-        )
+def _carrier(tensor: tf.Tensor) -> tf.DType:
     return CARRIERS.get(tensor.dtype, tensor.dtype)

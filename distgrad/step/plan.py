@@ -259,7 +259,7 @@ def outputs_to_gather(model: keras.Model, trial: ModelTrial, specs: PassSpecs) -
         return None
     own = (type(model).compute_loss, type(model).compute_metrics)
     uses_x = own != (keras.Model.compute_loss, keras.Model.compute_metrics)
-    return OutputsToGather(specs.y_pred, specs.masks, uses_x)
+    return OutputsToGather(specs.y_pred, specs.masks, uses_x, trial.needs_whole)
 
 
 def _contents(
