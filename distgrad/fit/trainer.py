@@ -53,7 +53,7 @@ def distribute(
         The same model.
 
     Raises:
-        UnsupportedModel: its class has a train step or a test step of its own.
+        UnsupportedModel: its class has a train or test function, a `fit` or an `evaluate` of its own.
     """
     own = [name for name in OWN if getattr(type(model), name) is not getattr(keras.Model, name)]
     if own:

@@ -153,15 +153,10 @@ def gradients_of(
 
 
 def built_in_rows(model: keras.Model) -> int | None:
-    """Return the number of rows that a model is built for; None if it takes any number."""
-    shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
+    """Return the number of rows that a model with stateful layers is built for; None if it takes any number."""
     stateful = [layer for layer in flat_layers(model) if getattr(layer, "stateful", False) and layer.built]
-    shapes += [
-        tuple(v.shape)
-        for v in keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
-        if v is not None
-    ]
-    return next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
+    states = keras.tree.flatten([getattr(layer, "states", None) for layer in stateful])
+    return next((int(state.shape[0]) for state in states if state is not None), None)
 
 
 def no_rows_of(x: Any) -> Any:

@@ -22,7 +22,7 @@ def build_model(comm: Communicator, model: keras.Model, x: Any) -> None:
     As Keras does, on symbolic tensors: no row passes through the model, and nothing in it counts one.
     """
     if not all(layer.built for layer in flat_layers(model)):
-        specs = tf.nest.map_structure(spec_with_some_rows, x)
+        specs = tf.nest.map_structure(spec_with_any_rows, x)
         with comm.scope():
             trace(lambda x: call_as_keras_does(model, x, training=False), specs)
 

@@ -12,14 +12,14 @@ from distgrad.errors import FitMismatch, ForeignOptimizer, UnsupportedModel
 from support.fits import line, numbers
 
 
-class OwnStep(keras.Sequential):
-    def train_step(self, _: Any) -> Any:
-        return {}
+class OwnFunction(keras.Sequential):
+    def make_train_function(self, force: bool = False) -> Any:
+        return super().make_train_function(force)
 
 
 def test_what_cannot_be_distributed_is_refused(comm: Communicator) -> None:
-    with pytest.raises(UnsupportedModel, match=r"has its own train_step\(\)"):
-        distgrad.distribute(OwnStep(), comm)
+    with pytest.raises(UnsupportedModel, match=r"has its own make_train_function\(\)"):
+        distgrad.distribute(OwnFunction(), comm)
     model = line(comm)
     if comm.backend != "tf":
         used = keras.optimizers.SGD()
