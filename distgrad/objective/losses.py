@@ -470,11 +470,11 @@ class _PerExample(keras.losses.Loss):
     def __init__(self, fn: Callable[[Any, Any], Any]) -> None:
         name = getattr(fn, "__name__", "")
         super().__init__(name=name if name.isidentifier() else "loss")
-        self._fn = fn
+        self.fn = fn
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         y_true, y_pred = _same_rank(y_true, y_pred)
-        return self._fn(y_true, y_pred)
+        return self.fn(y_true, y_pred)
 
 
 def resolve(loss: Any) -> keras.losses.Loss:
@@ -534,7 +534,7 @@ NO_REDUCTION = (None, "none")
 
 def _looks_at_rows_alone(loss: keras.losses.Loss) -> bool:
     """Return whether a loss is known to give each row a loss of its own."""
-    function = loss._fn if isinstance(loss, _PerExample) else getattr(loss, "fn", loss)
+    function = getattr(loss, "fn", loss)
     name = getattr(function, "__name__", type(function).__name__)
     return is_of_keras(function) and name.lower() not in COMPARE_ROWS
 
