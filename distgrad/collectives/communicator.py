@@ -255,6 +255,11 @@ class Communicator:
             self.close()
 
 
+def is_replica(comm: Communicator) -> bool:
+    """Return whether this code is run by one replica of the communicator's strategy; False if it has none."""
+    return comm.backend == "tf" and tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+
+
 def _bundles(variables: Sequence[Any]) -> Iterator[list[Any]]:
     """Group variables to be sent together: few messages for small ones, little memory for large ones."""
     bundle: list[Any] = []

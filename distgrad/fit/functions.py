@@ -11,7 +11,7 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import no_rows_like
 from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import ForeignOptimizer
-from distgrad.fit.own_training import OwnTestStep, OwnTrainStep
+from distgrad.fit.own_training import GivenAsKeras, OwnTestStep, OwnTrainStep
 from distgrad.keras_internals import compile_loss, optimized_variables
 from distgrad.objective.losses import Objective
 from distgrad.objective.metrics import MetricSums
@@ -56,7 +56,7 @@ class StepFunction(Generic[Step]):
                 return self._skip(iterator, self.progress)
         if iterator is not self._iterator:
             sharing = getattr(iterator, "sharing", None)
-            if isinstance(self.step, (OwnTrainStep, OwnTestStep)):
+            if isinstance(self.step, GivenAsKeras):
                 self.step.give_tuples(isinstance(iterator.element_spec, tuple))
             batches = iterator if sharing is None else sharing.share_out(iterator)
             self._iterator, self._reports = iterator, self.step.epoch(batches)

@@ -13,13 +13,14 @@ whose assignments are values: `OwnScope` holds them. Trained variables alone are
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.communicator import Communicator, is_replica
 from distgrad.keras_internals import (
     flat_layers,
     global_seed_generator,
@@ -73,23 +74,18 @@ def optimizers_of(model: keras.Model) -> list[Held]:
     found: dict[int, Held] = {}
     for layer in flat_layers(model):
         for name in [name for name in vars(layer) if not name.startswith("_self_")]:  # TensorFlow's own lists
-            for held in _held(layer, name, name.lstrip("_")):
+            for held in _held(vars(layer)[name], name.lstrip("_"), functools.partial(setattr, layer, name)):
                 found.setdefault(id(held.optimizer), held)
     return list(found.values())
 
 
-def _held(holder: Any, key: Any, name: str) -> Iterator[Held]:
-    value = (
-        vars(holder)[key]
-        if isinstance(key, str) and hasattr(holder, "__dict__") and key in vars(holder)
-        else holder[key]
-    )
+def _held(value: Any, name: str, replace: Callable[[Any], None]) -> Iterator[Held]:
+    """Find the optimizers in a value, at any depth of lists and dicts."""
     if isinstance(value, keras.optimizers.Optimizer):
-        is_attribute = not isinstance(holder, (list, Mapping))
-        yield Held(name, value, lambda new: setattr(holder, key, new) if is_attribute else holder.__setitem__(key, new))
-    elif isinstance(value, (list, Mapping)):
+        yield Held(name, value, replace)
+    elif isinstance(value, (list, dict)):
         for place in range(len(value)) if isinstance(value, list) else list(value):
-            yield from _held(value, place, f"{name}_{place}")
+            yield from _held(value[place], f"{name}_{place}", functools.partial(value.__setitem__, place))
 
 
 @contextlib.contextmanager
@@ -300,7 +296,7 @@ def _as_logs(logs: Any) -> dict[str, Any]:
 
 def _as_replica(comm: Communicator) -> contextlib.AbstractContextManager[Any]:
     """Return the context of one replica of a strategy, in which tapes find variables; none where this is one."""
-    if comm.backend != "tf" or (tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()):
+    if comm.backend != "tf" or is_replica(comm):
         return contextlib.nullcontext()
     with comm.scope():
         strategy = tf.distribute.get_strategy()

@@ -41,16 +41,22 @@ from distgrad.step.update import loss_scale
 BUILDS = 5  # traces of a step at most, until it creates no more variables
 
 
-class OwnTrainStep(DistributedStep):
-    """A `DistributedStep` whose graph runs the model's own `train_step`."""
+class GivenAsKeras:
+    """A step of the model's own that is given its data in the form that Keras gives them."""
 
     takes_tuples = True
-    _plans = 0
+    _has_joined: bool
 
     def give_tuples(self, takes_tuples: bool) -> None:
         """Give the step tuples of a batch's parts, or the one part that there is, as its data have them."""
         if takes_tuples != self.takes_tuples:
             self.takes_tuples, self._has_joined = takes_tuples, False
+
+
+class OwnTrainStep(GivenAsKeras, DistributedStep):
+    """A `DistributedStep` whose graph runs the model's own `train_step`."""
+
+    _plans = 0
 
     def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
         runner = Runner(self.comm, self.model, self.model.train_step, self.takes_tuples)
@@ -83,15 +89,8 @@ class OwnTrainStep(DistributedStep):
         return [variable for variable in self._state() if tf.as_dtype(variable.dtype).is_floating]
 
 
-class OwnTestStep(Evaluation):
+class OwnTestStep(GivenAsKeras, Evaluation):
     """An `Evaluation` whose graph runs the model's own `test_step`."""
-
-    takes_tuples = True
-
-    def give_tuples(self, takes_tuples: bool) -> None:
-        """Give the step tuples of a batch's parts, or the one part that there is, as its data have them."""
-        if takes_tuples != self.takes_tuples:
-            self.takes_tuples, self._has_joined = takes_tuples, False
 
     def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
         runner = Runner(self._comm, self._model, self._model.test_step, self.takes_tuples)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distgrad.fit.own_step import Ran
 from distgrad.objective.kinds import Evidence, Kind
-from distgrad.objective.states import add_to
+from distgrad.objective.states import add_to, as_float
 
 
 class OwnValues:
@@ -67,7 +67,7 @@ class OwnValues:
         values = dict(zip(self._names("metric", self._metrics), changes, strict=True))
         for name, variable in zip(self._names("state", self._states), self._states, strict=True):
             new = tf.convert_to_tensor(ran.scope.get_current_value(variable))
-            values[name] = _as_float(new) - _as_float(tf.convert_to_tensor(variable.value))
+            values[name] = as_float(new) - as_float(tf.convert_to_tensor(variable.value))
         return values | {f"log {key}": _number(ran.logs.get(key)) for key in self.log_keys}
 
     @property
@@ -117,8 +117,4 @@ class OwnValues:
 
 def _number(value: Any) -> tf.Tensor:
     """Return a log as one number of a float dtype, its own if it has one; of several numbers, their mean."""
-    return tf.zeros(()) if value is None else tf.reduce_mean(_as_float(tf.convert_to_tensor(value)))
-
-
-def _as_float(value: tf.Tensor) -> tf.Tensor:
-    return value if value.dtype.is_floating else tf.cast(value, tf.float64)
+    return tf.zeros(()) if value is None else tf.reduce_mean(as_float(tf.convert_to_tensor(value)))

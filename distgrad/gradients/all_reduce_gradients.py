@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from distgrad.collectives import agreement
-from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.communicator import Communicator, is_replica
 from distgrad.collectives.moments import MOMENTS, moments, statistics
 from distgrad.collectives.vectors import DividedSum, Division, joined
 from distgrad.errors import BadArgument, ModelMismatch
@@ -67,7 +67,7 @@ def all_reduce_gradients(
     given = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
-    texts = _of_worker(own) if _is_replica(comm) else agreement.agree_once(comm, own, _together)
+    texts = _of_worker(own) if is_replica(comm) else agreement.agree_once(comm, own, _together)
     specs = [None if one is None else tf.TensorSpec(*one) for one in texts]
     there = [number for number, spec in enumerate(specs) if spec is not None]
     if not there:
@@ -87,20 +87,15 @@ def all_reduce_gradients(
     return ReducedGradients(found, scalars.weight, described[0], described[1], described[3])
 
 
-def _is_replica(comm: Communicator) -> bool:
-    """Return whether this is code of one replica of the communicator's strategy."""
-    return comm.backend == "tf" and tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
-
-
 def _sum_and_divide(
     comm: Communicator, layout: FlatLayout, gradients: Sequence[Any], weight: Any, divides: bool
 ) -> DividedSum:
     """Sum weighted gradients and weights over the workers, and divide."""
-    is_replica = _is_replica(comm)
+    in_replica = is_replica(comm)
 
     def own() -> list[tf.Tensor]:
         counts, none = tf.cast(weight, tf.float64), tf.zeros((), tf.float64)
-        if not is_replica:  # of several workers in this process, the first one speaks for all
+        if not in_replica:  # of several workers in this process, the first one speaks for all
             counts *= tf.cast(tf.equal(comm.worker(), comm.rank), tf.float64)
         factor = tf.cast(counts if divides else tf.cast(counts > 0, tf.float64), layout.dtype)
         weighted = [
@@ -112,7 +107,7 @@ def _sum_and_divide(
         return [*layout.flatten(weighted), layout.pack(Scalars(none, counts, tf.zeros((), tf.int64), none, none))]
 
     division = Division(SCALARS, tf.constant([0.0, *WEIGHT_TERMS] if divides else [1.0, *[0.0] * SCALARS], tf.float64))
-    if not is_replica:
+    if not in_replica:
         return comm.sum_and_divide(own, (), division)
     total = comm.sum_within(joined(own()))
     summed, undivided = total[:-SCALARS], total[-SCALARS:]

@@ -524,7 +524,7 @@ def summed(
     weights = _both(None if sample_weight is None else _cast(sample_weight, loss.dtype), mask)
     counted, each = _counted(values, weights, mask, loss.reduction)
     total = _weighted_sum(values, weights)
-    asked = None if _looks_at_rows_alone(loss) else total
+    asked = None if looks_at_rows_alone(getattr(loss, "fn", loss)) else total
     weight = _weight_of(values, weights, mask, loss.reduction)
     return Term(total, weight, counted, each, asked, Kind.SUM, loss.reduction in NO_REDUCTION)
 
@@ -532,9 +532,8 @@ def summed(
 NO_REDUCTION = (None, "none")
 
 
-def _looks_at_rows_alone(loss: keras.losses.Loss) -> bool:
-    """Return whether a loss is known to give each row a loss of its own."""
-    function = getattr(loss, "fn", loss)
+def looks_at_rows_alone(function: Any) -> bool:
+    """Return whether a function (y_true, y_pred) -> values, or a Loss, is known to give each row values of its own."""
     name = getattr(function, "__name__", type(function).__name__)
     return is_of_keras(function) and name.lower() not in COMPARE_ROWS
 

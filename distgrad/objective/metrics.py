@@ -24,7 +24,7 @@ from distgrad.keras_internals import (
 from distgrad.objective.extra_sums import Asked, ExtraSum, Outcome, Pass, PassSpecs, TrialPasses
 from distgrad.objective.forward import AssignedValues, Scope
 from distgrad.objective.kinds import Evidence, Kind, Parts
-from distgrad.objective.losses import COMPARE_ROWS
+from distgrad.objective.losses import looks_at_rows_alone
 from distgrad.objective.trace import trace
 
 
@@ -140,7 +140,7 @@ class MetricSums(ExtraSum):
             _compute_metrics(self._model, seen.x, seen.y, seen.y_pred, seen.sample_weight)
         terms = [seen.scope.get_current_value(variable) for variable in self._summed]
         for number, kind in enumerate(self._kinds):
-            if kind in (Kind.MEAN, Kind.ONCE) or (id(self._summed[number]) in self._in_pass and kind is Kind.WHOLE):
+            if self._is_mean(number, kind):
                 terms[number] *= tf.cast(seen.rows, terms[number].dtype)
         numbers = self._of_whole(in_pass=False)
         if numbers and seen.whole is not None:
@@ -157,8 +157,7 @@ class MetricSums(ExtraSum):
         rows = tf.cast(tf.maximum(outcome.examples, 1), tf.float64)
         counts = tf.cast(outcome.applied, tf.float32)
         for number, (variable, change, kind) in enumerate(zip(self._summed, sums, self._kinds, strict=False)):
-            is_mean = kind in (Kind.MEAN, Kind.ONCE) or number in self._of_whole(in_pass=True)
-            added = tf.cast(change, tf.float64) / rows if is_mean else change
+            added = tf.cast(change, tf.float64) / rows if self._is_mean(number, kind) else change
             added = tf.where(outcome.applied, added, tf.zeros_like(added))
             variable.assign(variable.value + tf.cast(added, variable.dtype))
         _update(loss_tracker(self._model), outcome.logged_loss, counts * tf.cast(outcome.examples, tf.float32))
@@ -174,6 +173,10 @@ class MetricSums(ExtraSum):
                 last.assign(tf.where(outcome.applied, now, last))
             logs |= dict(zip(("gradient_sum", "gradient_norm"), map(tf.identity, self._last_gradient), strict=True))
         return logs
+
+    def _is_mean(self, number: int, kind: Kind) -> bool:
+        """Return whether the change of a variable is summed as a mean, weighted by rows."""
+        return kind in (Kind.MEAN, Kind.ONCE) or (kind is Kind.WHOLE and id(self._summed[number]) in self._in_pass)
 
     def _after(self, state: Sequence[tf.Tensor], seen: Pass) -> list[tf.Tensor]:
         """Return the state after a pass was shown to the metrics."""
@@ -272,13 +275,8 @@ def single_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
 def _row_by_row(model: keras.Model) -> list[keras.metrics.Metric]:
     """List the metrics given to `compile` that are known to look at each row by itself: most of Keras's own."""
     compiled = [inner for metric in model.metrics for inner in getattr(metric, "metrics", [])]
-    return [metric for metric in compiled if _looks_at_rows_alone(metric)]
-
-
-def _looks_at_rows_alone(metric: keras.metrics.Metric) -> bool:
-    function = function_of_metric(metric)
-    name = getattr(function, "__name__", "")
-    return is_of_keras(metric) and (function is None or (is_of_keras(function) and name not in COMPARE_ROWS))
+    functions = [(metric, function_of_metric(metric)) for metric in compiled if is_of_keras(metric)]
+    return [metric for metric, function in functions if function is None or looks_at_rows_alone(function)]
 
 
 def _metric_of(model: keras.Model, variable: keras.Variable) -> keras.metrics.Metric:

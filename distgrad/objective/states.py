@@ -115,8 +115,7 @@ class States(ExtraSum):
     @staticmethod
     def _value(scope: AssignedValues | None, variable: keras.Variable) -> tf.Tensor:
         """Return the value that a pass has left, or that a variable holds, in a float dtype."""
-        value = tf.convert_to_tensor(variable.value if scope is None else scope.get_current_value(variable))
-        return value if value.dtype.is_floating else tf.cast(value, tf.float64)
+        return as_float(tf.convert_to_tensor(variable.value if scope is None else scope.get_current_value(variable)))
 
 
 def _names(variable: keras.Variable) -> tuple[str, str]:
@@ -135,6 +134,11 @@ def keep_states_of_rows(variables: Sequence[keras.Variable], scope: AssignedValu
     for variable in variables:
         if id(variable) in scope.assigned:
             variable.assign(scope.get_current_value(variable))
+
+
+def as_float(value: tf.Tensor) -> tf.Tensor:
+    """Return a value in its own dtype if that is a float, else in float64."""
+    return value if value.dtype.is_floating else tf.cast(value, tf.float64)
 
 
 def add_to(variable: keras.Variable, change: tf.Tensor) -> None:
