@@ -113,7 +113,7 @@ def _dataset(comm: Communicator, adapter: Any, keeps_iterator: bool) -> FitData:
     may_be_global = comm.size > 1 and not any(one["is shard"] for one in found)
     if may_be_global and any(one["seeds"] != found[0]["seeds"] for one in found):
         dataset = with_seeds(dataset, found[0]["seeds"])
-    sharing = Sharing(comm) if may_be_global else None
+    sharing = Sharing(comm, has_equal_passes=most is not None and set(batches) == {most}) if may_be_global else None
     dataset = CountedDataset(without_autotune(dataset), most, sharing)
     return FitData(dataset, _settings(most, None), PassOrder(dataset, keeps_iterator, warns=comm.is_root), adapter)
 

@@ -1,7 +1,7 @@
 """Datasets that are the same on every worker: recognised by their first batch, and shared out.
 
 A `tf.data.Dataset` is global data if its first batch has the same digest on every worker, and a worker's own data if it
-differs. `comm.shard(dataset)` says that it is cut already. The first batch of every later pass is compared, too.
+differs. `comm.shard(dataset)` says that it is cut already. Some batches of every later pass are compared, too.
 
 A shuffle without a seed, or with another one on each worker, draws another order on each. It is given the root's.
 """
@@ -20,6 +20,7 @@ from distgrad.data.sharding import rows_of_workers
 from distgrad.errors import FitMismatch, note
 from distgrad.keras_internals import inputs_of
 
+COMPARED = 8  # batches 1, 8, 64, 512, ... of each pass are compared with those of the other workers
 KEEP_STATE = 1  # of `DatasetToGraphV2`: lookup tables and the like are written as they are
 
 
@@ -63,18 +64,25 @@ class Sharing:
 
     Args:
         comm: the workers.
+        has_equal_passes: True if all workers have equally many batches in a pass, as far as that is known beforehand.
     """
 
-    def __init__(self, comm: Communicator) -> None:
-        self._comm = comm
+    def __init__(self, comm: Communicator, has_equal_passes: bool) -> None:
+        self._comm, self._has_equal_passes = comm, has_equal_passes
         self._is_global: bool | None = None  # None before the first batch
 
     def share_out(self, batches: Any) -> "SharedBatches":
         """Return this worker's rows of each batch of one pass. Every worker begins a pass at the same time."""
         return SharedBatches(self, batches)
 
-    def look_at(self, batch: Any) -> None:
-        """Compare the first batch of a pass with those of the other workers. Every worker calls it.
+    def is_compared(self, number: int) -> bool:
+        """Return whether a batch of a pass, the first is 1, is compared on every worker."""
+        while self._is_global and self._has_equal_passes and number > 1 and number % COMPARED == 0:
+            number //= COMPARED
+        return number == 1
+
+    def compare(self, batch: Any) -> None:
+        """Compare a batch with those of the other workers. Every worker calls it.
 
         Args:
             batch: None if this worker has none.
@@ -92,7 +100,7 @@ class Sharing:
                 )
         elif self._is_global and not is_same:
             raise FitMismatch(
-                "the dataset began with the same batch on every worker, and no longer does",
+                "the dataset's first batch was the same on every worker, and a later one is not",
                 "give its shuffle a seed, or share it out with comm.shard(dataset)",
                 everywhere=True,
             )
@@ -111,16 +119,16 @@ class SharedBatches:
     def __init__(self, sharing: Sharing, batches: Any) -> None:
         self._sharing, self._batches = sharing, iter(batches)
         self.element_spec = batches.element_spec
-        self._is_first = True
+        self._taken = 0
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         batch = next(self._batches, None)
-        if self._is_first:
-            self._is_first = False
-            self._sharing.look_at(batch)
+        self._taken += 1
+        if self._sharing.is_compared(self._taken):
+            self._sharing.compare(batch)
         if batch is None:
             raise StopIteration
         return self._sharing.cut(batch)

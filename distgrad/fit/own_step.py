@@ -206,7 +206,7 @@ class Runner:
     """
 
     def __init__(self, comm: Communicator, model: keras.Model, step: Step, takes_tuples: bool) -> None:
-        self._comm, self._model, self._step, self.takes_tuples = comm, model, step, takes_tuples
+        self._comm, self.model, self._step, self.takes_tuples = comm, model, step, takes_tuples
         if global_seed_generator() is None:  # the step may draw from it, and a graph could not make it
             with comm.scope():
                 set_global_seed_generator(keras.random.SeedGenerator())
@@ -215,7 +215,7 @@ class Runner:
     @property
     def metrics(self) -> list[keras.Variable]:
         """The variables of the model's metrics."""
-        return list(self._model.metrics_variables)
+        return list(self.model.metrics_variables)
 
     def run(
         self,
@@ -252,11 +252,11 @@ class Runner:
 
     def count_variables(self) -> int:
         """Return how many variables the model has."""
-        return len(self._model.variables) + len(self._model.metrics_variables)
+        return len(self.model.variables) + len(self.model.metrics_variables)
 
     def seeds(self) -> list[keras.Variable]:
         """Return the states of random numbers: the model's, and that behind `keras.random` without a seed."""
-        own = [variable for variable in self._model.non_trainable_variables if is_random_state(variable)]
+        own = [variable for variable in self.model.non_trainable_variables if is_random_state(variable)]
         return own if self._generator is None else [*own, self._generator.state]
 
     def keep_random_states(

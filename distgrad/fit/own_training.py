@@ -14,6 +14,7 @@ import tensorflow as tf
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import one_row_at_least, row_count, rows_of_zeros
+from distgrad.errors import note
 from distgrad.fit.own_passes import Passes
 from distgrad.fit.own_reduction import Applied, Reduction
 from distgrad.fit.own_step import PART, Runner, intercepted, optimizers_of
@@ -56,8 +57,10 @@ class OwnTrainStep(GivenAsKeras, DistributedStep):
         optimizers = _optimizers_in_scope(self.comm, self.model)
         with intercepted(list(optimizers.values())):
             trial = _try_step(self.comm, self.model, runner, batch, self._trial)
-        if self._trial is None:
-            trial.tell(self._config.micro_batch_size)
+        trial.tell(self._config.micro_batch_size)
+        unused = _unused(self._config)
+        if unused and self._plans == 0 and self.comm.is_root:
+            note(f"{', '.join(unused)}: without effect on a train_step of the model's own; its logs tell the gradients")
         for apply in trial.applies:
             if not apply.optimizer.built:
                 with self.comm.scope():
@@ -88,10 +91,15 @@ class OwnTestStep(GivenAsKeras, Evaluation):
     def _prepare(self, batch: tuple[Any, ...]) -> Evaluate:
         runner = Runner(self._comm, self._model, self._model.test_step, self.takes_tuples)
         trial = _try_step(self._comm, self._model, runner, batch, self._trial)
-        if self._trial is None:
-            trial.tell(None)
+        trial.tell(None)
         self._trial = trial
         return OwnTestGraph(self._comm, runner, trial).run
+
+
+def _unused(config: StepConfig) -> list[str]:
+    """Return the arguments of `DistributedStep` that were given and that a step of the model's own has no use for."""
+    given = {"groups": config.groups, "statistics": config.statistics, "jit_compile": config.jit_compile}
+    return [name for name, value in given.items() if value] + ["reduction"] * (config.reduction != "mean")
 
 
 def _try_step(

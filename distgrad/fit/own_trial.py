@@ -53,7 +53,7 @@ class OwnTrial(Trial):
     is_random = False
 
     def __init__(self, comm: Communicator, runner: Runner, before: Trial | None) -> None:
-        super().__init__(comm, before)
+        super().__init__(comm, runner.model, before)
         self._runner = runner
         self.applies: list[Apply] = []
 

@@ -7,6 +7,7 @@
 Each extra sum takes the values it is unsure of from these passes, and learns from all workers' answers what they are.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
 from distgrad.objective.states import States
 
 TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
+_told: weakref.WeakKeyDictionary[keras.Model, set[str]] = weakref.WeakKeyDictionary()  # notes that were printed
 OUTPUTS = "outputs"  # the name of the question whether rows of the output depend on other rows
 
 
@@ -33,11 +35,12 @@ class Trial:
 
     Args:
         comm: the workers.
+        model: whose values they are.
         before: an earlier trial of the same model, whose answers hold.
     """
 
-    def __init__(self, comm: Communicator, before: "Trial | None" = None) -> None:
-        self._comm = comm
+    def __init__(self, comm: Communicator, model: keras.Model, before: "Trial | None" = None) -> None:
+        self._comm, self._model = comm, model
         self._evidence: Evidence = Evidence() if before is None else before._evidence
         self._tries: int = 0 if before is None else before._tries
         self._compiled: Any = None
@@ -108,10 +111,13 @@ class Trial:
         return self.learn(self._evidence)
 
     def tell(self, micro_batch_size: int | None) -> None:
-        """Print the notes, a line each, on the root."""
+        """Print the notes, a line each, on the root; each text once for a model."""
         if self._comm.is_root and (self._comm.size > 1 or micro_batch_size is not None):
+            told = _told.setdefault(self._model, set())
             for text in self.notes(micro_batch_size):
-                note(text)
+                if text not in told:
+                    note(text)
+                    told.add(text)
 
     def _possible(self, name: str, found: dict[str, Asked], rows: tuple[int, int]) -> frozenset[Kind]:
         if name not in found:
@@ -173,7 +179,7 @@ class ModelTrial(Trial):
         added_losses: int = 0,
         before: Trial | None = None,
     ) -> None:
-        super().__init__(comm, before)
+        super().__init__(comm, forward.model, before)
         self._forward, self.sums = forward, list(sums)
         self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
         self._added_losses = added_losses

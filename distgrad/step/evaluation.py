@@ -131,6 +131,7 @@ class Evaluation:
         traced = trace_model(self._forward, self._objective, (), batch)
         sums = [self._objective, *self._carried]
         trial = try_model(self._comm, self._model, self._forward, traced, batch, sums=sums, before=self._trial)
+        trial.tell(self._config.micro_batch_size)
         self._trial = trial
         divides = self._config.reduction == "mean" and self._objective.divides
         settings = [f"reduction={'mean' if divides else 'sum'}", f"micro_batch_size={self._config.micro_batch_size}"]

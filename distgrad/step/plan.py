@@ -195,8 +195,7 @@ def make_plan(
     require_single_pass(synchronized, config.micro_batch_size)
     traced = trace_model(forward, objective, variables, batch)
     trial = try_model(comm, model, forward, traced, batch, sums=[objective, *extra], before=before)
-    if before is None:
-        trial.tell(config.micro_batch_size)
+    trial.tell(config.micro_batch_size)
     contents = _contents(comm, variables, objective, config)
     require_same_settings(comm, _settings(config, contents, objective))
     kinds = agree_on_gradients(comm, model, variables, traced, objective.groups == 1 and not is_eager)

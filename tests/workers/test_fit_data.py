@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import distgrad
 from distgrad import Communicator
+from distgrad.errors import FitMismatch
 from support.fit_zoo import Fit
 from support.fits import LOGGED, build, line, numbers, same, weights
 
@@ -152,6 +153,14 @@ def test_a_dataset_that_is_the_same_everywhere_is_shared_out(
     if shuffle == "by no seed":  # another order; what is the same is the mean over all rows, of weights that stay
         histories = [{"loss": history["loss"]} for history in histories]
     same(*histories)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_a_dataset_that_differs_later_on_is_refused(comm: Communicator) -> None:
+    x, y = np.ones((64, 3), "float32"), np.ones((64, 1), "float32")
+    x[8:] += comm.rank
+    with pytest.raises(FitMismatch, match="a later one is not"):
+        line(comm).fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), verbose=0)
 
 
 @pytest.mark.usefixtures("several_processes")

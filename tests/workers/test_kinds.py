@@ -75,3 +75,15 @@ def test_what_only_all_rows_tell_is_said(comm: Communicator, capfd: pytest.Captu
     """A state that no mean and no sum gives: the mean is taken, and a line says so."""
     trained(comm, KINDS["state: largest"], 2)
     assert ("known from all rows together only" in capfd.readouterr().err) == comm.is_root
+
+
+def test_an_evaluation_alone_says_it_too(comm: Communicator, capfd: pytest.CaptureFixture[str]) -> None:
+    """Once for a model."""
+    case = KINDS["metric: largest"]
+    with comm.scope():
+        model = distgrad.distribute(case.build(), comm, micro_batch_size=2)
+    model.compile(**case.compiled())
+    for _ in range(2):
+        model.evaluate(X, case.y, batch_size=BATCH, verbose=0)
+        model.compile(**case.compiled())
+    assert capfd.readouterr().err.count(case.note) == comm.is_root

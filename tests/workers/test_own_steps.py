@@ -183,3 +183,11 @@ def test_statistics_of_several_updates_are_named_after_the_optimizers(comm: Comm
     _, history, _ = trained(comm, OWN_STEPS["DCGAN"])
     names = {f"{what}_{name}" for what in LOGGED for name in ("d_optimizer", "g_optimizer")}
     assert set(history) == {"d_loss", "g_loss", *LOGGED, *names}
+
+
+def test_arguments_without_effect_are_named(comm: Communicator, capfd: pytest.CaptureFixture[str]) -> None:
+    with comm.scope():
+        model = distgrad.distribute(Given(), comm, groups={"kernels": "kernel"}, statistics="variables")
+    model.compile(sgd())
+    model.fit(ROWS_OF_3, batch_size=6, epochs=2, verbose=0)
+    assert capfd.readouterr().err.count("groups, statistics: without effect on a train_step") == comm.is_root
