@@ -66,7 +66,8 @@ class Drift(ExtraSum):
         path = getattr(self._variables[index], "path", self._variables[index].name)
         raise Drifted(
             f"variable {path} on rank {rank} is not what it is on the other workers",
-            "assign weights on all workers alike, check that rank's memory, and go on from the last checkpoint",
+            "assign weights on all workers alike, or call step.start_alike() on all of them afterwards; if nothing was "
+            "assigned, check that rank's memory, and go on from the last checkpoint",
             rank=rank,
             step=step,
             everywhere=True,

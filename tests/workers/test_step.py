@@ -185,3 +185,15 @@ def test_only_the_root_prints(comm: Communicator, capsys: pytest.CaptureFixture[
     step = DistributedStep(linear(comm), product, "sgd", comm=comm, log_every=2, groups={"w": "kernel"})
     reports: list[StepReport] = [step(*own(comm, integers())) for _ in range(4)]
     assert capsys.readouterr().out == ("".join(f"{reports[i]}\n" for i in (1, 3)) if comm.is_root else "")
+
+
+def test_weights_of_the_root_alone_are_everybody_s_after_start_alike(comm: Communicator) -> None:
+    model = linear(comm)
+    step = quiet(comm, model, "mse", keras.optimizers.SGD(0.0))
+    rows = np.ones((2, 2), "float32"), np.zeros((2, 1), "float32")
+    step(*rows)
+    if comm.is_root:
+        model.set_weights([np.full(weight.shape, 2.0, "float32") for weight in model.get_weights()])
+    step.start_alike()
+    expected = float(np.mean(np.square(model(rows[0]).numpy()))) if comm.is_root else 0.0
+    assert step(*rows).loss == pytest.approx(float(comm.from_root(repr(expected))))
