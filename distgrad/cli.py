@@ -114,6 +114,7 @@ def bench(tables: tuple[str, ...], num_proc: int, **chosen: Any) -> None:
     r"""Measure distgrad beside its peers and the limits, in one interleaved run. Without TABLES: all of them.
 
     \b
+    cores       fit by the workers against one Keras process that has all cores
     sum         one vector summed over the ranks
     step        a whole training step
     accumulate  a further micro-batch against its bare forward and backward pass

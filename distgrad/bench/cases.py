@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-DISTGRAD, LIMIT = "distgrad", "limit"
+DISTGRAD, LIMIT, KERAS = "distgrad", "limit", "keras"
 HOROVODS = ("horovod-mpi", "horovod-gloo")
 PEERS = ("mpi", *HOROVODS, "mwms", "ddp", "memcpy")
 WITHOUT_COMMUNICATION = ("no-communication", "by-hand-no-communication")  # their steps are not the global one
@@ -17,12 +17,14 @@ class Job(NamedTuple):
         launcher: the launcher that starts them.
         environment: variables to add to their environment.
         can_pause: False where the ranks take each other for dead after some seconds of silence.
+        has_all_cores: True for a job of one rank that computes with as many threads as there are cores.
     """
 
     engine: str
     launcher: str
     environment: Mapping[str, str] = {}
     can_pause: bool = True
+    has_all_cores: bool = False
 
 
 class Contestant(NamedTuple):
@@ -40,7 +42,7 @@ class Contestant(NamedTuple):
 
     @property
     def peer(self) -> str:
-        """The one of PEERS that it belongs to, or DISTGRAD, or LIMIT."""
+        """The one of PEERS that it belongs to, or DISTGRAD, LIMIT or KERAS."""
         return self.name if self.name in (*PEERS, LIMIT) else self.job.split()[0]
 
     @property
@@ -115,6 +117,7 @@ JOBS = {
     "horovod-gloo 0.1 ms": Job("keras_horovod", "horovodrun --gloo", _cycle("0.1")),
     "mwms": Job("keras_mwms", "TF_CONFIG", can_pause=False),
     "ddp": Job("torch_ddp", "torch"),
+    f"{KERAS} in one process": Job("keras_alone", "none", has_all_cores=True),
 }
 
 HOROVOD_JOBS = tuple(job for job in JOBS if job.startswith(HOROVODS))
@@ -138,6 +141,15 @@ FIT_ALONE = f"{DISTGRAD} fit alone"
 FITS = {f"{DISTGRAD} fit": "workers", FIT_ALONE: "one", "keras fit alone": "Keras"}
 MODELS = ("small", "deep", "wide", "cnn", "transformer")
 MLPS = ("small", "deep", "wide")
+# Of the fits on all cores: the rows of a global batch, and the steps of a fit.
+FITTED = {
+    "MLP 64": (64, 60),
+    "MLP 512": (512, 40),
+    "wide MLP 256": (256, 5),
+    "CNN 128": (128, 5),
+    "LSTM 128": (128, 8),
+    "transformer 64": (64, 6),
+}
 # Rows of the embedding. A step uses 2048 of them, or fewer where an index occurs twice: at most a tenth.
 EMBEDDINGS = {"embedding 20k": 20_000, "embedding 200k": 200_000, "embedding 1M": 1_000_000}
 
@@ -226,11 +238,30 @@ TABLES = {
         period=LOGGED_EVERY,
         rotates=True,
     ),
+    "cores": Table(
+        tuple(Case(name) for name in FITTED),
+        tuple(
+            Contestant(f"{name}, {length}", job, f"{length} fit{again}")
+            for name, job, again in (
+                (DISTGRAD, DISTGRAD, ""),
+                (f"{DISTGRAD} again", DISTGRAD, " again"),
+                (KERAS, f"{KERAS} in one process", ""),
+            )
+            for length in ("long", "short")
+        ),
+        (DISTGRAD,),
+        # What a fit costs whatever its length is not part of a step.
+        tuple(
+            Difference(name, f"{name}, long", f"{name}, short", 1) for name in (DISTGRAD, f"{DISTGRAD} again", KERAS)
+        ),
+    ),
 }
 
 
 def takes_part(table: str, case: str, contestant: Contestant, quick: bool) -> bool:
     """True if this contestant has anything to do in this case and, if the run is quick, is part of quick runs."""
+    if table == "cores":
+        return True
     has_work = _has_work_in_sum if table == "sum" else _has_work_on_model
     only_in_full = _only_in_full(contestant) or " fits of " in contestant.turn
     return has_work(case, contestant) and not (quick and only_in_full)

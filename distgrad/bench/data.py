@@ -9,8 +9,10 @@ from distgrad.bench.cases import EMBEDDINGS, SUM_BYTES, TENSORS
 PERIOD = 1000  # entries after which a vector repeats
 MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
 LEARNING_RATE = 0.01
-HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}  # of the MLPs
-VOCABULARY, LENGTH = 128, 16  # the transformer's
+# Of the MLPs.
+HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}
+HIDDEN_UNITS |= {"MLP 64": [128] * 2, "MLP 512": [128] * 2, "wide MLP 256": [2048] * 2}
+VOCABULARY, LENGTH, LONG = 128, 16, 64  # the transformer's
 WORDS = 8  # indices in an example of the embeddings'
 
 
@@ -40,15 +42,16 @@ def check(total: np.ndarray, size: int) -> None:
 
 
 def examples(case: str, rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `count` examples of a rank: (count, ...) inputs and (count,) or (count, LENGTH) classes."""
+    """Return `count` examples of a rank: (count, ...) inputs and (count,) or (count, t) classes."""
     rng = np.random.default_rng(rank + 1)
-    if case == "transformer":
-        tokens = rng.integers(0, VOCABULARY, (count, LENGTH + 1)).astype("int32")
+    if "transformer" in case:
+        length = LENGTH if case == "transformer" else LONG
+        tokens = rng.integers(0, VOCABULARY, (count, length + 1)).astype("int32")
         return tokens[:, :-1], tokens[:, 1:]
     if case in EMBEDDINGS:
         words = rng.integers(0, EMBEDDINGS[case], (count, WORDS)).astype("int32")
         return words, rng.integers(0, 10, count).astype("int32")
-    shape = (28, 28, 1) if case == "cnn" else (784,)
+    shape = {"cnn": (28, 28, 1), "CNN 128": (28, 28, 1), "LSTM 128": (40, 16)}.get(case, (784,))
     return rng.random((count, *shape), "float32"), rng.integers(0, 10, count).astype("int32")
 
 

@@ -26,7 +26,14 @@ from distgrad.launching.selection import missing_part, select
 
 START_TIMEOUT = 120.0  # seconds until all ranks of a job must have connected
 ANSWER_TIMEOUT = 300.0  # seconds until they must have done what they were told: tracing a deep model takes a while
-PACKAGES = {"mpirun": "mpi4py", "horovodrun": "horovod", "TF_CONFIG": "tensorflow", "torch": "torch"}  # by launcher
+# By launcher.
+PACKAGES = {
+    "mpirun": "mpi4py",
+    "horovodrun": "horovod",
+    "TF_CONFIG": "tensorflow",
+    "none": "tensorflow",
+    "torch": "torch",
+}
 
 
 class TurnFailed(Exception):
@@ -61,7 +68,7 @@ class Jobs:
 
     Args:
         jobs: the jobs to start, by name.
-        size: ranks of each.
+        size: ranks of each that has more than one.
 
     Attributes:
         lost: why jobs take no part, by name.
@@ -123,7 +130,7 @@ class Jobs:
         except (OSError, ValueError) as error:
             raise self._lose(name, error) from None
         errors = [answer["error"] for answer in answers if "error" in answer]
-        if len(errors) == self.size:
+        if len(errors) == len(answers):
             raise TurnFailed(errors[0])
         if errors:
             raise self._lose(name, errors[0])
@@ -143,7 +150,7 @@ class Jobs:
             listener.listen()
             listener.settimeout(1)
             self._processes[name] = self._launch(name, job, address)
-            self._ranks[name] = self._accept_ranks(listener, self._processes[name])
+            self._ranks[name] = self._accept_ranks(listener, self._processes[name], self._size_of(job))
         self._pause(name)
 
     def _launch(self, name: str, job: Job, address: str) -> list[subprocess.Popen[bytes]]:
@@ -153,20 +160,25 @@ class Jobs:
             return [
                 subprocess.Popen(
                     command,
-                    env={**_environment(), **job.environment, **environment, **mark},
+                    env={**_environment(job.has_all_cores), **job.environment, **environment, **mark},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
-                for command, environment in _commands(job.launcher, JobSpec(worker, self.size))
+                for command, environment in _commands(job.launcher, JobSpec(worker, self._size_of(job)))
             ]
 
-    def _accept_ranks(self, listener: socket.socket, processes: Sequence[subprocess.Popen[bytes]]) -> list[RankProcess]:
+    def _size_of(self, job: Job) -> int:
+        return 1 if job.has_all_cores else self.size
+
+    def _accept_ranks(
+        self, listener: socket.socket, processes: Sequence[subprocess.Popen[bytes]], size: int
+    ) -> list[RankProcess]:
         """Wait until every rank has connected and sent its number."""
         ranks: dict[int, RankProcess] = {}
         end = time.monotonic() + START_TIMEOUT
-        while len(ranks) < self.size:
+        while len(ranks) < size:
             try:
                 channel, _ = listener.accept()
             except TimeoutError:
@@ -178,7 +190,7 @@ class Jobs:
             channel.close()  # the stream keeps it open
             hello = json.loads(stream.readline())
             ranks[hello["rank"]] = RankProcess(hello["pid"], stream)
-        return [ranks[rank] for rank in range(self.size)]
+        return [ranks[rank] for rank in range(size)]
 
     def _address(self, name: str) -> str:
         """Return the socket of a job, in a folder of its own, whose path marks the job's processes."""
@@ -214,9 +226,10 @@ class Jobs:
             process.wait()
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of all jobs: one compute thread a rank, few messages, no outer launcher's variables."""
-    threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
+def _environment(has_all_cores: bool) -> dict[str, str]:
+    """Return a job's environment: few messages, no outer launcher's variables, one compute thread a rank or a core."""
+    count = len(os.sched_getaffinity(0)) if has_all_cores else 1
+    threads = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), str(count))
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "OMPI_MCA_plm": "isolated"}  # all ranks are on this host: no ssh is needed
     return fresh_environment(os.environ) | launcher_settings(os.environ) | threads | quiet
 
@@ -224,6 +237,8 @@ def _environment() -> dict[str, str]:
 def _commands(launcher: str, job: JobSpec) -> list[Command]:
     if launcher == "torch":
         return _torch(job)
+    if launcher == "none":
+        return [Command(list(job.worker), {})]
     if launcher == "mpirun":
         launcher = select("mpi", job.size, None, os.environ).launcher
     return COMMANDS[launcher](job)

@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from distgrad.bench.cases import EMBEDDINGS
-from distgrad.bench.data import HIDDEN_UNITS, LENGTH, VOCABULARY, WORDS, weights
+from distgrad.bench.cases import EMBEDDINGS, FITTED
+from distgrad.bench.data import HIDDEN_UNITS, LENGTH, LONG, VOCABULARY, WORDS, weights
 
 WIDTH, HEADS, BLOCKS = 64, 4, 2  # the transformer's; the first is the embeddings', too
 
@@ -33,7 +33,7 @@ def _cnn(name: str) -> keras.Model:
 
 
 class _Positions(layers.Layer):
-    """Adds a learned vector to each position of (b, LENGTH, WIDTH)."""
+    """Adds a learned vector to each position of (b, t, WIDTH)."""
 
     def build(self, shape: tuple[int, ...]) -> None:
         self.vectors = self.add_weight(shape=shape[1:], name="vectors")
@@ -42,8 +42,18 @@ class _Positions(layers.Layer):
         return x + self.vectors
 
 
+def _larger_cnn(_: str) -> keras.Model:
+    parts = [(layers.Conv2D(filters, 3, activation="relu"), layers.MaxPooling2D()) for filters in (32, 64)]
+    hidden = [layer for part in parts for layer in part]
+    return keras.Sequential([keras.Input((28, 28, 1)), *hidden, layers.Flatten(), layers.Dense(10)])
+
+
+def _lstm(_: str) -> keras.Model:
+    return keras.Sequential([keras.Input((40, 16)), layers.LSTM(64), layers.Dense(10)])
+
+
 def _transformer(name: str) -> keras.Model:
-    tokens = keras.Input((LENGTH,), dtype="int32")
+    tokens = keras.Input((LONG if name in FITTED else LENGTH,), dtype="int32")
     x = _Positions()(layers.Embedding(VOCABULARY, WIDTH)(tokens))
     for _ in range(BLOCKS):
         normal = layers.LayerNormalization()(x)
@@ -57,4 +67,11 @@ def _embedding(name: str) -> keras.Model:
     return keras.Sequential([keras.Input((WORDS,), dtype="int32"), words, layers.Flatten(), layers.Dense(10)])
 
 
-_MAKERS = {"cnn": _cnn, "transformer": _transformer, **dict.fromkeys(EMBEDDINGS, _embedding)}
+_MAKERS = {
+    "cnn": _cnn,
+    "CNN 128": _larger_cnn,
+    "LSTM 128": _lstm,
+    "transformer": _transformer,
+    "transformer 64": _transformer,
+    **dict.fromkeys(EMBEDDINGS, _embedding),
+}

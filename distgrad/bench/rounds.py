@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from distgrad.bench.cases import DISTGRAD, TABLES, WITHOUT_COMMUNICATION, Contestant, Difference
+from distgrad.bench.cases import DISTGRAD, KERAS, TABLES, WITHOUT_COMMUNICATION, Contestant, Difference
 from distgrad.bench.jobs import Jobs, TurnFailed
 
 TOLERANCE = 1e-3  # of the oracle's largest number: what float32 may differ from float64 in a deep model
@@ -198,7 +198,13 @@ class CaseRun:
         return self._jobs.ask(contestant.job, do=do, table=self._table, case=self._case, turn=contestant.turn, **order)
 
     def _oracle(self) -> Evidence:
-        """Return what a step must do to the weights; None for sums, each of which is checked where it is computed."""
+        """Return what a step must do to the weights; None for sums, each of which is checked where it is computed.
+
+        Of fits, return the losses of Keras's.
+        """
+        if self._table == "cores":
+            keras = next(one for one in self._measured if one.peer == KERAS)
+            return self._ask(keras, "prepare")[0]["evidence"]
         if self._table not in ("step", "stats"):
             return None
         return self._jobs.ask(DISTGRAD, do="prepare", table="step", case=self._case, turn="oracle")[0]["evidence"]

@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 
 from distgrad.bench import output
-from distgrad.bench.cases import DISTGRAD, JOBS, LIMIT, PEERS, TABLES, Case, Contestant, takes_part
+from distgrad.bench.cases import DISTGRAD, JOBS, KERAS, LIMIT, PEERS, TABLES, Case, Contestant, takes_part
 from distgrad.bench.compare import Row, compare, is_void
 from distgrad.bench.jobs import Jobs
 from distgrad.bench.rounds import FULL, QUICK, Budget, CaseRun, Measurements
@@ -76,7 +76,7 @@ def run(
 
 
 def _plan(table: str, case: Case, peers: Sequence[str], quick: bool) -> _PlannedCase:
-    invited = (one for one in TABLES[table].contestants if one.peer in (*peers, DISTGRAD, LIMIT))
+    invited = (one for one in TABLES[table].contestants if one.peer in (*peers, DISTGRAD, KERAS, LIMIT))
     return _PlannedCase(table, case.name, [one for one in invited if takes_part(table, case.name, one, quick)])
 
 

@@ -5,6 +5,7 @@ step   own_step.py         on each worker's rows; own_passes.py, on micro-batche
 sum    own_reduction.py    one for each call of an optimizer, and here one for all the rest
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -148,20 +149,21 @@ class OwnTrainGraph:
         self._sizes = [len(Flags._fields) + 1, comm.size, calls * len(Applied._fields), comm.size * 2]
         self._sizes.append(plan.trial.values.entries)
 
-    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor, checksums: tf.Tensor) -> StepOutput:
         """Take one step.
 
         Args:
             batch: this process's share.
-            flags: (3,) float64, `Flags`.
+            flags: (2,) float64, `Flags`.
+            checksums: (workers, 2) float32, see `Drift.table`.
         """
         trial = self._plan.trial
         with intercepted(list(self._optimizers.values())):
             restored = self._values_before() if self._comm.backend == "tf" else []
             own_flags = Flags(*tf.unstack(flags, len(Flags._fields)))
-            total = self._comm.sum_over_workers(self._on_worker, (batch, own_flags))
+            total = self._comm.sum_over_workers(functools.partial(self._on_worker, checksums), (batch, own_flags))
             counts, nonfinite_workers, updates, drift, values = tf.split(total, self._sizes)
-            rows, more, stop, _ = tf.unstack(counts)
+            rows, more, stop = tf.unstack(counts)
             width = len(Applied._fields)
             applied = [
                 Applied(*tf.unstack(updates[start : start + width], width))
@@ -204,7 +206,7 @@ class OwnTrainGraph:
         """Return nothing: gradients are given to optimizers, and not kept."""
         return None
 
-    def _on_worker(self, batch: tuple[Any, ...], flags: Flags) -> tf.Tensor:
+    def _on_worker(self, checksums: tf.Tensor, batch: tuple[Any, ...], flags: Flags) -> tf.Tensor:
         """Run the step on one worker's rows. Returns all that is summed afterwards, (s,) float64."""
         worker, rows = self._comm.worker(), row_count(batch)
         # Of several replicas in this graph, each adds to the seed of the one before it.
@@ -222,10 +224,10 @@ class OwnTrainGraph:
         updates = [tf.cast(value, tf.float64) for one in reduction.applied for value in one]
         zero = tf.zeros((), tf.float64)
         no_sums = LocalSums([], zero, zero, tf.zeros(0), tf.zeros(0))
-        share = WorkerShare(worker, no_sums, zero, tf.equal(flags.compares_weights, 1))
+        share = WorkerShare(worker, no_sums, zero, checksums)
         wide = tf.cast(rows, tf.float64)
         parts = [
-            tf.stack([wide, flags.more, flags.stop, tf.zeros((), tf.float64)]),
+            tf.stack([wide, flags.more, flags.stop]),
             tf.one_hot(worker, self._comm.size, dtype=tf.float64) * tf.cast(reduction.has_nonfinite, tf.float64),
             tf.stack(updates) * tf.cast(tf.equal(worker, 0), tf.float64) if updates else tf.zeros(0, tf.float64),
             tf.reshape(tf.cast(self._plan.drift.of_worker(share)[0], tf.float64), [-1]),

@@ -116,13 +116,14 @@ class WorkerShare(NamedTuple):
         worker: () int32, the worker's number.
         sums: of its micro-batches.
         began: () float64 seconds, when it began; 0 if no statistics need it.
-        compares_weights: () bool, True in the steps that compare the weights of the workers.
+        checksums: (workers, 2) float32, of the weights, in the rows of this process's workers; zeros in the steps that
+            do not compare them.
     """
 
     worker: tf.Tensor
     sums: LocalSums
     began: tf.Tensor
-    compares_weights: tf.Tensor
+    checksums: tf.Tensor
 
 
 class Outcome(NamedTuple):

@@ -79,7 +79,7 @@ class Plan(Protocol):
 class Graph(Protocol):
     """A step inside the compiled graph; see `TrainingGraph`."""
 
-    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor, checksums: tf.Tensor) -> StepOutput:
         """Take one step."""
 
     def entries(self, output: StepOutput) -> GlobalGradientEntries | None:
@@ -276,10 +276,11 @@ class DistributedStep:
     def _run(self, batch: tuple[Any, ...], more: bool | None) -> StepReport:
         """Run the compiled step."""
         self.comm.liveness.step = self.steps + 1
-        flags = self._guards.flags(bool(more), self.steps + 1)
+        flags = self._guards.flags(bool(more))
+        checksums = self._plan.drift.table(self._guards.compares(self.steps + 1))
         began = time.perf_counter()
         try:
-            output = self._call(batch, flags)
+            output = self._call(batch, flags, checksums)
         except tf.errors.OpError as error:
             raise self.comm.liveness.explain(error) from None
         seconds = time.perf_counter() - began
@@ -288,14 +289,14 @@ class DistributedStep:
         contents = self._plan.contents
         return StepReport(self.steps, self.comm.size, seconds, output.values, contents, gradient, output.logs)
 
-    def _call(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+    def _call(self, batch: tuple[Any, ...], flags: tf.Tensor, checksums: tf.Tensor) -> StepOutput:
         """Call the compiled step: its first trace, if that fits, which spares TensorFlow the search for one."""
         if self._first_trace is not None:
             try:
-                return self._first_trace(batch, flags)
+                return self._first_trace(batch, flags, checksums)
             except TypeError:  # a batch of another structure, dtype or shape
                 self._first_trace = None
-        return self.compiled(batch, flags)
+        return self.compiled(batch, flags, checksums)
 
     def _stop(self) -> NoReturn:
         if self.checkpoint is not None:
@@ -333,8 +334,8 @@ class DistributedStep:
         self.compiled: Any = graph.run
         self._first_trace = None
         if not self.run_eagerly:
-            flags = tf.TensorSpec(len(Flags._fields), tf.float64)
-            self.compiled, self._first_trace = compile_for_any_rows(graph.run, self.model, batch, flags)
+            others = tf.TensorSpec(len(Flags._fields), tf.float64), tf.TensorSpec((self.comm.size, 2))
+            self.compiled, self._first_trace = compile_for_any_rows(graph.run, self.model, batch, *others)
         self.comm.liveness.stop.listen(self.comm.liveness.timeout)
         self._has_joined = True
 

@@ -1,8 +1,9 @@
 """A check that the weights are still the same on every worker. A flipped bit, or a stray assignment, spreads silently.
 
-Every so many steps each worker adds a checksum of all its weights and optimizer state to the step's sum, in two entries
-of its own. The checksum is the sum, modulo 2³², of the words that the values are made of, each variable's times an odd
-number: one changed bit always changes it. Only where they differ do workers exchange the checksum of each variable.
+Every so many steps each worker computes a checksum of all its weights and optimizer state, which rides in the step's
+sum, in two entries of its own. The checksum is the sum, modulo 2³², of the words that the values are made of, each
+variable's times an odd number: one changed bit always changes it. Only where they differ do workers exchange the
+checksum of each variable.
 """
 
 import collections
@@ -37,17 +38,17 @@ class Drift(ExtraSum):
         """Return (workers, 2): two halves of each worker's checksum."""
         return [tf.TensorShape([self._comm.size, 2])]
 
+    def table(self, compares: bool) -> tf.Tensor:
+        """Return what a step is given: (workers, 2) float32, the checksums of this process's workers in their rows.
+
+        Args:
+            compares: False gives zeros, for a step that does not compare.
+        """
+        return self._compute_table() if compares else self._no_table
+
     def of_worker(self, share: WorkerShare) -> list[tf.Tensor]:
-        """Return this worker's checksum in its row, or zeros in a step that does not compare."""
-
-        def checksum() -> tf.Tensor:
-            whole = tf.bitcast(_checksum(self._checksums()), tf.uint32)
-            halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), tf.float32)
-            return tf.one_hot(share.worker, self._comm.size)[:, tf.newaxis] * halves
-
-        # TensorFlow passes by every operation of a branch that is not taken, but for those of a function of its own.
-        apart = tf.function(checksum, autograph=False, experimental_attributes={"_noinline": True})
-        return [tf.cond(share.compares_weights, apart, lambda: tf.zeros((self._comm.size, 2)))]
+        """Return this worker's row of the table."""
+        return [tf.one_hot(share.worker, self._comm.size)[:, tf.newaxis] * share.checksums]
 
     def differs(self, sums: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return () bool from the summed checksums: True if a worker's is not that of the first."""
@@ -72,6 +73,19 @@ class Drift(ExtraSum):
             step=step,
             everywhere=True,
         )
+
+    @functools.cached_property
+    def _compute_table(self) -> Any:
+        def row_of_worker() -> tf.Tensor:
+            whole = tf.bitcast(_checksum(self._checksums()), tf.uint32)
+            halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), tf.float32)
+            return tf.one_hot(self._comm.worker(), self._comm.size)[:, tf.newaxis] * halves
+
+        return tf.function(lambda: self._comm.sum_within_process(row_of_worker), autograph=False)
+
+    @functools.cached_property
+    def _no_table(self) -> tf.Tensor:
+        return tf.zeros((self._comm.size, 2))
 
     @functools.cached_property
     def _variables(self) -> list[Any]:

@@ -24,9 +24,9 @@ class Guards:
         self._last: StepReport | None = None
         self._skipped = 0
 
-    def flags(self, more: bool, step: int) -> tf.Tensor:
-        """Return (3,) float64, `Flags` of the step of this number."""
-        return _flags(Flags(more, self._comm.liveness.stop.by is not None, self._compares(step)))
+    def flags(self, more: bool) -> tf.Tensor:
+        """Return (2,) float64, `Flags` of the next step."""
+        return _flags(Flags(more, self._comm.liveness.stop.by is not None))
 
     def check(self, report: StepReport, drift: Drift) -> bool:
         """Check a step that was taken. Returns True if all workers stop now.
@@ -35,7 +35,7 @@ class Guards:
             Drifted: some worker's weights are not those of the others.
             TooManySkipped: nothing but skipped steps.
         """
-        if self._compares(report.step) and report.drifted:
+        if self.compares(report.step) and report.drifted:
             drift.blame(report.step)
         last, self._last = self._last, report
         if last is None:
@@ -61,7 +61,8 @@ class Guards:
             everywhere=True,
         )
 
-    def _compares(self, step: int) -> bool:
+    def compares(self, step: int) -> bool:
+        """Return whether the step of this number compares the weights of the workers."""
         return self._check_every > 0 and step % self._check_every == 0
 
 

@@ -55,16 +55,16 @@ def require_same_settings(comm: Communicator, settings: Sequence[str]) -> None:
 
 
 def compile_for_any_rows(
-    run: Callable[..., Any], model: keras.Model, batch: tuple[Any, ...], flags: tf.TensorSpec
+    run: Callable[..., Any], model: keras.Model, batch: tuple[Any, ...], *others: tf.TensorSpec
 ) -> tuple[Any, Any]:
-    """Compile a step or an evaluation, `run(batch, flags)`, and trace it.
+    """Compile a step or an evaluation, `run(batch, *others)`, and trace it.
 
     Returns:
         (the compiled function, its first trace). That takes any number of rows, so that a short last batch needs no
         second one, unless the model is built for a certain number.
     """
     compiled = tf.function(run, reduce_retracing=True, autograph=False)
-    return compiled, compiled.get_concrete_function(batch_specs(model, batch), flags)
+    return compiled, compiled.get_concrete_function(batch_specs(model, batch), *others)
 
 
 def batch_specs(model: keras.Model, batch: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -40,12 +40,10 @@ class Flags(NamedTuple):
     Attributes:
         more: it has another batch after this one.
         stop: it was asked to stop.
-        compares_weights: the step compares the weights of the workers.
     """
 
     more: Any
     stop: Any
-    compares_weights: Any
 
 
 class Share(NamedTuple):
@@ -98,17 +96,19 @@ class TrainingGraph:
         self._accumulator = accumulator_for(comm, self.sent, plan.extra.entries, plan.contents.by_worker)
         self._packing, self._places = plan.contents.packing, self.layout.places()
 
-    def run(self, batch: tuple[Any, ...], flags: tf.Tensor) -> StepOutput:
+    def run(self, batch: tuple[Any, ...], flags: tf.Tensor, checksums: tf.Tensor) -> StepOutput:
         """Take one step.
 
         Args:
             batch: this process's share, (x, [y, [sample_weight]]).
-            flags: (3,) float64, `Flags`.
+            flags: (2,) float64, `Flags`.
+            checksums: (workers, 2) float32, see `Drift.table`.
         """
         began, batch = self._start_clock(batch)
         # The only communication of a step, and its one division. Every worker of this process gets scalars whole.
         own_flags = Flags(*tf.unstack(flags, len(Flags._fields)))
-        total = self._comm.sum_and_divide(self._local_sums, (batch, own_flags), self._division())
+        local_sums = functools.partial(self._local_sums, checksums)
+        total = self._comm.sum_and_divide(local_sums, (batch, own_flags), self._division())
         packed, extra_sums = tf.split(total.undivided, [SCALARS, self._plan.extra.entries])
         scalars, extra = self.sent.unpack(packed), self._plan.extra.split(extra_sums)
         losses = self._plan.objective.means(
@@ -139,7 +139,7 @@ class TrainingGraph:
 
     # ---- one worker's share
 
-    def _local_sums(self, batch: tuple[Any, ...], flags: Flags) -> Vector:
+    def _local_sums(self, checksums: tf.Tensor, batch: tuple[Any, ...], flags: Flags) -> Vector:
         """Return this worker's part of the sum: its gradients, scalars and extra sums as one flat vector."""
         worker, rows, is_present, outputs = self._comm.worker(), row_count(batch), None, self._plan.outputs
         takes_one_pass = self._plan.is_synchronized or (outputs is not None and self._config.micro_batch_size is None)
@@ -163,7 +163,7 @@ class TrainingGraph:
             sums = add(nothing, parts, tf.constant(True), tf.constant(True))
         else:
             sums = over_micro_batches(add, nothing, parts, self._config.micro_batch_size)
-        share = WorkerShare(worker, sums, began, tf.equal(flags.compares_weights, 1))
+        share = WorkerShare(worker, sums, began, checksums)
         scalars = self.sent.pack(Scalars(sums.loss, sums.weight, rows, flags.more, flags.stop))
         rest = tf.concat([scalars, sums.extra, self._plan.extra.of_worker(share, self.sent.dtype)], 0)
         return self._accumulator.vector(sums.gradients, rows > 0, rest)

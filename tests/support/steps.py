@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import Communicator, DistributedStep
+from distgrad.step.training_graph import Flags
 from support.step_zoo import ROWS, SHARES, Case
 
 TOLERANCE = 5e-6
@@ -35,6 +36,11 @@ def weights(model: keras.Model) -> np.ndarray:
 
 def quiet(comm: Communicator, model: keras.Model, loss: Any = "mse", optimizer: Any = "sgd", **options: Any) -> Any:
     return DistributedStep(model, loss, optimizer, comm=comm, log_every=0, **options)
+
+
+def no_flags(comm: Communicator) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the compiled step takes besides a batch."""
+    return tf.zeros(len(Flags._fields), tf.float64), tf.zeros((comm.size, 2))
 
 
 def build(comm: Communicator, case: Case) -> tuple[keras.Model, keras.Model]:

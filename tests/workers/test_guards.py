@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import distgrad
 from distgrad import Communicator, sum_gradients
-from distgrad.errors import ModelMismatch, SettingsMismatch, VersionMismatch
+from distgrad.errors import Drifted, ModelMismatch, SettingsMismatch, VersionMismatch
 from distgrad.step import start
+from support.steps import linear, quiet
 
 MISMATCHES = int(os.environ.get("DISTGRAD_TEST_MISMATCHES", "50"))
 DTYPES = ("float32", "float64")
@@ -90,6 +91,25 @@ def test_other_versions_and_micro_batches_are_refused(comm: Communicator, monkey
     monkeypatch.setattr(start, "version", lambda _: f"0.{comm.rank}")
     with pytest.raises(VersionMismatch, match=r"distgrad=0\.1' on rank 1 but 'distgrad=0\.0' on rank 0"):
         step()(x, y)
+
+
+@pytest.mark.every_engine
+def test_weights_that_differ_on_one_worker_are_named(comm: Communicator) -> None:
+    """Also where the workers are replicas of one process, each with a copy of its own."""
+    if comm.size == 1:
+        pytest.skip("one worker differs from nobody")
+    model = linear(comm)
+    step = quiet(comm, model, "mse", "sgd", check_every=2)
+    rows = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
+    step(*rows)
+    copies = [model.weights[0].value]
+    if comm.span > 1:
+        copies = list(copies[0].values)
+    if comm.rank + comm.span == comm.size:
+        copies[-1].assign(copies[-1] + 1.0)
+    with pytest.raises(Drifted, match="kernel" if comm.span == 1 else "variable") as found:
+        step(*rows)
+    assert found.value.step == 2
 
 
 def outcome_of(comm: Communicator, world: World) -> str:

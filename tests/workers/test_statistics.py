@@ -9,9 +9,8 @@ import tensorflow as tf
 
 from distgrad import Communicator
 from distgrad.reports.noise import GradientNoise, estimate
-from distgrad.step.training_graph import Flags
 from support.step_zoo import ROWS, SHARES
-from support.steps import COLLECTIVES, Lookup, constant, integers, own, product, quiet
+from support.steps import COLLECTIVES, Lookup, constant, integers, no_flags, own, product, quiet
 
 CLOSE = {"rel": 1e-6, "abs": 1e-6}
 SIZE = 2  # rows of a micro-batch
@@ -135,7 +134,7 @@ def test_regularisers_and_loss_scales(comm: Communicator) -> None:
 
 
 def operations(step: Any, batch: tuple[Any, ...]) -> list[str]:
-    graph = step.compiled.get_concrete_function(batch, tf.zeros(len(Flags._fields), tf.float64)).graph.as_graph_def()
+    graph = step.compiled.get_concrete_function(batch, *no_flags(step.comm)).graph.as_graph_def()
     inner = [node.op for function in graph.library.function for node in function.node_def]
     return inner + [node.op for node in graph.node]
 

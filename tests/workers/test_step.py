@@ -10,10 +10,21 @@ import tensorflow as tf
 
 from distgrad import Communicator, DistributedStep, StepReport
 from distgrad.errors import NoSamples
-from distgrad.step.training_graph import Flags
 from support.marks import one_for_every_engine
 from support.step_zoo import ROWS, ZOO, adam, batches, by_keras
-from support.steps import COLLECTIVES, TOLERANCE, Lookup, build, integers, linear, own, product, quiet, weights
+from support.steps import (
+    COLLECTIVES,
+    TOLERANCE,
+    Lookup,
+    build,
+    integers,
+    linear,
+    no_flags,
+    own,
+    product,
+    quiet,
+    weights,
+)
 
 
 @functools.cache
@@ -49,7 +60,7 @@ def test_exactly_one_reduction_a_step(comm: Communicator) -> None:
     step = quiet(comm, model, ZOO["dense"].loss, adam({"global_clipnorm": 1.0}), groups={"all": ""}, micro_batch_size=2)
     batch = own(comm, batches(ZOO["regularised attention"])[0])
     step(*batch)
-    graph = step.compiled.get_concrete_function(batch, tf.zeros(len(Flags._fields), tf.float64)).graph
+    graph = step.compiled.get_concrete_function(batch, *no_flags(comm)).graph
     nodes = [node.op for node in graph.as_graph_def().node]
     nodes += [node.op for function in graph.as_graph_def().library.function for node in function.node_def]
     collectives = [op for op in nodes if op in COLLECTIVES]

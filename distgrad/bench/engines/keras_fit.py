@@ -1,5 +1,6 @@
 """`fit`, as a user calls it: over distgrad's workers, alone, and Keras's own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -7,7 +8,8 @@ import tensorflow as tf
 
 import distgrad
 from distgrad.bench import models
-from distgrad.bench.data import MICRO_BATCH
+from distgrad.bench.cases import FITTED
+from distgrad.bench.data import MICRO_BATCH, examples
 from distgrad.bench.engines.by_hand import batch, evidence, sgd
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.communicator import Communicator
@@ -40,3 +42,25 @@ def _turn(model: keras.Model, case: str, rank: int, steps: int) -> Any:
         return model.fit(dataset, verbose=0, shuffle=False)
 
     return turn
+
+
+def on_arrays(case: str, turn: str, prepare: Callable[[keras.Model], keras.Model] = lambda model: model) -> Prepared:
+    """Prepare a fit with Adam on arrays, which are the same on every rank.
+
+    Args:
+        turn: "long fit" or "short fit", which takes one step.
+        prepare: what becomes of the model before it is compiled.
+
+    Returns:
+        The fit; its evidence is the losses of the first epochs, in which rows are not shuffled.
+    """
+    batch_size, steps = FITTED[case]
+    x, y = examples(case, 0, batch_size * (steps if turn.startswith("long") else 1))
+    model = prepare(models.build(case))
+    model.compile("adam", models.loss())
+    first = model.fit(x[:batch_size], y[:batch_size], batch_size, epochs=5, shuffle=False, verbose=0)
+
+    def fit() -> Any:
+        return model.fit(x, y, batch_size, verbose=0)
+
+    return Prepared(fit, first.history["loss"])

@@ -54,6 +54,8 @@ class KerasMpi(distgrad_turns.CommunicatorRank):
         if table == "sum":
             without_graph = {"core": self._core_sum, "limit": self._limit}
             return without_graph[turn](case) if turn in without_graph else self._sum(case, turn)
+        if table == "cores":
+            return keras_fit.on_arrays(case, turn, lambda model: distgrad.distribute(model, self._comm))
         return {"step": self._step, "stats": self._step, "accumulate": self._accumulate}[table](turn, case)
 
     def _sum(self, case: str, turn: str) -> Prepared:
