@@ -8,7 +8,6 @@ with a slot for each worker, a barrier is a sum of zeros. One worker is not spec
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, cast
@@ -49,6 +48,7 @@ class Communicator:
     def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.liveness = Liveness(rank, size // self.span, self._engine_hooks())
+        self._sums: dict[tf.DType, Callable[[tf.Tensor], tf.Tensor]] = {}  # compiled, for `process_sum`
         self._agreed: dict[str, Any] = {}  # what all workers are known to have agreed on, by this worker's text
 
     # ---- what an engine supplies
@@ -181,19 +181,24 @@ class Communicator:
         """
         with tf.init_scope():
             try:
-                total = self._sum_rows(tf.constant(array.reshape(1, -1)))
+                row = tf.constant(array.reshape(1, -1))
+                total = self._sum_of_rows(row.dtype)(row)
             except tf.errors.OpError as error:
                 raise self.liveness.explain(error) from None
         return cast(np.ndarray, total.numpy()).reshape(array.shape)
 
-    @functools.cached_property
-    def _sum_rows(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Sum of one row (1, s) a process as (s,); of the workers that a process runs just one has the row."""
+    def _sum_of_rows(self, dtype: tf.DType) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Return the compiled sum of one row (1, s) a process as (s,), for any s."""
 
         def sum_rows(row: tf.Tensor) -> tf.Tensor:
+            # Of the workers that a process runs just one has the row.
             return self.sum_over_workers(lambda rows: tf.reduce_sum(rows, axis=0), (row,))
 
-        return tf.function(sum_rows, autograph=False, reduce_retracing=True)
+        if dtype not in self._sums:
+            self._sums[dtype] = tf.function(
+                sum_rows, autograph=False, input_signature=[tf.TensorSpec((1, None), dtype)]
+            )
+        return self._sums[dtype]
 
     def exchange(self, text: str) -> dict[int, str]:
         """Give every process every process's text.
