@@ -98,12 +98,14 @@ class OwnTrial(Trial):
 
     def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
         """Run the step on the batch and on its parts; nothing is assigned."""
-        whole = self._by_name(batch)
         if not has_parts:
             return {}
-        rows = row_count(batch)
+        # One trace for all three.
+        specs = tf.nest.map_structure(spec_with_any_rows, batch)
+        by_name = tf.function(self._by_name, autograph=False, input_signature=[specs])
+        whole, rows = by_name(batch), row_count(batch)
         parts = [
-            self._by_name(tf.nest.map_structure(lambda tensor, ends=ends: rows_between(tensor, *ends), batch))
+            by_name(tf.nest.map_structure(lambda tensor, ends=ends: rows_between(tensor, *ends), batch))
             for ends in ((tf.constant(0), cut), (cut, rows))
         ]
         return {name: Asked(Parts(value, *(part[name] for part in parts)), True) for name, value in whole.items()}

@@ -183,7 +183,8 @@ class ModelTrial(Trial):
         self._forward, self.sums = forward, list(sums)
         self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
         self._added_losses = added_losses
-        self._outputs: Any = None
+        self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
+        self._asked = tf.function(self._asked_of_outputs, autograph=False, reduce_retracing=True)
 
     @property
     def needs_whole(self) -> list[str]:
@@ -208,16 +209,13 @@ class ModelTrial(Trial):
         """
         if not any(extra.asks_outputs for extra in self.sums):
             return {}
-        if self._outputs is None:
-            self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
         gathered = gather_at_once(self._comm, self._outputs(batch), int(row_count(batch)))
         if gathered is None:
             return {}
         parts, rows = gathered
-        compiled = tf.function(self._asked_of_outputs, autograph=False)
         possible: dict[str, frozenset[Kind]] = {}
         for cut in sorted({max(1, rows // 4), max(1, rows // 2), rows - 1}):
-            for name, found in compiled(parts, tf.constant(cut), tf.constant(rows)).items():
+            for name, found in self._asked(parts, tf.constant(cut), tf.constant(rows)).items():
                 values = Parts(*[None if one is None else np.asarray(one) for one in found])
                 possible[name] = possible.get(name, ALL) & possible_kinds(values, (cut, rows - cut))
         asked = self.questions()

@@ -11,7 +11,7 @@ from keras import ops
 
 import distgrad
 from distgrad import Communicator
-from support.fits import LOGGED, first, weights
+from support.fits import LOGGED, first, from_root, weights
 from support.marks import one_for_every_engine, usual_ones
 from support.own_step_zoo import BATCH, OWN_STEPS, OwnStep, network, rows_of, sgd, update
 
@@ -29,6 +29,7 @@ def trained(comm: Communicator | None, case: OwnStep, micro_batch_size: int | No
         with comm.scope():
             model = distgrad.distribute(case.build(), comm, micro_batch_size=micro_batch_size)
     case.compile(model)
+    model.run_eagerly = comm is None  # tracing the oracle would take longer
     how = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **case.fit}
     held_out, scores = {}, {}
     if case.validates:
@@ -41,10 +42,14 @@ def trained(comm: Communicator | None, case: OwnStep, micro_batch_size: int | No
 
 
 @functools.cache
-def of_keras_alone(name: str) -> tuple[np.ndarray, Any, Any]:
+def of_keras_alone(comm: Communicator, name: str) -> tuple[np.ndarray, Any, Any]:
     """The weights, the history and the scores of plain Keras."""
-    model, history, scores = trained(None, OWN_STEPS[name])
-    return weights(model), history, scores
+
+    def compute() -> tuple[np.ndarray, Any, Any]:
+        model, history, scores = trained(None, OWN_STEPS[name])
+        return weights(model), history, scores
+
+    return from_root(comm, compute)
 
 
 def same(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
@@ -66,7 +71,7 @@ def test_micro_batches_change_nothing(comm: Communicator, name: str, capfd: pyte
 
 def compare(comm: Communicator, name: str, micro_batch_size: int | None, capfd: pytest.CaptureFixture[str]) -> None:
     case = OWN_STEPS[name]
-    expected, history, scores = of_keras_alone(name)
+    expected, history, scores = of_keras_alone(comm, name)
     model, found, found_scores = trained(comm, case, micro_batch_size)
     is_cut = comm.size > 1 or micro_batch_size is not None
     noted = "distgrad: note: " in capfd.readouterr().err

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from distgrad import Communicator, DistributedStep, StepReport
 from distgrad.errors import NoSamples
+from support.fits import from_root
 from support.marks import one_for_every_engine
 from support.step_zoo import ROWS, ZOO, adam, batches, by_keras
 from support.steps import (
@@ -28,11 +29,15 @@ from support.steps import (
 
 
 @functools.cache
-def keras_alone(name: str) -> tuple[list[float], np.ndarray]:
+def keras_alone(comm: Communicator, name: str) -> tuple[list[float], np.ndarray]:
     """Losses and weights of the oracle, for which micro-batches make no difference."""
-    keras.utils.set_random_seed(7)
-    oracle = ZOO[name].build()
-    return by_keras(oracle, ZOO[name], batches(ZOO[name])), weights(oracle)
+
+    def compute() -> tuple[list[float], np.ndarray]:
+        keras.utils.set_random_seed(7)
+        oracle = ZOO[name].build()
+        return by_keras(oracle, ZOO[name], batches(ZOO[name])), weights(oracle)
+
+    return from_root(comm, compute)
 
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")  # says the oracle of its idle layer
@@ -42,7 +47,7 @@ def test_three_adam_steps_are_keras_on_the_whole_batch(
     comm: Communicator, name: str, micro_batch_size: int | None
 ) -> None:
     case, steps = ZOO[name], batches(ZOO[name])
-    losses, expected = keras_alone(name)
+    losses, expected = keras_alone(comm, name)
     keras.utils.set_random_seed(7 + comm.rank)
     with comm.scope():
         model = case.build()
