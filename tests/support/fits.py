@@ -20,6 +20,7 @@ LOGGED = {"gradient_sum", "gradient_norm"}
 def from_root(comm: Communicator, compute: Callable[[], Result]) -> Result:
     """Compute what an oracle gives on the root alone: the other workers' cores have something else to do."""
     text = base64.b64encode(pickle.dumps(compute())).decode() if comm.is_root else ""
+    keras.utils.clear_session()  # Keras numbers names, and the root has used up some
     return cast(Result, pickle.loads(base64.b64decode(comm.from_root(text))))
 
 

@@ -12,7 +12,14 @@ from support.launching import ROOT
 
 README = (ROOT / "README.md").read_text()
 GUIDES = sorted(ROOT.glob("distgrad/*/README.md"))  # whose examples go on from the README's
-PAGES = [*ROOT.glob("*.md"), *GUIDES, *ROOT.glob("launch/*.md"), *ROOT.glob("docker/*.md"), *ROOT.glob("tests/*.md")]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob(".github/*.md"),
+    *GUIDES,
+    *ROOT.glob("launch/*.md"),
+    *ROOT.glob("docker/*.md"),
+    *ROOT.glob("tests/*.md"),
+]
 LINK = re.compile(r"\]\(((?!http)[^)]+)\)")
 LINKS = sorted({(str(page.relative_to(ROOT)), link) for page in PAGES for link in LINK.findall(page.read_text())})
 
