@@ -5,6 +5,7 @@ the sysexits status of its class, so a scheduler can tell "fix the script" (64, 
 """
 
 import os
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import TextIO
 
 INTERNAL_STATUS = 70
+SHOWN_LENGTH = 80  # characters of a value that a message shows
 
 
 class DistgradError(Exception):
@@ -222,6 +224,14 @@ class WorkerFailed(DistgradError):
     """A worker that ended with a status of its own, which becomes the job's."""
 
     code = "DG063"
+
+
+def shown(value: object) -> str:
+    """Return a value from outside as a message may show it: cut short, and with its control characters escaped."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = form.maxlong = SHOWN_LENGTH
+    text = form.repr(value)
+    return text if len(text) <= 2 * SHOWN_LENGTH else f"{text[: 2 * SHOWN_LENGTH]}..."
 
 
 def warn(message: str) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from distgrad.checkpoint import file
+from distgrad.checkpoint import file, metadata
 from distgrad.checkpoint.file import TEMPORARY, CheckpointContent, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint, NoCheckpointDirectory, NoValidCheckpoint, warn
 
@@ -83,6 +83,7 @@ class CheckpointDirectory:
         for path in self.paths():
             try:
                 found = file.read(path)
+                metadata.require_state(found)
             except Hostile as reason:
                 raise HostileCheckpoint(
                     f"{path} is no checkpoint: {reason}; nothing of it was loaded",

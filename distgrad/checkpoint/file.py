@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pickletools
 import stat
@@ -21,10 +22,14 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from distgrad.errors import shown
+
 META = "meta.json"
 SEAL = b"distgrad checkpoint 1 sha256="  # in the zip comment, before the checksum
 DIGEST = 64  # hexadecimal digits of the checksum
 CHUNK = 1 << 20  # bytes that are read at once
+NUMBERS = "biufcV"  # kinds of dtypes; NumPy stores those that it lacks as bytes, V
+REASON_LENGTH = 200  # characters
 TEMPORARY = ".tmp"  # ends the name of a file that is not complete
 
 
@@ -122,7 +127,7 @@ def read(path: Path) -> CheckpointContent:
         except OSError:
             raise
         except Exception as error:  # a hostile file may raise anything
-            raise Hostile(f"its checksum holds, but distgrad did not write it: {error}") from None
+            raise Hostile(f"its checksum holds, but distgrad did not write it: {_reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -144,9 +149,9 @@ def _is_sealed(file: IO[bytes]) -> bool:
 
 
 def _unpacked(file: IO[bytes]) -> CheckpointContent:
+    size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as packed:
-        for entry in packed.infolist():
-            _require_safe_entry(packed, entry)
+        _require_safe(packed, size)
         names = [name for name in packed.namelist() if name != META]
         arrays = {name.removesuffix(".npy"): _array(packed, name) for name in names}
         return CheckpointContent(arrays, json.loads(packed.read(META)))
@@ -157,27 +162,54 @@ def _array(packed: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(entry, allow_pickle=False)
 
 
-def _require_safe_entry(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Refuse an entry, by its header, that would be unpickled or take more memory than it has bytes.
+def _require_safe(packed: zipfile.ZipFile, size: int) -> None:
+    """Refuse a zip that would be unpickled, or take more memory than its file has bytes. Only headers are read.
 
     Raises:
-        ValueError: its name, its dtype or its size is none that `write` gives.
+        ValueError: it is none that `write` makes.
     """
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{entry.filename!r} is compressed")
-    if entry.filename == META:
-        return
+    entries = sorted(packed.infolist(), key=lambda entry: entry.header_offset)
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise ValueError("it holds two entries of the same name")
+    ends = [entry.header_offset for entry in entries[1:]] + [size]
+    for entry, end in zip(entries, ends, strict=True):
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{shown(entry.filename)} is compressed")
+        if entry.header_offset < 0 or entry.header_offset + entry.file_size >= end:
+            raise ValueError(f"{shown(entry.filename)} overlaps what comes after it")
+        if entry.compress_size != entry.file_size:
+            raise ValueError(f"{shown(entry.filename)} claims more bytes than it has")
+    for entry in entries:
+        if entry.filename != META:
+            _require_safe_array(packed, entry)
+
+
+def _require_safe_array(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Refuse an array by its header.
+
+    Raises:
+        ValueError: it holds other things than numbers, or claims more of them than it has bytes.
+    """
     if not entry.filename.endswith(".npy"):
-        raise ValueError(f"{entry.filename!r} is no array")
+        raise ValueError(f"{shown(entry.filename)} is no array")
     with packed.open(entry) as opened:
         version = np.lib.format.read_magic(opened)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(opened)
         data = entry.file_size - opened.tell()
     if dtype.hasobject:
-        raise ValueError(f"{entry.filename!r} holds pickled Python objects")
-    if dtype.itemsize * int(np.prod(shape, dtype=object)) != data:
-        raise ValueError(f"{entry.filename!r} claims the shape {shape}, which it is too small for")
+        raise ValueError(f"{shown(entry.filename)} holds pickled Python objects")
+    if dtype.kind not in NUMBERS or dtype.names or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"{shown(entry.filename)} holds no numbers")
+    if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) != data:
+        raise ValueError(f"{shown(entry.filename)} claims the shape {shown(shape)}, which its {data} bytes do not fill")
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what was wrong: the libraries' texts may quote the file."""
+    text = str(error) or type(error).__name__
+    return text if text.isprintable() and len(text) <= REASON_LENGTH else shown(text)
 
 
 # ---- a file whose checksum does not hold
@@ -218,8 +250,7 @@ def _refuse_foreign_zip(file: IO[bytes]) -> None:
     except zipfile.BadZipFile:
         return
     with packed:
-        for entry in packed.infolist():
-            try:
-                _require_safe_entry(packed, entry)
-            except Exception as error:  # a hostile file may raise anything
-                raise Hostile(f"distgrad did not write it: {error}") from None
+        try:
+            _require_safe(packed, os.fstat(file.fileno()).st_size)
+        except Exception as error:  # a hostile file may raise anything
+            raise Hostile(f"distgrad did not write it: {_reason(error)}") from None

@@ -82,11 +82,18 @@ class FitProgress:
             seeds: those that this worker's data had then; None if they are not known.
 
         Raises:
-            CheckpointMismatch: `saved` is None, because the checkpoint is not that of a `fit`.
+            CheckpointMismatch: `saved` is None, because the checkpoint is not that of a `fit`, or the order in it is
+                that of another kind of data.
         """
         if saved is None:
             raise CheckpointMismatch(
                 "the checkpoint is that of a loop, not of fit()", "give another directory", everywhere=True
+            )
+        if len(saved["order"]) != len(self.data.order(epoch_begun=False, pass_begun=False)):
+            raise CheckpointMismatch(
+                "the data of fit() are of another kind than those in the checkpoint",
+                "give arrays, a PyDataset or a dataset as before, or another directory",
+                everywhere=True,
             )
         self.epoch, self.batches_to_skip, self.logs = saved["epoch"], saved["batch"], saved["logs"]
         self.data_exhausted = saved["over"]

@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,36 +21,13 @@ import tensorflow as tf
 
 from distgrad.checkpoint.file import CheckpointContent
 from distgrad.checkpoint.fit_progress import FitProgress
+from distgrad.checkpoint.metadata import TrainingState, array_name, as_json
 from distgrad.collectives import agreement
 from distgrad.data.cursor import DataCursor
 from distgrad.errors import BadArgument, CheckpointMismatch
 from distgrad.keras_internals import global_seed_generator, set_global_seed_generator
 from distgrad.objective.forward import is_float
 from distgrad.step.distributed_step import DistributedStep
-
-
-class TrainingState(NamedTuple):
-    """The description of a training at one moment, as JSON can say it. Its fields are the keys of a file's meta.json.
-
-    The values of variables and metrics are arrays beside it, see `CheckpointContent`.
-
-    Attributes:
-        step: number of steps taken.
-        workers, versions: for people who read the file; nothing depends on them.
-        position: the data cursor's fields.
-        fit: the progress of a call of `fit`; None in a loop of the user's own.
-        variables, metrics: path, shape and dtype of each, in the order of their arrays.
-        random: by rank, the states of the worker's random numbers, and as "data" the seeds of its data's shuffling.
-    """
-
-    step: int
-    workers: int
-    versions: Mapping[str, str]
-    position: Mapping[str, int]
-    fit: Mapping[str, Any] | None
-    variables: Sequence[str]
-    metrics: Sequence[str]
-    random: Sequence[Mapping[str, Any] | None]
 
 
 def capture(step: DistributedStep, fit: FitProgress | None) -> CheckpointContent | None:
@@ -99,10 +76,10 @@ def restore(step: DistributedStep, content: CheckpointContent, fit: FitProgress 
         fit: the call of `fit` that is to go on, if one is.
 
     Raises:
-        CheckpointMismatch: the state is that of other variables, or not that of a `fit`; on every worker, and no
-            variable was assigned.
+        CheckpointMismatch: the state is that of other variables, or not that of a `fit` with such data; on every
+            worker, and no variable was assigned.
     """
-    state = TrainingState(**{field: content.meta[field] for field in TrainingState._fields})
+    state = TrainingState(**content.meta)
     own = state.random[step.comm.rank] if step.comm.rank < len(state.random) else None
     _set_global_random_state(own)
     seeds = None if own is None else own["data"]
@@ -139,6 +116,7 @@ class _Restorer:
         """Assign the variables if the model is built."""
         variables = self._step.variables()
         if variables:
+            self._require_layer_states()
             self._assign("variables", self._state.variables, variables)
             self._has_assigned = True
             _set_layer_random_state(self._step.model, self._random_state)
@@ -148,19 +126,32 @@ class _Restorer:
         if self._has_assigned:
             self._step.comm.broadcast(variables)
         else:
+            self._require_layer_states()
             self._assign("variables", self._state.variables, variables)
             self._has_assigned = True
         _set_layer_random_state(self._step.model, self._random_state)
         if self._with_metrics:
             self._assign("metrics", self._state.metrics, _metrics(self._step))
 
+    def _require_layer_states(self) -> None:
+        """Compare all workers' saved states of layers with this model's, so that all workers raise alike."""
+        states = [variable.numpy() for variable in _layer_states(self._step.model)]
+        for rank, saved in enumerate(self._state.random):
+            if saved is not None and not _have_form_of(states, saved["own"]):
+                raise CheckpointMismatch(
+                    f"the random numbers and counters of worker {rank}'s layers are not those of this model's layers",
+                    "resume with the model that was saved, or give another directory",
+                    step=self._state.step,
+                    everywhere=True,
+                )
+
     def _assign(self, kind: str, saved: Sequence[str], variables: Sequence[keras.Variable]) -> None:
         """Assign the root's arrays of a kind, and give every worker its values."""
         _require_same(saved, variables, self._state.step)
-        values = [array for name, array in self._arrays.items() if name.startswith(f"{kind}/")]
-        for variable, value in zip(variables, values, strict=False):  # only the root has any
-            dtype = variable.numpy().dtype
-            variable.assign(value if value.dtype == dtype else value.view(dtype))  # .npy has no bfloat16
+        if self._step.comm.is_root:
+            for index, (variable, description) in enumerate(zip(variables, saved, strict=True)):
+                value, dtype = self._arrays[array_name(kind, index, description)], variable.numpy().dtype
+                variable.assign(value if value.dtype == dtype else value.view(dtype))  # .npy has no bfloat16
         self._step.comm.broadcast(variables)
 
 
@@ -169,8 +160,9 @@ def _metrics(step: DistributedStep) -> list[keras.Variable]:
 
 
 def _arrays(kind: str, variables: Sequence[keras.Variable]) -> dict[str, np.ndarray]:
-    """Copy the values, under names that are unique and keep the variables' order."""
-    return {f"{kind}/{i:05d}/{variable.path}": np.array(variable.numpy()) for i, variable in enumerate(variables)}
+    """Copy the values, by the names of their arrays."""
+    described = [(variable, agreement.describe(variable)) for variable in variables]
+    return {array_name(kind, i, text): np.array(variable.numpy()) for i, (variable, text) in enumerate(described)}
 
 
 def _require_same(saved: Sequence[str], variables: Sequence[keras.Variable], step: int) -> None:
@@ -199,7 +191,7 @@ def _random_state(model: keras.Model) -> dict[str, Any]:
     return {
         "own": [variable.numpy().tolist() for variable in _layer_states(model)],
         "python": random.getstate(),
-        "numpy": json.loads(json.dumps(generator, default=np.ndarray.tolist)),
+        "numpy": as_json(generator),
         "keras": [state.numpy().tolist() for state in _global_seeds()],
     }
 
@@ -207,6 +199,13 @@ def _random_state(model: keras.Model) -> dict[str, Any]:
 def _set_global_random_state(state: Mapping[str, Any] | None) -> None:
     if state is None:
         return
+    saved, found = state["numpy"]["bit_generator"], np.random.get_state(legacy=False)["bit_generator"]
+    if saved != found:
+        raise CheckpointMismatch(
+            f"NumPy's random numbers come from {found}, and from {saved} in the checkpoint",
+            f"call numpy.random.set_bit_generator(numpy.random.{saved}()) before resume()",
+            everywhere=True,
+        )
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     np.random.set_state(state["numpy"])
@@ -220,6 +219,20 @@ def _set_layer_random_state(model: keras.Model, state: Mapping[str, Any] | None)
     if state is not None:
         for variable, value in zip(_layer_states(model), state["own"], strict=True):
             variable.assign(np.asarray(value, variable.numpy().dtype))
+
+
+def _have_form_of(states: Sequence[np.ndarray], saved: Sequence[Any]) -> bool:
+    """True if saved values, one for each state, have its shape and fit its dtype."""
+    if len(saved) != len(states):
+        return False
+    try:
+        read = [np.asarray(value, state.dtype) for value, state in zip(saved, states, strict=True)]
+    except (ValueError, OverflowError):  # lists of unequal lengths; integers out of range
+        return False
+    return all(
+        array.shape == state.shape and array.tolist() == value
+        for array, state, value in zip(read, states, saved, strict=True)
+    )
 
 
 def _layer_states(model: keras.Model) -> list[keras.Variable]:

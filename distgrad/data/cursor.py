@@ -5,6 +5,8 @@ That needs no help from the data, and holds for any number of workers, as long a
 there were passes before; nothing is read from them, which makes them cheap, and the next one has the right order.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -62,10 +64,9 @@ class DataCursor:
         else:
             self._begin_next_pass(shuffles)
         self._shuffles, self.seeds = shuffles, seeds
-        batches, skipped = iter(data), None
-        for _ in range(self.taken):
-            skipped = next(batches, skipped)
-        return DataPass(batches, skipped)
+        batches = iter(data)
+        last = deque(itertools.islice(batches, self.taken), 1)  # ends with the data, if there are fewer
+        return DataPass(batches, last[0] if last else None)
 
     def advance(self, more: bool) -> None:
         """Count another batch as done.

@@ -1,6 +1,5 @@
 """A checkpoint's file: written, damaged by a bit, cut, and made by somebody hostile."""
 
-import io
 import os
 import pickle
 import zipfile
@@ -12,15 +11,14 @@ import pytest
 
 from distgrad.checkpoint import file as checkpoint_file
 from distgrad.checkpoint.directory import CheckpointDirectory
-from distgrad.checkpoint.file import CheckpointContent, Damaged, Hostile
+from distgrad.checkpoint.file import Damaged, Hostile
 from distgrad.errors import HostileCheckpoint
+from support.checkpoints import content, header, seal
 from support.hostile import Evil
 
 PLACES = 200
 
-CONTENT = CheckpointContent(
-    {f"variables/{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)}, {"step": 7}
-)
+CONTENT = content(7, {f"dense_{i}/kernel": np.arange(40.0 * i).reshape(-1, 8) for i in range(6)})
 
 
 @pytest.fixture
@@ -75,22 +73,6 @@ def test_a_damaged_file_is_not_the_last_complete_one_until_it_is_written_again(p
     assert kept.undamaged() == [newest, path]
 
 
-def sealed(path: Path, name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> None:
-    """A file with a checksum that holds, made by somebody who knows how."""
-    with path.open("w+b") as file:
-        with zipfile.ZipFile(file, "w", method) as packed:
-            packed.writestr(name, data)
-            packed.comment = checkpoint_file.SEAL + b"0" * checkpoint_file.DIGEST
-        checkpoint_file._seal(file)
-
-
-def header(shape: tuple[int, ...]) -> bytes:
-    """An array's description without the array."""
-    described = io.BytesIO()
-    np.lib.format.write_array_header_1_0(described, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return described.getvalue()
-
-
 @pytest.mark.fault(31)
 def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
     mark = tmp_path / "unpickled"
@@ -100,10 +82,10 @@ def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
         **{f"pickle {n}": lambda n=n: path.write_bytes(pickle.dumps(Evil(mark), n)) for n in range(6)},
         "cut pickle": lambda: path.write_bytes(pickle.dumps(Evil(mark))[:-9]),
         "npz of objects": lambda: np.savez(path, a=np.array([Evil(mark)], dtype=object)),
-        "sealed objects": lambda: sealed(path, "a.npy", objects.read_bytes()),
-        "larger than its bytes": lambda: sealed(path, "a.npy", header((10**13,))),
-        "compressed": lambda: sealed(path, "a.npy", bytes(10**6), zipfile.ZIP_DEFLATED),
-        "no array": lambda: sealed(path, "../data.pkl", b"x"),
+        "sealed objects": lambda: seal(path, [("a.npy", objects.read_bytes())]),
+        "larger than its bytes": lambda: seal(path, [("a.npy", header((10**13,)))]),
+        "compressed": lambda: seal(path, [("a.npy", bytes(10**6))], zipfile.ZIP_DEFLATED),
+        "no array": lambda: seal(path, [("../data.pkl", b"x")]),
     }
     for name, make in files.items():
         make()

@@ -1,6 +1,7 @@
 """A resumed training is bit for bit one that was never broken, on every engine; and nobody is left behind."""
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import tensorflow as tf
 import distgrad
 from distgrad import Communicator
 from distgrad.errors import BadArgument, CheckpointMismatch, HostileCheckpoint, NoCheckpointDirectory, NoValidCheckpoint
+from support.checkpoints import Entry, entries_of, seal
 
 Network = Callable[[], list[keras.layers.Layer]]
 RNG = np.random.default_rng(3)
@@ -260,6 +262,55 @@ def test_what_would_be_unpickled_is_refused(comm: Communicator, folder: Path) ->
         checkpoint.resume(step)
     assert (caught.value.status, caught.value.everywhere) == (77, True)
     same(state(step), before)
+
+
+def edit(comm: Communicator, path: Path, change: Callable[[list[Entry], dict[str, Any]], list[Entry]]) -> None:
+    """Change a file's arrays and metadata, and seal it again."""
+    if comm.is_root:
+        (_, meta), *arrays = entries_of(path)
+        fields = json.loads(meta)
+        arrays = change(arrays, fields)
+        seal(path, [("meta.json", json.dumps(fields).encode()), *arrays])
+    comm.barrier()
+
+
+@pytest.mark.fault(43)
+def test_a_sealed_file_without_an_array_is_refused(comm: Communicator, folder: Path) -> None:
+    checkpoint = saved(comm, folder)
+    edit(comm, folder / "step-0000000002.npz", lambda arrays, _: arrays[:2])
+    step = Loop(comm).step
+    before = state(step)
+    with pytest.raises(
+        HostileCheckpoint, match=r"its checksum holds, but the array 'variables/00002/.*' is missing"
+    ) as caught:
+        checkpoint.resume(step)
+    assert (caught.value.status, caught.value.everywhere) == (77, True)
+    same(state(step), before)
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("own", [[], [[1, 2, 3]], [[-1, 2**70]], [[[1], [2, 3]]], [7]])
+def test_random_numbers_of_other_layers_are_refused_on_every_worker(comm: Communicator, folder: Path, own: Any) -> None:
+    checkpoint = saved(comm, folder)
+
+    def change(arrays: list[Entry], meta: dict[str, Any]) -> list[Entry]:
+        meta["random"][comm.size - comm.span]["own"] = own
+        return arrays
+
+    edit(comm, folder / "step-0000000002.npz", change)
+    step = Loop(comm).step
+    weights = [variable.numpy() for variable in step.variables()]
+    with pytest.raises(CheckpointMismatch, match=rf"worker {comm.size - comm.span}'s layers") as caught:
+        checkpoint.resume(step)
+    assert caught.value.everywhere
+    same([variable.numpy() for variable in step.variables()], weights)
+
+
+def test_another_kind_of_data(comm: Communicator, folder: Path) -> None:
+    fit(comm, "arrays", distgrad.Checkpoint(folder, comm))
+    with pytest.raises(CheckpointMismatch, match=r"data of fit.* of another kind") as caught:
+        fit(comm, "dataset", distgrad.Checkpoint(folder, comm))
+    assert (caught.value.status, caught.value.everywhere) == (65, True)
 
 
 def test_another_model(comm: Communicator, folder: Path) -> None:
