@@ -9,9 +9,11 @@ import click
 
 from distgrad.bench.cases import PEERS, TABLES
 from distgrad.errors import DistgradError, print_line
-from distgrad.launching.hosts import parse_hosts
+from distgrad.launching.hosts import MOST_SLOTS, parse_hosts
 from distgrad.launching.run import START_TIMEOUT, RunOptions, dry_run
 from distgrad.launching.run import run as run_job
+
+PER_HOST = click.IntRange(1, MOST_SLOTS)
 
 
 class _Commands(click.Group):
@@ -36,7 +38,7 @@ def main() -> None:
 
 @main.command(context_settings={"allow_interspersed_args": False})
 @click.option("-np", "-n", "--num-proc", "size", type=click.IntRange(1), help="Workers in all; else one a slot.")
-@click.option("--nproc-per-node", "--nproc_per_node", "per_host", type=click.IntRange(1), help="Workers of each host.")
+@click.option("--nproc-per-node", "--nproc_per_node", "per_host", type=PER_HOST, help="Workers of each host.")
 @click.option("-H", "--host", "--hosts", "host_list", metavar="H1:2,H2:2", help="Hosts and their slots; else this one.")
 @click.option("--backend", default="auto", show_default=True, help="auto, mpi, horovod, tf or solo.")
 @click.option("--controller", type=click.Choice(["mpi", "gloo"]), help="How Horovod's workers meet.")
@@ -63,7 +65,7 @@ def run(
     The exit status is that of the worker which failed first. A job that is told to end (SIGTERM, SIGUSR1, Ctrl-C)
     has 30 seconds to save; a second Ctrl-C ends it at once.
     """
-    hosts = parse_hosts(host_list) if host_list else ()
+    hosts = parse_hosts(host_list) if host_list is not None else ()
     if per_host is not None:
         hosts = tuple(host._replace(slots=per_host) for host in hosts)
         chosen["size"] = chosen["size"] or per_host * max(1, len(hosts))
