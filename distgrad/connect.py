@@ -5,10 +5,11 @@ engine is reported within a second, before TensorFlow is loaded and before any p
 """
 
 import importlib
+import math
 import os
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from distgrad.errors import BadEnvironment, WorldMismatch, end_process_on_uncaught
+from distgrad.errors import BadEnvironment, WorldMismatch, end_process_on_uncaught, shown
 from distgrad.launching.engines import ENGINES, is_installed, require_installed, require_known
 from distgrad.launching.job_folder import Event, record_from_worker
 from distgrad.launching.world import SINGLE_PROCESS, World
@@ -64,11 +65,16 @@ def _exit(status: int, together: bool) -> NoReturn:  # noqa: ARG001 (before the 
 
 
 def _number_from_environment(name: str, default: float) -> float:
-    text = os.environ.get(name, str(default))
+    text = os.environ.get(name)
+    if text is None:
+        return default
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise BadEnvironment(f"{name}={text!r} is no number", f"set {name} to one, or unset it") from None
+        number = math.nan
+    if not number > 0:
+        raise BadEnvironment(f"{name}={shown(text)} is no number above 0", f"set {name} to one, or unset it")
+    return number
 
 
 def _suitable_backend(world: World) -> str:

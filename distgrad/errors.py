@@ -234,6 +234,12 @@ def shown(value: object) -> str:
     return text if len(text) <= 2 * SHOWN_LENGTH else f"{text[: 2 * SHOWN_LENGTH]}..."
 
 
+def reason_of(error: Exception) -> str:
+    """Return the text of a library's error about what came from outside, which it may quote, on one short line."""
+    text = str(error) or type(error).__name__
+    return text if text.isprintable() and len(text) <= 2 * SHOWN_LENGTH else shown(text)
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr, on whichever workers call this."""
     print_line(f"distgrad: warning: {message}", sys.stderr)

@@ -22,14 +22,13 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from distgrad.errors import shown
+from distgrad.errors import reason_of, shown
 
 META = "meta.json"
 SEAL = b"distgrad checkpoint 1 sha256="  # in the zip comment, before the checksum
 DIGEST = 64  # hexadecimal digits of the checksum
 CHUNK = 1 << 20  # bytes that are read at once
 NUMBERS = "biufcV"  # kinds of dtypes; NumPy stores those that it lacks as bytes, V
-REASON_LENGTH = 200  # characters
 TEMPORARY = ".tmp"  # ends the name of a file that is not complete
 
 
@@ -127,7 +126,7 @@ def read(path: Path) -> CheckpointContent:
         except OSError:
             raise
         except Exception as error:  # a hostile file may raise anything
-            raise Hostile(f"its checksum holds, but distgrad did not write it: {_reason(error)}") from None
+            raise Hostile(f"its checksum holds, but distgrad did not write it: {reason_of(error)}") from None
 
 
 @contextlib.contextmanager
@@ -206,12 +205,6 @@ def _require_safe_array(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None
         raise ValueError(f"{shown(entry.filename)} claims the shape {shown(shape)}, which its {data} bytes do not fill")
 
 
-def _reason(error: Exception) -> str:
-    """Say in one line what was wrong: the libraries' texts may quote the file."""
-    text = str(error) or type(error).__name__
-    return text if text.isprintable() and len(text) <= REASON_LENGTH else shown(text)
-
-
 # ---- a file whose checksum does not hold
 
 
@@ -253,4 +246,4 @@ def _refuse_foreign_zip(file: IO[bytes]) -> None:
         try:
             _require_safe(packed, os.fstat(file.fileno()).st_size)
         except Exception as error:  # a hostile file may raise anything
-            raise Hostile(f"distgrad did not write it: {_reason(error)}") from None
+            raise Hostile(f"distgrad did not write it: {reason_of(error)}") from None

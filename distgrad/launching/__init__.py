@@ -7,6 +7,7 @@
     commands.py        every launcher's command line
     environment.py     the environment variables of launchers and workers
     world.py           rank and size of a worker, as its launcher's variables give them
+    tf_config.py       the same from TF_CONFIG
     job.py             one launch: start it, watch it, pass signals on, end it
     outcome.py         how a job ended: one line and one exit status
     job_folder.py      the files through which workers and their launcher keep each other informed

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from distgrad.errors import EngineMissing, UnknownBackend
+from distgrad.errors import EngineMissing, UnknownBackend, shown
 
 
 class Engine(NamedTuple):
@@ -41,7 +41,7 @@ def require_known(backend: str) -> None:
         return
     close = difflib.get_close_matches(backend.lower(), names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}?" if close else "choose one of them"
-    raise UnknownBackend(f"there is no backend {backend!r} among {', '.join(names)}", hint, everywhere=True)
+    raise UnknownBackend(f"there is no backend {shown(backend)} among {', '.join(names)}", hint, everywhere=True)
 
 
 def is_installed(package: str) -> bool:

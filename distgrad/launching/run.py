@@ -1,5 +1,6 @@
 """`distgrad run`: its options, made a job that is launched, and launched again after a lost worker."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -201,7 +202,7 @@ def _job_size(options: RunOptions, environment: Mapping[str, str]) -> int:
     if not is_allocated(environment):
         return core_count()
     tasks = environment.get("SLURM_NTASKS", "")
-    if not tasks.isdecimal():
+    if not re.fullmatch("[1-9][0-9]{0,8}", tasks):
         raise BadArgument("the batch system does not say how many workers there should be", "say so with -np")
     return int(tasks)
 

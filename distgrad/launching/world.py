@@ -4,11 +4,15 @@ Nothing is done but reading variables: no engine and no TensorFlow is imported, 
 before any process waits for another.
 """
 
-import json
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from distgrad.errors import BadEnvironment
+from distgrad.errors import BadEnvironment, shown
+from distgrad.launching.tf_config import parse_tf_config
+
+INTEGER = re.compile(r"-?[0-9]{1,9}")
+TASKS_PER_NODE = re.compile(r"(?P<tasks>[0-9]{1,9})(?:\(x(?P<nodes>[0-9]{1,9})\))?")
 
 
 class LauncherVariables(NamedTuple):
@@ -88,7 +92,7 @@ class World(NamedTuple):
         World(launcher='horovodrun', backend='horovod', rank=1, size=4, local_rank=1, local_size=4)
         """
         if "TF_CONFIG" in environment:
-            return _from_tf_config(environment["TF_CONFIG"])
+            return cls("TF_CONFIG", "tf", *parse_tf_config(environment["TF_CONFIG"]))
         for variables in LAUNCHER_VARIABLES:
             if variables.rank in environment and variables.size in environment:
                 return _from_variables(variables, environment)
@@ -104,61 +108,58 @@ SINGLE_PROCESS = World(None, "solo", 0, 1, 0, 1)
 
 
 def _from_variables(variables: LauncherVariables, environment: Mapping[str, str]) -> World:
-    rank = _integer(environment, variables.rank)
-    size = _integer(environment, variables.size)
+    rank, size = _integer(environment, variables.rank), _integer(environment, variables.size)
     if size == 1 and variables.starts_anything:
         return SINGLE_PROCESS
-    if not 0 <= rank < size:
+    _require_fit(variables.rank, rank, variables.size, size, rank)
+    if variables.local_rank not in environment:
+        return World(variables.launcher, variables.backend, rank, size, rank, size)
+    local_rank, local_size = _integer(environment, variables.local_rank), _local_size(variables, environment, size)
+    _require_fit(variables.local_rank, local_rank, variables.local_size, local_size, rank)
+    if local_size > size:
         raise BadEnvironment(
-            f"{variables.rank}={rank} does not fit {variables.size}={size}",
-            f"ranks go from 0 to {variables.size}-1; unset both to run alone",
+            f"{variables.local_size}={local_size} does not fit {variables.size}={size}",
+            "no host has more workers than there are; unset all of them to run alone",
             rank=rank,
         )
-    local_rank = _integer(environment, variables.local_rank, default=rank)
-    local_size = _integer(environment, variables.local_size, default=size)
     return World(variables.launcher, variables.backend, rank, size, local_rank, local_size)
+
+
+def _require_fit(rank_name: str, rank: int, size_name: str, size: int, worker: int) -> None:
+    if not 0 <= rank < size:
+        raise BadEnvironment(
+            f"{rank_name}={rank} does not fit {size_name}={size}",
+            f"ranks go from 0 to {size_name}-1; unset both to run alone",
+            rank=worker,
+        )
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    # Slurm writes "2(x3)" for two tasks on each of three nodes.
-    digits = (text or "").split("(")[0].split(",")[0]
-    try:
-        return int(digits)
-    except ValueError:
-        raise BadEnvironment(f"{name}={text!r} is no integer", f"let the launcher set {name}, or unset it") from None
+    if not INTEGER.fullmatch(text or ""):
+        raise BadEnvironment(f"{name}={shown(text)} is no integer", f"let the launcher set {name}, or unset it")
+    return int(text or "")
 
 
-def _from_tf_config(text: str) -> World:
-    try:
-        config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        kind, index = task["type"], task["index"]
-        # MultiWorkerMirroredStrategy counts the chief first.
-        addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
-        rank = index + (len(cluster.get("chief", [])) if kind == "worker" else 0)
-        address = cluster[kind][index]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadEnvironment(
-            f"TF_CONFIG is broken ({type(error).__name__}: {error})",
-            'set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
-        ) from None
-    if kind not in ("chief", "worker") or index < 0:
-        raise BadEnvironment(
-            f"TF_CONFIG names the task {kind} {index}", "run distgrad on tasks of type chief or worker, from index 0"
-        )
-    return _tf_world(addresses, address, rank)
+def _local_size(variables: LauncherVariables, environment: Mapping[str, str], size: int) -> int:
+    """Return the number of workers of this worker's host; `size` where the launcher does not say it.
 
-
-def _tf_world(addresses: list[str], address: str, rank: int) -> World:
-    """Count the workers of this worker's host by their addresses."""
-    duplicates = sorted({one for one in addresses if addresses.count(one) > 1})
-    if duplicates:
-        raise BadEnvironment(
-            f"TF_CONFIG gives two workers the address {duplicates[0]}", "give every worker its own port"
-        )
-    host = address.rpartition(":")[0]
-    same_host = [one for one in addresses if one.rpartition(":")[0] == host]
-    return World("TF_CONFIG", "tf", rank, len(addresses), same_host.index(address), len(same_host))
+    Slurm writes those of all hosts: "2(x3),1" for two tasks on each of three nodes and one on a fourth.
+    """
+    text = environment.get(variables.local_size)
+    if text is None or variables.launcher != "srun":
+        return _integer(environment, variables.local_size, default=size)
+    node, tasks, nodes = _integer(environment, "SLURM_NODEID", default=0), 0, 0
+    for part in text.split(","):
+        found = TASKS_PER_NODE.fullmatch(part)
+        if found is None:
+            raise BadEnvironment(
+                f"{variables.local_size}={shown(text)} is no list of integers",
+                f"let the launcher set {variables.local_size}, or unset it",
+            )
+        tasks, nodes = int(found["tasks"]), nodes + int(found["nodes"] or 1)
+        if node < nodes:
+            break
+    return tasks

@@ -1,13 +1,14 @@
 """Reading the launcher's environment: pure, so every case is a dictionary."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrad.errors import BadEnvironment
-from distgrad.launching.world import LAUNCHER_VARIABLES, SINGLE_PROCESS, World
+from distgrad.launching.world import LAUNCHER_VARIABLES, SINGLE_PROCESS, LauncherVariables, World
 
 
 def tf_config(**changes: object) -> str:
@@ -24,8 +25,8 @@ def test_nothing_set_is_a_world_of_one() -> None:
 
 def test_open_mpi() -> None:
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
-    environment = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, "5821", strict=True)}
-    assert World.from_environment(environment) == World("Open MPI", "mpi", 5, 8, 2, 1)
+    environment = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, "5824", strict=True)}
+    assert World.from_environment(environment) == World("Open MPI", "mpi", 5, 8, 2, 4)
 
 
 def test_horovodrun_inside_slurm_is_horovod() -> None:
@@ -41,6 +42,13 @@ def test_slurm_abbreviates_equal_nodes() -> None:
         "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
     }
     assert World.from_environment(environment) == World("srun", "mpi", 3, 6, 1, 2)
+
+
+@pytest.mark.parametrize(("node", "local_size"), [("0", 1), ("1", 2), ("3", 2), ("4", 3)])
+def test_slurm_writes_the_tasks_of_all_nodes(node: str, local_size: int) -> None:
+    environment = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "10", "SLURM_LOCALID": "0", "SLURM_NODEID": node}
+    world = World.from_environment(environment | {"SLURM_STEP_TASKS_PER_NODE": "1,2(x3),3"})
+    assert world.local_size == local_size
 
 
 def test_a_batch_script_s_own_shell_is_no_worker() -> None:
@@ -88,7 +96,73 @@ def test_ranks_must_fit_their_size(launcher: object, rank: int, size: int) -> No
             World.from_environment(environment)
 
 
-@pytest.mark.parametrize("text", ["", "one", "1.5", "0x1"])
+@pytest.mark.parametrize(
+    "text", ["", "one", "1.5", "0x1", "1_0", "+2", " 2", "\u0662", "2(x1)", "9" * 5000, "\x1b[31m"]
+)
 def test_what_is_no_integer_is_named(text: str) -> None:
     with pytest.raises(BadEnvironment, match=r"OMPI_COMM_WORLD_SIZE=.*is no integer"):
         World.from_environment({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": text})
+
+
+def refused(environment: dict[str, str]) -> str:
+    """Why it is refused: at once, on one line that a terminal can show."""
+    began = time.monotonic()
+    with pytest.raises(BadEnvironment) as caught:
+        World.from_environment(environment)
+    assert time.monotonic() - began < 1
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 600
+    assert caught.value.status == 78
+    return said
+
+
+def workers(addresses: object, kind: object = "worker", index: object = 0, **others: object) -> str:
+    return json.dumps({"cluster": {"worker": addresses, **others}, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(workers(addresses) for addresses in ([1, 2], [None], None, {"a:1": 1}, "host:1", [["a:1"]], [], [""])),
+        *(
+            workers([one])
+            for one in ("a", "a:", ":1", "a:x", "a:-1", "a:65536", "a:1/x", "a b:1", "a:\u0661", "-\x00:1")
+        ),
+        *(workers([one] * 2) for one in ("\x1b[31mX:1", "a\nFAKE: line:1", "\u202e:1", "\ud800:1", "x" * 10**5 + ":1")),
+        *(workers(["a:1", "b:1"], index=index) for index in ("0", True, 0.5, None, [0], -1, 2, 10**30, -(10**4000))),
+        *(workers(["a:1"], kind=kind) for kind in (["worker"], None, 1, "ps", "\x1b[31m", "w" * 10**5, "evaluator")),
+        *(workers(["a:1"], chief=chief) for chief in ("xy", None, [3], {}, ["b:1", "c:1"])),
+        workers([f"h{n}:1" for n in range(20_000)] * 2),
+        *("[" * 100_000, '{"cluster":' * 50_000, "\0", "[]", "5", "null", '"x"', "NaN", '{"cluster": null, "task": 1}'),
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": ' + "9" * 10_000 + "}}",
+    ],
+    ids=lambda text: f"{text[:40]!a} {len(text)}",
+)
+def test_a_hostile_tf_config(text: str) -> None:
+    assert "TF_CONFIG" in refused({"TF_CONFIG": text})
+
+
+def test_many_workers_of_tensorflow() -> None:
+    addresses = [f"h{n // 4}:{n}" for n in range(20_000)] + ["[::1]:1", "[fe80::1%eth0]:2", "node-1.example.org:65535"]
+    began = time.monotonic()
+    world = World.from_environment({"TF_CONFIG": workers(addresses, index=10_001)})
+    assert world == World("TF_CONFIG", "tf", 10_001, 20_003, 1, 4)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("launcher", LAUNCHER_VARIABLES, ids=lambda one: one.launcher)
+def test_hostile_numbers_of_a_launcher(launcher: LauncherVariables) -> None:
+    good = {launcher.rank: "1", launcher.size: "4", launcher.local_rank: "1", launcher.local_size: "2"}
+    assert World.from_environment(good) == World(launcher.launcher, launcher.backend, 1, 4, 1, 2)
+    for name in good:
+        for text in ("-1", "", "x", "1.0", "1_0", "\x1b[31m1", "1\n", "9" * 5000, "99", "\u0661", "\ud800"):
+            if name == launcher.size and text == "99":
+                continue
+            said = refused(good | {name: text})
+            assert name in said
+    refused(good | {launcher.local_size: "1"})
+    refused(good | {launcher.local_size: "5"})
+    refused(good | {launcher.local_rank: "2"})
