@@ -31,8 +31,8 @@ def connect(backend: str = "auto", *, timeout: float = 60.0) -> "Communicator":
         UnknownBackend: no such backend (exit status 64).
         EngineMissing: the engine is not installed or does not load (69).
         BadEnvironment: the launcher's variables are broken (78).
-        WorldMismatch: fewer or more workers connected than the launcher started, or than `DISTGRAD_EXPECT_SIZE` says
-            (76).
+        WorldMismatch: fewer or more workers connected than the launcher started, or than `DISTGRAD_EXPECT_SIZE` says,
+            or two launchers contradict each other (76).
     """
     name = os.environ.get("DISTGRAD_BACKEND", "auto") if backend == "auto" else backend
     end_process_on_uncaught(True, _exit)

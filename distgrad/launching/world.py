@@ -5,10 +5,10 @@ before any process waits for another.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from distgrad.errors import BadEnvironment, shown
+from distgrad.errors import BadEnvironment, WorldMismatch, shown
 from distgrad.launching.tf_config import parse_tf_config
 
 INTEGER = re.compile(r"-?[0-9]{1,9}")
@@ -60,6 +60,7 @@ LAUNCHER_VARIABLES = (
     # No engine of ours joins torchrun's workers; knowing its variables keeps n of them from training alone.
     LauncherVariables("torchrun", "solo", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", starts_anything=True),
 )
+BY_LAUNCHER = {variables.launcher: variables for variables in LAUNCHER_VARIABLES}
 
 
 class World(NamedTuple):
@@ -86,17 +87,22 @@ class World(NamedTuple):
         """Read the launcher's variables; without any, this is a job of one process.
 
         Raises:
-            BadEnvironment: a variable is missing beside its partner, no integer, or out of range (status 78).
+            BadEnvironment: a variable is no integer, or out of range (status 78).
+            WorldMismatch: the variables of two launchers contradict each other (76).
 
         >>> World.from_environment({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "4"})
         World(launcher='horovodrun', backend='horovod', rank=1, size=4, local_rank=1, local_size=4)
         """
+        places = _places(environment)
+        several = [place for place in places if place.size > 1]
         if "TF_CONFIG" in environment:
-            return cls("TF_CONFIG", "tf", *parse_tf_config(environment["TF_CONFIG"]))
-        for variables in LAUNCHER_VARIABLES:
-            if variables.rank in environment and variables.size in environment:
-                return _from_variables(variables, environment)
-        return SINGLE_PROCESS
+            world = cls("TF_CONFIG", "tf", *parse_tf_config(environment["TF_CONFIG"]))
+            _require_agreement(Place("TF_CONFIG", world.rank, world.size), several)
+            return world
+        if several:
+            _require_agreement(several[0], several[1:])
+        first = next(iter(several or places), None)
+        return SINGLE_PROCESS if first is None else _from_variables(BY_LAUNCHER[first.launcher], environment)
 
     @property
     def prints_for_host(self) -> bool:
@@ -105,6 +111,51 @@ class World(NamedTuple):
 
 
 SINGLE_PROCESS = World(None, "solo", 0, 1, 0, 1)
+
+
+class Place(NamedTuple):
+    """What one launcher says of this process: that it is worker `rank` of `size`."""
+
+    launcher: str
+    rank: int
+    size: int
+
+
+def _places(environment: Mapping[str, str]) -> list[Place]:
+    """Return what each launcher says whose variables are there, in their order of preference.
+
+    Left out is srun where another launcher numbers the workers: its daemons, or one job in each of its tasks, are what
+    srun has started. So are srun's own PMI variables.
+    """
+    places = [
+        Place(variables.launcher, _integer(environment, variables.rank), _integer(environment, variables.size))
+        for variables in LAUNCHER_VARIABLES
+        if variables.rank in environment and variables.size in environment
+    ]
+    outer = [place[1:] for place in places if place.launcher == "srun"]
+    inner = [place for place in places if place[1:] not in outer]
+    return inner if {"horovodrun", "Open MPI", "MPICH"} & {place.launcher for place in inner} else places
+
+
+def _require_agreement(one: Place, others: Sequence[Place]) -> None:
+    """Check that all launchers say the same; several processes would otherwise take themselves for the same worker.
+
+    Raises:
+        WorldMismatch: one says something else.
+    """
+    for other in others:
+        if other[1:] != one[1:]:
+            raise WorldMismatch(
+                f"{one.launcher} says that this is worker {one.rank} of {one.size}, but {other.launcher} says worker "
+                f"{other.rank} of {other.size}",
+                f"launch with one of them alone; unset {_names(one)}, or {_names(other)}, if another job has left them",
+            )
+
+
+def _names(place: Place) -> str:
+    """Return the names of the variables that say it."""
+    variables = BY_LAUNCHER.get(place.launcher)
+    return f"{variables.rank} and {variables.size}" if variables else place.launcher
 
 
 def _from_variables(variables: LauncherVariables, environment: Mapping[str, str]) -> World:

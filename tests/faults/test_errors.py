@@ -72,6 +72,23 @@ def test_a_world_of_one_where_the_launcher_says_two() -> None:
     expect(connect(DISTGRAD_TIMEOUT="soon"), 78, "DG004", "DISTGRAD_TIMEOUT='soon' is no number")
 
 
+@pytest.mark.fault(49)
+def test_launchers_that_contradict_each_other() -> None:
+    """No process takes itself for the only one, or for a worker that there is already."""
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    task = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    expect(connect(**task, **torchrun), 76, "DG005", "rank=0", "torchrun started 2 workers but solo connected 1")
+    two = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    expect(connect(**two, **torchrun), 76, "DG005", "srun says that this is worker 1 of 2, but torchrun says worker 0")
+    alone = {"TF_CONFIG": '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}'}
+    trains = program("import distgrad; print('alone of', distgrad.connect().size, flush=True)")
+    job = launch("mpi", 2, trains, env=alone)[0]
+    assert job.status == 76, job.err
+    assert "error[DG005] rank=- step=-: TF_CONFIG says that this is worker 0 of 1, but Open MPI says worker" in job.err
+    assert "unset TF_CONFIG" in job.err
+    assert job.lines("alone") == []
+
+
 @pytest.mark.fault(23)
 def test_missing_engines_are_named_with_the_command_that_installs_them(without: Path) -> None:
     python = without / "bin" / "python"

@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrad.errors import BadEnvironment
+from distgrad.errors import BadEnvironment, WorldMismatch
 from distgrad.launching.world import LAUNCHER_VARIABLES, SINGLE_PROCESS, LauncherVariables, World
 
 
@@ -166,3 +167,73 @@ def test_hostile_numbers_of_a_launcher(launcher: LauncherVariables) -> None:
     refused(good | {launcher.local_size: "1"})
     refused(good | {launcher.local_size: "5"})
     refused(good | {launcher.local_rank: "2"})
+
+
+# ---- two launchers
+
+RANK_OF: dict[str, Callable[[int, int], dict[str, str]]] = {
+    one.launcher: lambda rank, size, one=one: {one.rank: str(rank), one.size: str(size)} for one in LAUNCHER_VARIABLES
+}
+RANK_OF["TF_CONFIG"] = lambda rank, size: {"TF_CONFIG": workers([f"h{n}:1" for n in range(size)], index=rank)}
+
+
+def world_of(**places: tuple[int, int]) -> tuple[str | None, int, int]:
+    """What follows from the variables of several launchers."""
+    environment: dict[str, str] = {}
+    for name, (rank, size) in places.items():
+        environment |= RANK_OF[name.replace("_MPI", " MPI")](rank, size)
+    return World.from_environment(environment)[:1] + World.from_environment(environment)[2:4]
+
+
+@pytest.mark.parametrize(
+    ("places", "world"),
+    [
+        ({"srun": (0, 1), "TF_CONFIG": (1, 2)}, ("TF_CONFIG", 1, 2)),
+        ({"srun": (1, 2), "TF_CONFIG": (1, 2)}, ("TF_CONFIG", 1, 2)),
+        ({"Open_MPI": (0, 1), "TF_CONFIG": (1, 2)}, ("TF_CONFIG", 1, 2)),
+        ({"srun": (0, 1), "torchrun": (1, 2)}, ("torchrun", 1, 2)),
+        ({"Open_MPI": (0, 1), "torchrun": (1, 2)}, ("torchrun", 1, 2)),
+        ({"Open_MPI": (1, 2), "torchrun": (1, 2)}, ("Open MPI", 1, 2)),
+        ({"Open_MPI": (1, 2), "torchrun": (0, 1)}, ("Open MPI", 1, 2)),
+        ({"srun": (0, 3), "Open_MPI": (4, 6)}, ("Open MPI", 4, 6)),  # srun has started mpirun's daemons
+        ({"srun": (2, 3), "MPICH": (2, 3), "Open_MPI": (4, 6)}, ("Open MPI", 4, 6)),  # the same, with PMI
+        ({"srun": (2, 3), "MPICH": (2, 3)}, ("MPICH", 2, 3)),  # srun --mpi=pmi2
+        ({"srun": (2, 3), "Open_MPI": (0, 1)}, ("Open MPI", 0, 1)),  # a job of one process in each task
+        ({"srun": (0, 3), "Open_MPI": (1, 2), "TF_CONFIG": (1, 2)}, ("TF_CONFIG", 1, 2)),
+        ({"srun": (0, 4), "horovodrun": (1, 2)}, ("horovodrun", 1, 2)),
+        ({"srun": (0, 1), "torchrun": (0, 1)}, (None, 0, 1)),
+    ],
+)
+def test_one_launcher_inside_another(places: dict[str, tuple[int, int]], world: tuple[str | None, int, int]) -> None:
+    assert world_of(**places) == world
+
+
+@pytest.mark.fault(49)
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ({"TF_CONFIG": (0, 1), "Open_MPI": (1, 2)}, "TF_CONFIG says that this is worker 0 of 1, but Open MPI says wor"),
+        (
+            {"TF_CONFIG": (0, 2), "Open_MPI": (1, 2)},
+            "unset TF_CONFIG, or OMPI_COMM_WORLD_RANK and OMPI_COMM_",
+        ),
+        ({"TF_CONFIG": (0, 2), "srun": (1, 2)}, "srun says worker 1 of 2"),
+        ({"TF_CONFIG": (0, 2), "MPICH": (0, 4)}, "MPICH says worker 0 of 4"),
+        ({"TF_CONFIG": (0, 2), "torchrun": (1, 2)}, "torchrun says worker 1 of 2"),
+        ({"TF_CONFIG": (0, 2), "horovodrun": (1, 2)}, "horovodrun says worker 1 of 2"),
+        ({"srun": (0, 2), "torchrun": (1, 4)}, "srun says that this is worker 0 of 2, but torchrun says worker 1 of 4"),
+        ({"Open_MPI": (0, 2), "torchrun": (1, 2)}, "Open MPI says that this is worker 0 of 2"),
+        ({"MPICH": (0, 2), "torchrun": (1, 4)}, "unset PMI_RANK and PMI_SIZE, or RANK and WORLD_SIZE"),
+        ({"horovodrun": (0, 2), "Open_MPI": (1, 2)}, "horovodrun says that this is worker 0 of 2"),
+        ({"MPICH": (0, 2), "Open_MPI": (1, 4)}, "Open MPI says that this is worker 1 of 4, but MPICH says"),
+        (
+            {"srun": (0, 3), "Open_MPI": (1, 2), "torchrun": (0, 4)},
+            "worker 1 of 2, but torchrun says",
+        ),
+    ],
+)
+def test_launchers_that_contradict_each_other(places: dict[str, tuple[int, int]], says: str) -> None:
+    with pytest.raises(WorldMismatch) as caught:
+        world_of(**places)
+    assert says in str(caught.value)
+    assert (caught.value.code, caught.value.status) == ("DG005", 76)
