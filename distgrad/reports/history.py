@@ -4,17 +4,22 @@ Steps are gathered in buckets of equal length. When there are too many buckets, 
 bucket twice as long. So the whole run is always covered, and a spike stays visible as the extreme of its bucket.
 """
 
+import glob
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import orjson
 
 LIMIT = 1000  # buckets; they are joined when there are twice as many
 CHUNK = 1 << 22  # bytes that are read at once
+LONGEST_LINE = 1 << 22  # bytes; a longer one is damaged. The parser takes 14 times as many.
+LAST_STEP = 10**15  # floats between its neighbours differ
+LARGEST = 1e100  # a larger number counts as infinite, and one below its inverse as 0: pictures would overflow
+MOST_NAMES = 10_000  # of variables, or workers; further ones are left out
 COLUMNS = (  # the numbers of a step, in the order of `_row`
     "step",
     "loss",
@@ -59,7 +64,8 @@ class History(NamedTuple):
 
 def files_of(path: Path) -> list[Path]:
     """List a log file after those that it was rotated into, the oldest first."""
-    rotated = [(int(one.suffix[1:]), one) for one in path.parent.glob(f"{path.name}.*") if one.suffix[1:].isdigit()]
+    named = path.parent.glob(f"{glob.escape(path.name)}.*")
+    rotated = [(int(one.suffix[1:]), one) for one in named if one.suffix[1:].isdecimal() and one.is_file()]
     return [one for _, one in sorted(rotated, reverse=True)] + [path]
 
 
@@ -88,6 +94,38 @@ class _Bucket(NamedTuple):
     finite: np.ndarray
 
 
+class _Table:
+    """Numbers by name, one row for each bucket."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, int] = {}
+        self._rows: list[np.ndarray] = []
+
+    def append(self, numbers: Iterable[tuple[str, float]]) -> None:
+        """Append a row; names that come beyond MOST_NAMES are left out."""
+        known = self._columns
+        placed = [
+            (known.setdefault(name, len(known)), number)
+            for name, number in numbers
+            if name in known or len(known) < MOST_NAMES
+        ]
+        row = np.full(len(known), np.nan)
+        for column, number in placed:
+            row[column] = number
+        self._rows.append(row)
+
+    def halve(self) -> None:
+        """Keep every other row."""
+        self._rows = self._rows[::2]
+
+    def by_name(self) -> dict[str, np.ndarray]:
+        """Return one array (rows,) for each name."""
+        rows = np.full((len(self._rows), len(self._columns)), np.nan)
+        for whole, row in zip(rows, self._rows, strict=True):
+            whole[: len(row)] = _bounded(row)  # later names were not known then
+        return {name: rows[:, column] for name, column in self._columns.items()}
+
+
 class _Reader:
     """Reads lines into buckets."""
 
@@ -95,29 +133,44 @@ class _Reader:
         self._limit, self._length = limit, 1  # steps in a bucket
         self._rows: list[tuple[float | None, ...]] = []  # of the bucket that is being filled
         self._buckets: list[_Bucket] = []
-        self._variables: list[dict[str, float]] = []  # gradient norms by path, of each bucket's first step
-        self._workers: list[dict[str, float]] = []  # gradient norms by rank, of each bucket's first step
+        self._variables, self._workers = _Table(), _Table()  # gradient norms of each bucket's first step
         self._count: Counter[str] = Counter()
 
-    def read_lines(self, lines: Iterable[bytes]) -> None:
+    def read_lines(self, file: IO[bytes]) -> None:
         """Read the lines of one file."""
-        for line in lines:
+        while line := file.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                _skip_line(file)
+                self._count["damaged"] += 1
+                continue
             try:
-                fields = orjson.loads(line)
-                self._rows.append(_row(fields))
+                self._read_line(line)
             except (ValueError, TypeError, KeyError, AttributeError):
                 self._count["damaged"] += bool(line.strip())
-                continue
-            self._count["skipped"] += not fields.get("applied", True)
-            if len(self._rows) == 1:  # the first of a bucket
-                self._variables.append(_norms(fields.get("variables", {}).items()))
-                self._workers.append(_norms(enumerate(fields.get("by_worker", ()))))
             if len(self._rows) == self._length:
                 self._finish_bucket()
 
+    def _read_line(self, line: bytes) -> None:
+        """Read a step.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: the line is not that of a step.
+        """
+        fields = orjson.loads(line)
+        row, applied = _row(fields), fields.get("applied", True)
+        if not isinstance(applied, bool):
+            raise TypeError
+        if not self._rows:  # the first of a bucket
+            variables = [*map(_norm, fields.get("variables", {}).items())]
+            workers = [*map(_norm, enumerate(fields.get("by_worker", [])))]
+            self._variables.append(variables)
+            self._workers.append(workers)
+        self._rows.append(row)
+        self._count["skipped"] += not applied
+
     def _finish_bucket(self) -> None:
         """Make a bucket of the rows, and join neighbours if there are too many."""
-        values = np.array(self._rows, float)
+        values = _bounded(np.array(self._rows, float))
         finite = np.isfinite(values)
         low, high = np.where(finite, values, np.inf).min(0), np.where(finite, values, -np.inf).max(0)
         self._buckets.append(_Bucket(low, np.where(finite, values, 0).sum(0), high, finite.sum(0)))
@@ -125,7 +178,8 @@ class _Reader:
         self._rows = []
         if len(self._buckets) >= 2 * self._limit:
             self._buckets = [_join(*pair) for pair in zip(self._buckets[::2], self._buckets[1::2], strict=True)]
-            self._variables, self._workers = self._variables[::2], self._workers[::2]
+            self._variables.halve()
+            self._workers.halve()
             self._length *= 2
 
     def history(self) -> History:
@@ -141,8 +195,8 @@ class _Reader:
             low=np.where(known, joined.low, np.nan),
             mean=np.divide(joined.total, joined.finite, out=np.full_like(joined.total, np.nan), where=known),
             high=np.where(known, joined.high, np.nan),
-            variables=_by_name(self._variables),
-            workers=_by_name(self._workers),
+            variables=self._variables.by_name(),
+            workers=self._workers.by_name(),
             skipped=self._count["skipped"],
         )
 
@@ -151,27 +205,40 @@ def _row(fields: dict[str, Any]) -> tuple[float | None, ...]:
     """Return a step's numbers in the order of COLUMNS; None, NumPy's NaN, for a field that is absent or null.
 
     Raises:
-        KeyError, TypeError, AttributeError: the fields are not those of a step.
+        KeyError, TypeError, AttributeError, ValueError: the fields are not those of a step.
     """
     noise, times = fields.get("noise"), fields.get("times")
     row = (fields["step"], fields["loss"], fields["gradient_sum"], fields["gradient_norm"], fields["seconds"])
-    row += (noise.get("trace"), noise.get("squared_norm")) if noise else (None, None)
-    row += (times.get("compute"), times.get("reduce"), times.get("apply")) if times else (None, None, None)
+    row += (None, None) if noise is None else (noise.get("trace"), noise.get("squared_norm"))
+    row += (None, None, None) if times is None else (times.get("compute"), times.get("reduce"), times.get("apply"))
     if not NUMBERS.issuperset(map(type, row)):
         raise TypeError
+    if type(row[0]) is not int or not 0 <= row[0] <= LAST_STEP:
+        raise ValueError
     return row
 
 
-def _norms(described: Iterable[tuple[Any, dict[str, Any]]]) -> dict[str, float]:
-    return {str(name): math.nan if (norm := found["gradient_norm"]) is None else norm for name, found in described}
+def _norm(described: tuple[Any, dict[str, Any]]) -> tuple[str, float]:
+    """Return name and gradient norm of a variable or a worker."""
+    name, found = described
+    norm = found["gradient_norm"]
+    if type(norm) not in NUMBERS:
+        raise TypeError
+    return str(name), math.nan if norm is None else float(norm)
+
+
+def _bounded(values: np.ndarray) -> np.ndarray:
+    """Return values in which those beyond LARGEST are NaN, and those below its inverse 0."""
+    sizes = np.abs(values)
+    return np.where(sizes > LARGEST, np.nan, np.where(sizes < 1 / LARGEST, 0, values))
+
+
+def _skip_line(file: IO[bytes]) -> None:
+    """Read to the end of a line, keeping nothing of it."""
+    while (part := file.readline(LONGEST_LINE)) and not part.endswith(b"\n"):
+        pass
 
 
 def _join(one: _Bucket, other: _Bucket) -> _Bucket:
     low, high = np.minimum(one.low, other.low), np.maximum(one.high, other.high)
     return _Bucket(low, one.total + other.total, high, one.finite + other.finite)
-
-
-def _by_name(rows: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
-    """Turn one dictionary for each bucket into one array (b,) for each name."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from distgrad.errors import shown
 from distgrad.reports.history import History
 from distgrad.reports.noise import average
 
@@ -29,6 +31,9 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.2,
     "svg.fonttype": "none",
 }
+MOST_VARIABLES = 1000  # in a picture
+MOST_LABELS = 64  # of workers
+LONGEST_LABEL = 100  # characters
 NOISE_WINDOW = 50  # buckets of the noise scale's moving average
 
 
@@ -48,7 +53,9 @@ def panels(run: History) -> Iterator[Panel]:
     if np.isfinite(run.column("trace")[1]).any():
         yield Panel("gradient noise scale (moving average), in examples", lambda axes: _noise(axes, run))
     if run.variables:
-        yield Panel("gradient norm by variable", lambda axes: _variables(axes, run), 1.2 + 0.16 * len(run.variables))
+        number = min(len(run.variables), MOST_VARIABLES)
+        some = f" (the first {number} of {len(run.variables)})" if number < len(run.variables) else ""
+        yield Panel(f"gradient norm by variable{some}", lambda axes: _variables(axes, run), 1.2 + 0.16 * number)
     if run.workers:
         yield Panel("gradient norm by worker", lambda axes: _workers(axes, run))
     if np.isfinite(run.column("compute")[1]).any():
@@ -63,18 +70,24 @@ def summary(run: History) -> dict[str, str]:
     values = {"steps": f"{run.lines}", "skipped steps": f"{run.skipped}", "damaged lines": f"{run.damaged}"}
     if run.lines:
         values |= {"first loss": f"{loss[0]:.5g}", "last loss": f"{loss[-1]:.5g}"}
-        values |= {"median step": f"{1000 * np.nanmedian(seconds):.3g} ms"}
+        known = seconds[np.isfinite(seconds)]
+        values |= {"median step": f"{1000 * np.median(known):.3g} ms" if known.size else "unknown"}
     noise = average(zip(run.column("trace")[1], run.column("squared_norm")[1], strict=True))
     if not np.isnan(noise.scale):
         values["noise scale"] = f"{noise.scale:.3g} examples"
     return values
 
 
+def label(name: str) -> str:
+    """Return a name as a page or a terminal may show it: cut short and escaped, if it must be."""
+    return name if name.isprintable() and len(name) <= LONGEST_LABEL else shown(name)
+
+
 def write_html(path: Path, name: str, run: History) -> None:
     """Write the page. `name` is its title."""
     rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in summary(run).items())
     pictures = "".join(map(_figure, panels(run)))
-    path.write_text(TEMPLATE.format(name=html.escape(name), summary=rows, pictures=pictures), encoding="utf-8")
+    path.write_text(TEMPLATE.format(name=html.escape(label(name)), summary=rows, pictures=pictures), encoding="utf-8")
 
 
 def _figure(panel: Panel) -> str:
@@ -98,7 +111,9 @@ def _picture(shown: Sequence[Panel], kind: str) -> str:
             panel.draw(axes)
             axes.set_xlabel("step")
         content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=100)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a browser has it
+            figure.savefig(content, format=kind, dpi=100)
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -122,14 +137,17 @@ def _noise(axes: Axes, run: History) -> None:
 
 
 def _variables(axes: Axes, run: History) -> None:
-    norms = np.stack(list(run.variables.values()))
+    norms = np.stack(list(run.variables.values())[:MOST_VARIABLES])
     positive = norms[np.isfinite(norms) & (norms > 0)]
-    limits = LogNorm(*np.percentile(positive, [1, 99.5])) if positive.size and np.ptp(positive) else None
+    low, high = np.percentile(positive, [1, 99.5]) if positive.size else (1, 1)
+    limits = LogNorm(low, high) if low < high else None
     steps = run.column("step")[1]
     extent = (steps[0], max(steps[-1], steps[0] + 1), len(norms), 0)
     picture = axes.imshow(np.where(norms > 0, norms, np.nan), aspect="auto", extent=extent, norm=limits, cmap="viridis")
     axes.set_facecolor("black")  # what is zero or not finite
-    axes.set_yticks(np.arange(len(norms)) + 0.5, list(run.variables), fontsize=7)
+    # A dollar in a name does not begin a formula.
+    names = [label(name) for name in list(run.variables)[:MOST_VARIABLES]]
+    axes.set_yticks(np.arange(len(norms)) + 0.5, names, fontsize=7, parse_math=False)
     axes.grid(visible=False)
     axes.figure.colorbar(picture, ax=axes, pad=0.01)
 
@@ -138,15 +156,17 @@ def _workers(axes: Axes, run: History) -> None:
     steps = run.column("step")[1]
     for rank, norms in run.workers.items():
         axes.plot(steps, norms, alpha=0.7, label=f"rank {rank}")
-    axes.set_yscale("log")
-    axes.legend(loc="lower right", ncols=8, bbox_to_anchor=(1, 0.97))
+    if any((norms > 0).any() for norms in run.workers.values()):
+        axes.set_yscale("log")
+    if len(run.workers) <= MOST_LABELS:
+        axes.legend(loc="lower right", ncols=8, bbox_to_anchor=(1, 0.97))
 
 
 def _times(axes: Axes, run: History) -> None:
     steps, names = run.column("step")[1], ("compute", "reduce", "apply")
-    parts = [1000 * np.nan_to_num(run.column(name)[1]) for name in names]
+    parts = [1000 * np.maximum(np.nan_to_num(run.column(name)[1]), 0) for name in names]
     axes.stackplot(steps, *parts, labels=names, alpha=0.8)
-    axes.set_ylim(0, 1.2 * np.percentile(np.sum(parts, 0), 98))  # the first step is traced
+    axes.set_ylim(0, 1.2 * np.percentile(np.sum(parts, 0), 98) or 1)  # the first step is traced
     axes.legend(loc="lower right", ncols=3, bbox_to_anchor=(1, 0.97))
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from support.launching import BIN, run
 from support.logs import line, written
 
@@ -17,3 +19,14 @@ def test_the_command_line(tmp_path: Path) -> None:
     empty = run([BIN / "distgrad", "report", written(tmp_path / "empty", ["x"])])
     assert (empty.status, empty.out) == (64, "")
     assert "holds no steps, and 1 damaged lines; give a file that log_file= wrote" in empty.err
+
+
+@pytest.mark.fault(46)
+def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
+    path = written(tmp_path / "l\x1b[31mog", [line(1), "[" * 10_000, line(2, variables=5)])
+    job = run([BIN / "distgrad", "report", path, "--html", tmp_path / "missing" / "page"])
+    assert job.status == 64
+    assert "damaged lines 2" in job.out
+    assert job.err.strip().endswith("page cannot be read or written (No such file or directory); give another file")
+    job = run([BIN / "distgrad", "report", written(path, ["x"])])
+    assert "\\x1b[31mog' holds no steps, and 1 damaged lines" in job.err
