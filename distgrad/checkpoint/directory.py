@@ -1,14 +1,13 @@
 """The directory with a training's checkpoints, one file each, as the root sees it."""
 
-import os
 import re
 from pathlib import Path
 
 from distgrad.checkpoint import file, metadata
-from distgrad.checkpoint.file import TEMPORARY, CheckpointContent, Damaged, Hostile
+from distgrad.checkpoint.file import CheckpointContent, Damaged, Hostile
 from distgrad.errors import HostileCheckpoint, NoCheckpointDirectory, NoValidCheckpoint, warn
 
-NAME = re.compile(r"step-(\d+)\.npz")
+NAME = re.compile(r"step-(?:[0-9]{10}|[1-9][0-9]{10,})\.npz")
 
 
 class CheckpointDirectory:
@@ -26,6 +25,8 @@ class CheckpointDirectory:
     def prepare(self) -> None:
         """Make sure that files can be written, and remove what killed processes left half-written.
 
+        No other file is touched, whatever its name ends in.
+
         Raises:
             NoCheckpointDirectory: the directory is missing, or nothing can be written into it.
         """
@@ -35,11 +36,11 @@ class CheckpointDirectory:
                 f"checkpoint directory {folder} is missing", f"create it: mkdir -p {folder.absolute()}"
             )
         try:
-            probe = folder / f"probe.{os.getpid()}{TEMPORARY}"
+            probe = file.temporary_path(self._path(0))
             probe.open("xb").close()
             probe.unlink()
-            for left in folder.glob(f"*{TEMPORARY}"):
-                if not left.name.endswith(f".{os.getpid()}{TEMPORARY}"):  # this process may be writing it
+            for left in folder.iterdir():
+                if file.is_left_over(left):
                     left.unlink(missing_ok=True)
         except OSError as error:
             raise NoCheckpointDirectory(
@@ -49,7 +50,7 @@ class CheckpointDirectory:
 
     def paths(self) -> list[Path]:
         """List the files, newest first, without looking into them."""
-        found = [path for path in self._directory.glob("step-*") if NAME.fullmatch(path.name)]
+        found = [path for path in self._directory.glob("step-*") if NAME.fullmatch(path.name) and not path.is_dir()]
         return sorted(found, key=_step_of, reverse=True)
 
     def undamaged(self) -> list[Path]:
@@ -62,7 +63,7 @@ class CheckpointDirectory:
         Raises:
             OSError: it could not be written; nothing is left of it.
         """
-        path = self._directory / f"step-{step:010d}.npz"
+        path = self._path(step)
         file.write(path, content)
         self._damaged.discard(path)
         until_now = [path for path in self.undamaged() if _step_of(path) <= step]
@@ -102,6 +103,9 @@ class CheckpointDirectory:
                 "bring back a copy of one, or begin again in another directory",
             )
         return None
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"step-{step:010d}.npz"
 
     def warn_of_later(self, step: int) -> None:
         """Warn if there is the file of a later step, which a resume would read instead of this step's."""

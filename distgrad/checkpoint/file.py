@@ -14,6 +14,8 @@ import json
 import math
 import os
 import pickletools
+import re
+import secrets
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -29,7 +31,8 @@ SEAL = b"distgrad checkpoint 1 sha256="  # in the zip comment, before the checks
 DIGEST = 64  # hexadecimal digits of the checksum
 CHUNK = 1 << 20  # bytes that are read at once
 NUMBERS = "biufcV"  # kinds of dtypes; NumPy stores those that it lacks as bytes, V
-TEMPORARY = ".tmp"  # ends the name of a file that is not complete
+TEMPORARY = re.compile(r"step-[0-9]{10,}\.npz\.[0-9]+-[0-9a-f]{16}\.tmp")  # the name of a file that is not complete
+PROCESS = secrets.token_hex(8)  # tells this process from one before it that had the same number
 
 
 class CheckpointContent(NamedTuple):
@@ -56,7 +59,7 @@ def write(path: Path, content: CheckpointContent) -> None:
     Raises:
         OSError: it could not be written; nothing is left of it.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = temporary_path(path)
     try:
         with temporary.open("x+b") as file:
             _pack(file, content)
@@ -67,6 +70,17 @@ def write(path: Path, content: CheckpointContent) -> None:
         _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the path at which this process writes a file until it is complete."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{PROCESS}.tmp")
+
+
+def is_left_over(path: Path) -> bool:
+    """True for the incomplete file of another process; this one may still be writing its own."""
+    is_own = path.name.endswith(f".{os.getpid()}-{PROCESS}.tmp")
+    return TEMPORARY.fullmatch(path.name) is not None and not is_own and path.is_file() and not path.is_symlink()
 
 
 def _pack(file: IO[bytes], content: CheckpointContent) -> None:

@@ -96,6 +96,56 @@ def test_nothing_hostile_is_loaded(path: Path, tmp_path: Path) -> None:
         assert not mark.exists(), name
 
 
+BESIDE = [
+    "notes.tmp",
+    ".tmp",
+    "probe.1.tmp",
+    "probe.77.tmp",
+    "best.npz",
+    "step-1.npz",
+    "step-\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661.npz",
+    "step-0000000001.npz.bak",
+    "step-0000000001.npz.tmp",
+    "step-0000000001.npz.77.tmp",
+    "step-0000000001.npz.77-0123456789abcdef.tmp.bak",
+    "my-step-0000000001.npz.77-0123456789abcdef.tmp",
+    "step-1.npz.77-0123456789abcdef.tmp",
+    "step-0000000001.npz.77-0123456789ABCDEF.tmp",
+    "step-0000000001.npz.x-0123456789abcdef.tmp",
+    "step-00000000001.npz",
+]
+
+
+@pytest.mark.fault(42)
+def test_files_beside_the_checkpoints_stay(tmp_path: Path) -> None:
+    for name in BESIDE:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "step-0000000002.npz").mkdir()
+    (tmp_path / "step-0000000003.npz.77-0123456789abcdef.tmp").mkdir()
+    (tmp_path / "step-0000000004.npz.77-0123456789abcdef.tmp").symlink_to(tmp_path / "notes.tmp")
+    before = {path.name for path in tmp_path.iterdir()}
+    directory = CheckpointDirectory(tmp_path, keep=1)
+    directory.prepare()
+    for step in (8, 9):
+        directory.write(step, content(step, {"a": np.zeros(3)}))
+    assert {path.name for path in tmp_path.iterdir()} == before | {"step-0000000009.npz"}
+    for name in BESIDE:
+        assert (tmp_path / name).read_text() == name
+    found = directory.read_newest()
+    assert found is not None
+    assert found.meta["step"] == 9
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """Even if it had the number of this one, as processes of containers do; but not what this one is writing."""
+    left = tmp_path / f"step-0000000007.npz.{os.getpid()}-0123456789abcdef.tmp"
+    own = checkpoint_file.temporary_path(tmp_path / "step-0000000008.npz")
+    for path in (left, own):
+        path.write_bytes(b"half")
+    CheckpointDirectory(tmp_path, keep=1).prepare()
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_a_pipe_is_not_waited_for(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
