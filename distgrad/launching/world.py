@@ -102,7 +102,7 @@ class World(NamedTuple):
         if several:
             _require_agreement(several[0], several[1:])
         first = next(iter(several or places), None)
-        return SINGLE_PROCESS if first is None else _from_variables(BY_LAUNCHER[first.launcher], environment)
+        return SINGLE_PROCESS if first is None else _world(first, environment)
 
     @property
     def prints_for_host(self) -> bool:
@@ -128,13 +128,20 @@ def _places(environment: Mapping[str, str]) -> list[Place]:
     srun has started. So are srun's own PMI variables.
     """
     places = [
-        Place(variables.launcher, _integer(environment, variables.rank), _integer(environment, variables.size))
+        _place(variables, environment)
         for variables in LAUNCHER_VARIABLES
         if variables.rank in environment and variables.size in environment
     ]
     outer = [place[1:] for place in places if place.launcher == "srun"]
-    inner = [place for place in places if place[1:] not in outer]
+    inner = [place for place in places if place.launcher not in ("srun", "MPICH") or place[1:] not in outer]
     return inner if {"horovodrun", "Open MPI", "MPICH"} & {place.launcher for place in inner} else places
+
+
+def _place(variables: LauncherVariables, environment: Mapping[str, str]) -> Place:
+    rank, size = _integer(environment, variables.rank), _integer(environment, variables.size)
+    if size != 1 or not variables.starts_anything:
+        _require_fit(variables.rank, rank, variables.size, size, rank)
+    return Place(variables.launcher, rank, size)
 
 
 def _require_agreement(one: Place, others: Sequence[Place]) -> None:
@@ -158,11 +165,11 @@ def _names(place: Place) -> str:
     return f"{variables.rank} and {variables.size}" if variables else place.launcher
 
 
-def _from_variables(variables: LauncherVariables, environment: Mapping[str, str]) -> World:
-    rank, size = _integer(environment, variables.rank), _integer(environment, variables.size)
+def _world(place: Place, environment: Mapping[str, str]) -> World:
+    """Return the world of a place, with the place among the workers of its host."""
+    variables, rank, size = BY_LAUNCHER[place.launcher], place.rank, place.size
     if size == 1 and variables.starts_anything:
         return SINGLE_PROCESS
-    _require_fit(variables.rank, rank, variables.size, size, rank)
     if variables.local_rank not in environment:
         return World(variables.launcher, variables.backend, rank, size, rank, size)
     local_rank, local_size = _integer(environment, variables.local_rank), _local_size(variables, environment, size)

@@ -71,10 +71,11 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def header(shape: Sequence[int], descr: str = "<f4") -> bytes:
+def header(shape: Sequence[int], descr: str = "<f4", fortran_order: bool = False) -> bytes:
     """An array's description without the array."""
     described = io.BytesIO()
-    np.lib.format.write_array_header_1_0(described, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
+    fields = {"descr": descr, "fortran_order": fortran_order, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(described, fields)
     return described.getvalue()
 
 

@@ -208,6 +208,12 @@ def test_one_launcher_inside_another(places: dict[str, tuple[int, int]], world: 
     assert world_of(**places) == world
 
 
+def test_the_numbers_of_every_launcher_are_looked_at() -> None:
+    for places in ({"horovodrun": (0, 4), "torchrun": (3, 0)}, {"Open_MPI": (0, 1), "MPICH": (0, -1)}):
+        with pytest.raises(BadEnvironment, match="does not fit"):
+            world_of(**places)
+
+
 @pytest.mark.fault(49)
 @pytest.mark.parametrize(
     ("places", "says"),
