@@ -18,6 +18,7 @@ from distgrad.errors import shown
 
 DESCRIPTION = re.compile(r"(?P<path>.*) (?P<dtype>\w+) (?P<shape>\([\d, ]*\))", re.DOTALL)  # see agreement.describe
 BOUND = 1 << 63  # of integers
+MOST_DIMENSIONS = 32  # of a layer's state
 # The random numbers of a worker, and the bit generators that NumPy's may come from, with the end of their buffers.
 RANDOM_FIELDS = {"own", "python", "numpy", "keras", "data"}
 BIT_GENERATORS = {"MT19937": 624, "PCG64": 0, "PCG64DXSM": 0, "SFC64": 0, "Philox": 4}
@@ -190,9 +191,11 @@ def _require_random_of_worker(own: Any, name: str) -> None:
     _require(own["data"] is None or _are_integers(own["data"]), f"{name}'s data", own["data"])
 
 
-def _has_integers_only(value: Any) -> bool:
+def _has_integers_only(value: Any, depth: int = 0) -> bool:
     """True for integers, and for lists of such lists; their shapes are compared with the model's."""
-    return all(map(_has_integers_only, value)) if isinstance(value, list) else isinstance(value, int)
+    if isinstance(value, list):
+        return depth < MOST_DIMENSIONS and all(_has_integers_only(each, depth + 1) for each in value)
+    return isinstance(value, int)
 
 
 def _sets_python(state: Any) -> bool:

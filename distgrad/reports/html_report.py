@@ -85,7 +85,7 @@ def label(name: str) -> str:
 
 def write_html(path: Path, name: str, run: History) -> None:
     """Write the page. `name` is its title."""
-    rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in summary(run).items())
+    rows = "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in summary(run).items())
     pictures = "".join(map(_figure, panels(run)))
     path.write_text(TEMPLATE.format(name=html.escape(label(name)), summary=rows, pictures=pictures), encoding="utf-8")
 
@@ -100,13 +100,13 @@ def write_png(path: Path, run: History) -> None:
     path.write_bytes(base64.b64decode(_picture(list(panels(run)), "png")))
 
 
-def _picture(shown: Sequence[Panel], kind: str) -> str:
+def _picture(drawn: Sequence[Panel], kind: str) -> str:
     """Draw panels below one another, and return the picture as base64."""
-    heights = [panel.height for panel in shown]
+    heights = [panel.height for panel in drawn]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)
-        for axes, panel in zip(grid[:, 0], shown, strict=True):
+        grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)
+        for axes, panel in zip(grid[:, 0], drawn, strict=True):
             axes.set_title(panel.title)
             panel.draw(axes)
             axes.set_xlabel("step")

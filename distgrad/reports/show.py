@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from distgrad.errors import BadArgument, EngineMissing, print_line
+from distgrad.errors import BadArgument, EngineMissing, print_line, shown
 
 try:
     from distgrad.reports.history import read
-    from distgrad.reports.html_report import label, summary, write_html, write_png
+    from distgrad.reports.html_report import summary, write_html, write_png
 except ImportError as failure:
     raise EngineMissing(f"no report without {failure.name}", "pip install 'distgrad[report]'") from None
 
@@ -24,8 +24,9 @@ def show(file: Path, html_file: Path | None, png_file: Path | None) -> None:
     with _named_errors(file):
         run = read(file)
     if not run.lines:
-        name = label(str(file))
-        raise BadArgument(f"{name} holds no steps, and {run.damaged} damaged lines", "give a file that log_file= wrote")
+        raise BadArgument(
+            f"{_name(file)} holds no steps, and {run.damaged} damaged lines", "give a file that log_file= wrote"
+        )
     print_line(" | ".join(f"{name} {value}" for name, value in summary(run).items()), sys.stdout)
     for path, write in ((html_file, partial(write_html, name=file.name)), (png_file, write_png)):
         if path is not None:
@@ -39,5 +40,10 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = f"{label(str(path))} cannot be read or written ({error.strerror})"
+        cause = f"{_name(path)} cannot be read or written ({error.strerror})"
         raise BadArgument(cause, "give another file") from None
+
+
+def _name(path: Path) -> str:
+    """Return a path as a terminal may show it."""
+    return str(path) if str(path).isprintable() else shown(str(path))

@@ -19,6 +19,9 @@ ODD_TEXTS = [
 ]
 
 
+NESTED = "lists in lists"  # which `as_text` puts here
+
+
 def odd_value(rng: random.Random, depth: int = 0) -> Json:
     """Any JSON value, more often an unpleasant one."""
     kinds: list[Callable[[], Json]] = [
@@ -27,6 +30,7 @@ def odd_value(rng: random.Random, depth: int = 0) -> Json:
         lambda: rng.randint(-5, 700),
         lambda: rng.choice([0.5, -0.0, 1e308, 5e-324, float("nan"), float("inf"), -1e-5]),
         lambda: rng.choice(ODD_TEXTS),
+        lambda: NESTED,
         lambda: "".join(chr(rng.randrange(0x250)) for _ in range(rng.randrange(9))),
     ]
     if depth < 3:
@@ -79,6 +83,7 @@ def _has(node: Any, key: Any) -> bool:
 def as_text(rng: random.Random, tree: Json) -> str:
     """JSON, now and then with a flaw."""
     text = json.dumps(tree, ensure_ascii=rng.random() < 0.8)
+    text = text.replace(f'"{NESTED}"', _nested(rng))
     match rng.randrange(12):
         case 0:
             cut = rng.randrange(len(text) + 1)
@@ -86,11 +91,16 @@ def as_text(rng: random.Random, tree: Json) -> str:
         case 1:
             return text[: rng.randrange(len(text) + 1)]
         case 2:
-            depth = rng.choice([10, 900, 1100, 50_000])
-            opening = rng.choice(["[", '{"a":'])
-            return text.replace("1", opening * depth, 1) if rng.random() < 0.5 else opening * depth
+            return _nested(rng)
         case _:
             return text
+
+
+def _nested(rng: random.Random) -> str:
+    """Lists in lists, or objects in objects, now and then without their ends."""
+    depth = rng.choice([10, 40, 300, 600, 900, 1100, 50_000])
+    opening, end = rng.choice([("[", "]"), ('{"a":', "}")])
+    return opening * depth + ("1" + end * depth if rng.random() < 0.8 else "")
 
 
 def changed_bytes(rng: random.Random, data: bytes) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 
 from support.fuzz_targets import TARGETS, generator
 
-CASES = {"checkpoints": 60, "reports": 99, "environments": 3000, "hosts": 5000}
+CASES = {"checkpoints": 40, "reports": 60, "environments": 3000, "hosts": 5000}
 
 
 @pytest.mark.fault(43, 46, 47, 48)

@@ -135,6 +135,15 @@ def test_metadata_that_distgrad_never_writes(path: Path) -> None:
         assert "meta.json is" in refused(path)
 
 
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("depth", [33, 300, 600, 900, 960, 10_000])
+@pytest.mark.parametrize("field", ["own", "python", "data", "keras"])
+def test_metadata_of_any_depth(path: Path, field: str, depth: int) -> None:
+    start, end = json.dumps(changed(f"random/0/{field}", "deep")).split('"deep"')
+    seal(path, [(META, f"{start}{'[' * depth}{']' * depth}{end}".encode()), *entries_of(path)[1:]])
+    assert "its checksum holds, but" in refused(path)
+
+
 def test_random_numbers_of_other_generators_are_restored() -> None:
     for generator in (np.random.Philox(1), np.random.PCG64(2), np.random.SFC64(3), np.random.PCG64DXSM(4)):
         state = json.loads(json.dumps(generator.state, default=np.ndarray.tolist))
