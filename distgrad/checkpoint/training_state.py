@@ -116,9 +116,7 @@ class _Restorer:
         """Assign the variables if the model is built."""
         variables = self._step.variables()
         if variables:
-            self._require_layer_states()
-            self._assign("variables", self._state.variables, variables)
-            self._has_assigned = True
+            self._assign_variables(variables)
             _set_layer_random_state(self._step.model, self._random_state)
 
     def before_next_step(self, variables: Sequence[keras.Variable]) -> None:
@@ -126,12 +124,19 @@ class _Restorer:
         if self._has_assigned:
             self._step.comm.broadcast(variables)
         else:
-            self._require_layer_states()
-            self._assign("variables", self._state.variables, variables)
-            self._has_assigned = True
+            self._assign_variables(variables)
         _set_layer_random_state(self._step.model, self._random_state)
         if self._with_metrics:
-            self._assign("metrics", self._state.metrics, _metrics(self._step))
+            metrics = _metrics(self._step)
+            _require_same(self._state.metrics, metrics, self._state.step)
+            self._assign("metrics", self._state.metrics, metrics)
+
+    def _assign_variables(self, variables: Sequence[keras.Variable]) -> None:
+        """Assign weights and optimizer state, once all that was saved is known to be that of this model."""
+        _require_same(self._state.variables, variables, self._state.step)
+        self._require_layer_states()
+        self._assign("variables", self._state.variables, variables)
+        self._has_assigned = True
 
     def _require_layer_states(self) -> None:
         """Compare all workers' saved states of layers with this model's, so that all workers raise alike."""
@@ -147,7 +152,6 @@ class _Restorer:
 
     def _assign(self, kind: str, saved: Sequence[str], variables: Sequence[keras.Variable]) -> None:
         """Assign the root's arrays of a kind, and give every worker its values."""
-        _require_same(saved, variables, self._state.step)
         if self._step.comm.is_root:
             for index, (variable, description) in enumerate(zip(variables, saved, strict=True)):
                 value, dtype = self._arrays[array_name(kind, index, description)], variable.numpy().dtype

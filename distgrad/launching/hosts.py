@@ -136,7 +136,7 @@ def reachable_hosts(hosts: Sequence[Host], environment: Mapping[str, str]) -> tu
 
 def _agent(environment: Mapping[str, str]) -> list[str]:
     """Return the command line that reaches a host whose name follows."""
-    name = next((name for name in AGENT_VARIABLES if name in environment), None)
+    name = next((name for name in AGENT_VARIABLES if environment.get(name, "").strip()), None)
     if name is None:
         return ["ssh", "-o", "BatchMode=yes", "--"]  # what follows is no option
     try:

@@ -81,7 +81,7 @@ def test_ssh_takes_a_host_for_no_option(tmp_path: Path, monkeypatch: pytest.Monk
     ssh = tmp_path / "ssh"
     ssh.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/words\n')
     ssh.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.defpath}"}
+    environment = {"PATH": f"{tmp_path}:{os.defpath}", "OMPI_MCA_plm_rsh_agent": " "}
     monkeypatch.setenv("PATH", environment["PATH"])  # where subprocess looks for ssh
     assert reachable_hosts([Host("-oProxyCommand=id", 1)], environment) == (Host("-oProxyCommand=id", 1),)
     assert (tmp_path / "words").read_text().split() == ["-o", "BatchMode=yes", "--", "-oProxyCommand=id", "true"]
