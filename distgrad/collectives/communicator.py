@@ -140,10 +140,6 @@ class Communicator:
 
         return tf.custom_gradient(with_gradient)(vector)
 
-    def sum_within_process(self, fn: Callable[[], tf.Tensor]) -> tf.Tensor:
-        """Run `fn` on each worker of this process and return the sum of its results, without communication."""
-        return fn()
-
     def worker(self) -> tf.Tensor:
         """() int32 number of the worker that runs this code, in 0..size-1; for use within `fn` only."""
         return tf.constant(self.rank)

@@ -57,9 +57,6 @@ class Strategy(Communicator):
     def sum_within(self, vector: tf.Tensor) -> tf.Tensor:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
 
-    def sum_within_process(self, fn: Callable[[], tf.Tensor]) -> tf.Tensor:
-        return tf.add_n(self._strategy.experimental_local_results(self._strategy.run(fn)))
-
     def worker(self) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         return tf.convert_to_tensor(context.replica_id_in_sync_group, tf.int32)

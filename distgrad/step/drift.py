@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
@@ -76,12 +77,15 @@ class Drift(ExtraSum):
 
     @functools.cached_property
     def _compute_table(self) -> Any:
-        def row_of_worker() -> tf.Tensor:
-            whole = tf.bitcast(_checksum(self._checksums()), tf.uint32)
-            halves = tf.cast(tf.stack([whole // HALF, whole % HALF]), tf.float32)
-            return tf.one_hot(self._comm.worker(), self._comm.size)[:, tf.newaxis] * halves
+        def table() -> tf.Tensor:
+            workers = range(self._comm.span)
+            whole = [_checksum(checksums([_copy(v, worker) for v in self._variables])) for worker in workers]
+            words = tf.bitcast(tf.stack(whole), tf.uint32)
+            halves = tf.cast(tf.stack([words // HALF, words % HALF], 1), tf.float32)
+            before, after = self._comm.rank, self._comm.size - self._comm.rank - self._comm.span
+            return tf.pad(halves, [[before, after], [0, 0]])
 
-        return tf.function(lambda: self._comm.sum_within_process(row_of_worker), autograph=False)
+        return tf.function(table, autograph=False)
 
     @functools.cached_property
     def _no_table(self) -> tf.Tensor:
@@ -94,6 +98,12 @@ class Drift(ExtraSum):
     def _checksums(self) -> list[tf.Tensor]:
         """Return () int32 for each variable."""
         return checksums(self._variables)
+
+
+def _copy(variable: keras.Variable, worker: int) -> Any:
+    """Return the copy of a variable that a worker of this process has, counted from 0."""
+    value = variable.value
+    return value.values[worker] if isinstance(value, tf.distribute.DistributedValues) else value
 
 
 def checksums(variables: Sequence[Any]) -> list[tf.Tensor]:

@@ -303,9 +303,7 @@ class Hosts:
         pass
 
     def __call__(self, rng: random.Random) -> None:
-        alphabet = rng.choice(
-            ["abh12.-_@:,", "ab:,0123456789", "".join(map(chr, range(0x20, 0x7F))), "h1:,\x00\x1b\n\u202e\u0661"]
-        )
+        alphabet = rng.choice(ALPHABETS)
         text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(14)))
         if rng.random() < 0.4:
             text = (
