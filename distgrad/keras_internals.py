@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.losses import loss as loss_module
@@ -375,7 +376,7 @@ def arrays_to_gather(adapter: Any) -> Any:
     return keras.tree.lists_to_tuples(arrays)
 
 
-def gather_rows(arrays: Any, rows: tf.Tensor) -> Any:
+def gather_rows(arrays: Any, rows: np.ndarray) -> Any:
     """Gather rows of arrays that are dense, ragged or sparse.
 
     `array_slicing.TensorflowSparseWrapper` and `slice_tensorflow_sparse_wrapper`: `tf.gather` takes no sparse tensors.
@@ -390,6 +391,8 @@ def gather_rows(arrays: Any, rows: tf.Tensor) -> Any:
     """
 
     def gather(part: Any) -> Any:
+        if isinstance(part, np.ndarray):
+            return tf.convert_to_tensor(part[rows])  # and not all of it
         if isinstance(part, array_slicing.TensorflowSparseWrapper):
             return array_slicing.slice_tensorflow_sparse_wrapper(part, rows)
         return None if keras.tree.is_nested(part) else tf.gather(part, rows)
@@ -440,10 +443,18 @@ class CountedDataset(tf.data.Dataset):
         dataset: where the batches come from.
         batches: how many; None if that is not known.
         sharing: what shares out its batches, for whoever reads its iterators; they have it as an attribute.
+        iterate: makes an iterator over the batches, instead of the dataset, which tells their type alone.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, batches: int | None, sharing: Any = None) -> None:
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        batches: int | None,
+        sharing: Any = None,
+        iterate: Callable[[], Iterator[Any]] | None = None,
+    ) -> None:
         self._dataset, self._batches, self._sharing, self.iterators = dataset, batches, sharing, 0
+        self._iterate: Callable[[], Any] = super().__iter__ if iterate is None else iterate
         super().__init__(tf.data.experimental.to_variant(dataset))
 
     def _inputs(self) -> list[tf.data.Dataset]:
@@ -460,6 +471,6 @@ class CountedDataset(tf.data.Dataset):
 
     def __iter__(self) -> Iterator[Any]:
         self.iterators += 1
-        iterator = super().__iter__()
+        iterator = self._iterate()
         iterator.sharing = self._sharing
         return iterator

@@ -6,21 +6,19 @@ A `tf.data.Dataset` may be either (global_data.py); what `comm.shard(dataset)` g
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
-from distgrad.data.pipeline import unconverted, without_autotune
-from distgrad.data.sharding import rows_of_workers
+from distgrad.data.pipeline import without_autotune
 from distgrad.fit.global_data import Sharing, is_shard, seeds_of, with_seeds
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
 from distgrad.keras_internals import CountedDataset, are_arrays, arrays_to_gather, data_adapter, gather_rows
-
-READY = 2  # batches of arrays that wait for their step
 
 
 class FitData(NamedTuple):
@@ -66,31 +64,40 @@ def fit_data(comm: Communicator, arguments: Mapping[str, Any]) -> FitData:
 def _shared_arrays(comm: Communicator, adapter: Any, shuffle: bool | str) -> FitData:
     """Share out arrays: each worker gathers only its own rows of every global batch."""
     arrays = arrays_to_gather(adapter)
+    no_rows = tf.data.Dataset.from_tensor_slices(gather_rows(arrays, np.arange(0))).batch(1)
     rows = int(next(array for array in keras.tree.flatten(arrays) if array is not None).shape[0])
     order = RowOrder(rows, adapter.batch_size, shuffle, _seed_of_root(comm) if shuffle else 0)
     settings = [f"number of rows={rows}", *_settings(adapter.num_batches, adapter.batch_size)]
-    dataset = CountedDataset(_own_rows(comm, arrays, order.batches()), adapter.num_batches)
+
+    def batches() -> ArrayBatches:
+        return ArrayBatches(comm, arrays, order.batches(), no_rows.element_spec)
+
+    dataset = CountedDataset(no_rows, adapter.num_batches, iterate=batches)
     return FitData(dataset, settings, order, adapter)
 
 
-def _own_rows(comm: Communicator, arrays: Any, batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Gather this worker's rows of every batch.
+class ArrayBatches:
+    """An iterator over this worker's rows of each batch of one epoch of arrays.
+
+    No tf.data: a worker that computes has no core to spare for the threads of a pipeline.
 
     Args:
         comm: the workers.
         arrays: what `arrays_to_gather` gave.
         batches: (b,) int64 row numbers, the same on every worker.
+        element_spec: the type of a batch.
     """
 
-    def gather(rows: tf.Tensor, arrays: Any) -> Any:
-        return gather_rows(arrays, rows_of_workers(rows, comm.rank, comm.rank + comm.span, comm.size))
+    def __init__(self, comm: Communicator, arrays: Any, batches: Iterator[np.ndarray], element_spec: Any) -> None:
+        self._comm, self._arrays, self._batches, self.element_spec = comm, arrays, batches, element_spec
 
-    # The arrays come as a dataset of one element: what a function captures becomes a constant of its graph, which would
-    # be copied and written out for every iterator.
-    with_arrays = tf.data.Dataset.zip(batches, tf.data.Dataset.from_tensors(arrays).repeat())
-    options = tf.data.Options()
-    options.experimental_optimization.apply_default_optimizations = False  # there is little to gain
-    return without_autotune(with_arrays.map(unconverted(gather)).prefetch(READY)).with_options(options)
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        rows, rank, size = next(self._batches), self._comm.rank, self._comm.size
+        first, last = (worker * len(rows) // size for worker in (rank, rank + self._comm.span))
+        return gather_rows(self._arrays, rows[first:last])
 
 
 def _shared_batches(comm: Communicator, adapter: Any, order: ResumableData) -> FitData:

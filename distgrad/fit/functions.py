@@ -47,7 +47,7 @@ class StepFunction(Generic[Step]):
         Raises:
             StopIteration: no worker has a batch left.
         """
-        if not isinstance(iterator, tf.data.Iterator):
+        if not hasattr(iterator, "element_spec"):
             return self.step(*self._own_rows(next(iterator))).keras_logs()
         steps = self._model.steps_per_execution
         if self.progress is not None:

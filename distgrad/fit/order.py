@@ -5,14 +5,14 @@ drawn from a seed of the root's, which `keras.utils.set_random_seed` makes the s
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+import numpy as np
 
 from distgrad.data.cursor import warn_of_changed_seed
-from distgrad.data.pipeline import shuffle_seeds, unconverted
+from distgrad.data.pipeline import shuffle_seeds
 from distgrad.keras_internals import CountedDataset
 
 
@@ -117,9 +117,6 @@ class ShuffledBatches(keras.utils.PyDataset):
 class RowOrder:
     """The order of the rows in each epoch, drawn from one seed and so the same on every worker.
 
-    A TensorFlow variable counts the draws. Python code in the pipeline could deadlock: when the interpreter ends an
-    iterator it waits for the iterator's threads, while these wait for the interpreter.
-
     Args:
         rows: how many there are.
         batch_size: rows of a global batch.
@@ -129,34 +126,22 @@ class RowOrder:
 
     def __init__(self, rows: int, batch_size: int, shuffle: bool | str, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle = rows, batch_size, shuffle
-        self._seed, self._drawn = (tf.Variable(v, dtype=tf.int64, trainable=False) for v in (seed, 0))
+        self._seed, self._drawn = seed, 0
         self._draws_per_epoch = -(-rows // batch_size) if shuffle == "batch" else 1
 
-    def batches(self) -> tf.data.Dataset:
-        """Return the batches of one epoch, (b,) int64 row numbers each; every iterator draws another order."""
+    def batches(self) -> Iterator[np.ndarray]:
+        """Yield the batches of one epoch, (b,) int64 row numbers each; every call draws another order."""
+        rows = np.arange(self._rows)
+        if self._shuffle and self._shuffle != "batch":
+            rows = self._shuffled(rows)
+        for start in range(0, self._rows, self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            yield self._shuffled(batch) if self._shuffle == "batch" else batch
 
-        def cut(rows: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.from_tensor_slices(rows).batch(self._batch_size)
-
-        batches = self._epoch().flat_map(unconverted(cut))
-        if self._shuffle == "batch":
-            batches = tf.data.Dataset.zip(batches, self._draws()).map(unconverted(_shuffled))
-        return batches
-
-    def _epoch(self) -> tf.data.Dataset:
-        """One element: (rows,) int64, the order of all rows before they are cut into batches."""
-        rows = tf.range(self._rows, dtype=tf.int64)
-        if not self._shuffle or self._shuffle == "batch":
-            return tf.data.Dataset.from_tensors(rows)
-        return self._draws().map(unconverted(lambda seed: _shuffled(rows, seed)))
-
-    def _draws(self) -> tf.data.Dataset:
-        """As many seeds as an epoch takes, (2,) int64 each, others for every iterator.
-
-        TensorFlow's own would depend on this worker's seed, too.
-        """
-        draws = tf.data.Dataset.range(self._draws_per_epoch)
-        return draws.map(unconverted(lambda _: tf.stack([self._seed, self._drawn.assign_add(1)])))
+    def _shuffled(self, rows: np.ndarray) -> np.ndarray:
+        """Draw the next order of some rows. TensorFlow's own shuffles would depend on this worker's seed, too."""
+        self._drawn += 1
+        return np.random.default_rng((self._seed, self._drawn)).permutation(rows)
 
     @property
     def seeds(self) -> list[int]:
@@ -166,14 +151,8 @@ class RowOrder:
     def order(self, epoch_begun: bool, pass_begun: bool) -> list[int]:  # noqa: ARG002
         """Return the seed, and how often it was drawn from before this pass."""
         per_epoch = self._draws_per_epoch
-        return [int(self._seed), (int(self._drawn) - pass_begun) // per_epoch * per_epoch]
+        return [self._seed, (self._drawn - pass_begun) // per_epoch * per_epoch]
 
     def go_to(self, order: Sequence[int], seeds: Sequence[int] | None) -> None:  # noqa: ARG002
         """Draw from the same seed, from that draw on."""
-        for variable, value in zip((self._seed, self._drawn), order, strict=True):
-            variable.assign(value)
-
-
-def _shuffled(rows: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Row numbers in another order, that of the seed (2,) int64."""
-    return tf.random.experimental.stateless_shuffle(rows, seed)
+        self._seed, self._drawn = order

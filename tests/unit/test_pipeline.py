@@ -38,9 +38,7 @@ def test_what_was_set_by_hand_is_kept_and_what_is_no_dataset_stays_as_it_is() ->
 
 
 def test_shares_are_not_tuned(comm: distgrad.Communicator) -> None:
-    arrays = fit_data(comm, {"x": np.ones((ROWS, 2)), "batch_size": 4, "shuffle": True})
     own = fit_data(comm, {"x": batches(), "shuffle": True})
-    assert not is_tuned(arrays.dataset)
     assert not is_tuned(own.dataset)
     assert not is_tuned(comm.shard(batches()))
 
