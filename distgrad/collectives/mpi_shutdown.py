@@ -8,7 +8,6 @@ import ctypes
 import functools
 import os
 import re
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from mpi4py import MPI
 
 from distgrad import native
+from distgrad.launching import private_folder
 from distgrad.liveness.reaper import end_later
 from distgrad.liveness.status_page import StatusPage
 
@@ -97,4 +97,5 @@ def abort(status: int) -> None:
 
 def remove_session_folder() -> None:
     """Remove Open MPI's folder on this host, now that mpirun is gone."""
-    shutil.rmtree(os.environ.get(SESSION_FOLDER, ""), ignore_errors=True)
+    if SESSION_FOLDER in os.environ:
+        private_folder.remove(Path(os.environ[SESSION_FOLDER]))

@@ -3,12 +3,13 @@
 A job's processes may not end by themselves: workers that are stopped or wait in a sum do not notice that their launcher
 has gone, and launchers put workers into sessions of their own. But each inherits the job's mark in its environment.
 
+The job's folder goes with it, and whatever folder in memory has a name that begins with the job's and a dash.
+
 The cleanup process waits at a pipe whose other end only the launching process holds.
 """
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from distgrad.launching import private_folder
 from distgrad.launching.isolated import isolated_command
-from distgrad.launching.job_folder import JOB_MARK, JobFolder
+from distgrad.launching.job_folder import JOB_MARK
 
+MEMORY = Path("/dev/shm")
 GRACE = 3.0  # seconds for processes to leave after they were asked to
 KILL_LIMIT = 5.0  # seconds until a killed process must have gone
 
@@ -28,7 +31,7 @@ def cleanup_process(folder: str) -> Iterator[None]:
     """Run a cleanup process for the duration of the context.
 
     At the end of the context, or when this process has ended, it ends all processes whose mark begins with the folder's
-    path, and removes the folder.
+    path, and removes the job's folders.
     """
     command = isolated_command("distgrad.launching.cleanup", folder)
     # No output: whoever reads this process's output need not wait for the cleanup.
@@ -86,5 +89,5 @@ def main(folder: str) -> None:
     """Wait until the launching process has closed its end of the pipe or has ended, then clean up."""
     sys.stdin.read()
     end_marked_processes(folder)
-    for leftover in (JobFolder(folder).memory, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in (*MEMORY.glob(f"{Path(folder).name}-*"), Path(folder)):
+        private_folder.remove(leftover)

@@ -10,9 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
-from distgrad.launching.cleanup import cleanup_process, end_marked_processes
+from distgrad.launching.cleanup import MEMORY, cleanup_process, end_marked_processes
 from distgrad.launching.commands import Command
 from distgrad.launching.job_folder import JOB_MARK, Event, JobFolder
 from distgrad.launching.outcome import Outcome, outcome_of_job, workers_missing
@@ -189,18 +190,25 @@ def temporary_job_folder() -> Iterator[JobFolder]:
     """Make the folder of one launch. At the end of the context, however it comes, nothing of the launch is left."""
     folder = JobFolder(tempfile.mkdtemp(prefix="distgrad-job-"))
     with cleanup_process(str(folder.path)):
-        with contextlib.suppress(OSError):  # where there is no /dev/shm
-            folder.memory.mkdir(mode=0o700)
         yield folder
 
 
 def with_job_mark(environment: Mapping[str, str], folder: JobFolder, on_this_host: bool) -> dict[str, str]:
     """Add the job's mark to an environment, by which the job's processes are found.
 
-    On this host Open MPI's own files go into the job's folders, too, so that they are removed even if mpirun is killed.
+    On this host Open MPI's own files go into the job's folders, too: there they are removed even if mpirun is killed,
+    and no other user can put a link where Open MPI, which follows links, is about to make a file.
     """
     path = str(folder.path)
     open_mpi = dict.fromkeys(OPEN_MPI_FOLDER, path) if on_this_host else {}
-    if on_this_host and folder.memory.is_dir():
-        open_mpi |= dict.fromkeys(OPEN_MPI_MEMORY, str(folder.memory))
+    if on_this_host:
+        open_mpi |= dict.fromkeys(OPEN_MPI_MEMORY, _folder_in_memory(folder.path))
     return {**open_mpi, **environment, JOB_MARK: path}
+
+
+def _folder_in_memory(folder: Path) -> str:
+    """Make the job's second folder, which the cleanup process finds; returns the first where it cannot be made."""
+    try:
+        return tempfile.mkdtemp(prefix=f"{folder.name}-", dir=MEMORY)
+    except OSError:
+        return str(folder)

@@ -8,8 +8,8 @@
     RANK.error_printed  it has printed an error of distgrad's
     RANK.ended          how it ended, as JSON
 
-It is private to its user, and on other hosts there only if they share the folder. Its path is the mark that all
-processes of the job carry in their environment.
+It is private to its user, and on other hosts there only if they share the folder. One that anybody else has made, who
+may know its name, is not used. Its path is the mark that all processes of the job carry in their environment.
 """
 
 import json
@@ -17,6 +17,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
+
+from distgrad.launching import private_folder
 
 JOB_MARK = "DISTGRAD_JOB"
 Event: TypeAlias = Literal["started", "joining", "loaded", "joined", "error_printed", "ended"]
@@ -45,16 +47,14 @@ class JobFolder:
 
     Attributes:
         path: where it is.
-        memory: a second folder, in memory, for the files that the workers of Open MPI share. It need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.memory = Path("/dev/shm", self.path.name)
 
     def record(self, rank: int, event: Event, text: str = "") -> None:
         """Write the file of an event, whole or not at all; does nothing on a host that does not share the folder."""
-        if self.path.is_dir():
+        if private_folder.is_private(self.path):
             # Each process its own draft: workers that also run alone are rank 0 there.
             draft = self.path / f"{rank}.{event}.{os.getpid()}.draft"
             draft.write_text(text)
@@ -86,7 +86,7 @@ class JobFolder:
     def read_environment(self) -> dict[str, str]:
         """The environment that was written for the workers; empty if none was."""
         file = self.path / "environment"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return json.loads(file.read_text()) if private_folder.is_private(self.path) and file.exists() else {}
 
 
 def record_from_worker(rank: int, event: Event) -> None:

@@ -23,9 +23,12 @@ def state(pid: int) -> str:
 def left_in_shared_memory() -> set[Path]:
     """Files and folders in /dev/shm that no running process has mapped, and of which none calls itself a part."""
     processes = list(Path("/proc").glob("[0-9]*"))
-    jobs = {Path(job).name for one in processes for job in re.findall(rf"{JOB_MARK}=([^\0]+)", read(one / "environ"))}
+    marks = {Path(job).name for one in processes for job in re.findall(rf"{JOB_MARK}=([^\0]+)", read(one / "environ"))}
     mapped = {path for one in processes for path in re.findall(r"/dev/shm/\S+", read(one / "maps"))}
-    return {path for path in Path("/dev/shm").iterdir() if path.name not in jobs and str(path) not in mapped}
+    of_jobs = tuple(marks)  # the names of their folders begin with the mark's
+    return {
+        path for path in Path("/dev/shm").iterdir() if not path.name.startswith(of_jobs) and str(path) not in mapped
+    }
 
 
 def read(path: Path) -> str:
