@@ -68,8 +68,16 @@ class Communicator:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Leave the job. Every worker calls it; the communicator is of no use afterwards."""
-        self.liveness.close()
+        """Leave the job. Every worker calls it; the communicator is of no use afterwards.
+
+        A process that was forked from a worker has no part in the job, and nothing to leave.
+        """
+        if not self.liveness.in_child:
+            self.liveness.close()
+            self._close_engine()
+
+    def _close_engine(self) -> None:
+        """Release what the engine holds. Every worker calls it."""
 
     def _engine_hooks(self) -> EngineHooks:
         """Return the functions of this engine that liveness needs."""

@@ -49,8 +49,7 @@ class Horovod(Communicator):
         with tf.init_scope(), tf.device("CPU"):
             return tf.Variable(0, dtype=tf.int64, trainable=False)
 
-    def close(self) -> None:
-        super().close()
+    def _close_engine(self) -> None:
         hvd.shutdown()
 
 

@@ -46,7 +46,7 @@ class Mpi(Windowed):
 
     def __init__(self, world: MPI.Intracomm) -> None:
         self._host = _host_of(world)
-        self._finalizer = mpi_shutdown.Finalizer(self._host)
+        self._finalizer = mpi_shutdown.finalizer(self._host)
         self._comm = world.Dup()
         super().__init__(world.rank, world.size, self._host.rank, self._host.size)
         page = self.liveness.page
@@ -74,8 +74,7 @@ class Mpi(Windowed):
             self._comm.Barrier()
         self._finalizer.finalize()
 
-    def close(self) -> None:
-        super().close()
+    def _close_engine(self) -> None:
         if self._comm:
             self.window.close()
             self._host.Free()

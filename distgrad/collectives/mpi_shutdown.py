@@ -31,32 +31,47 @@ end_stuck = functools.partial(end_later, grace=STUCK)
 
 
 class Finalizer:
-    """Finalises MPI in this process, by the compiled core.
-
-    Args:
-        host: the ranks of this host, which all call this.
-    """
+    """Finalises MPI in this process, by the compiled core; see `finalizer`."""
 
     def __init__(self, host: MPI.Intracomm) -> None:
         library = ctypes.CDLL(MPI.__file__)
         names = "\n".join(map(str, _unlink_segments(host))).encode()
         self._arguments: tuple[Any, Any, bytes] = (library.MPI_Finalize, library.MPI_Finalized, names)
+        self._process, self._is_registered = os.getpid(), False
 
     def finalize(self) -> None:
-        """Finalise MPI now; every rank calls it, or is about to end."""
-        native.functions().distgrad_end_mpi(*self._arguments)
+        """Finalise MPI now; every rank calls it, or is about to end. It does nothing in a child that was forked."""
+        if os.getpid() == self._process:
+            native.functions().distgrad_end_mpi(*self._arguments)
 
     def finalize_at_exit(self, page: StatusPage | None) -> None:
-        """Finalise MPI when this process ends.
+        """Finalise MPI when this process ends; only the first call counts.
 
         Args:
             page: of this process, to finalise when its exit status is known, since only if that is 0 may this rank
                 wait for the others; None to finalise when Python ends.
         """
+        if self._is_registered:
+            return
+        self._is_registered = True
         if page is None:
             atexit.register(self.finalize)
         else:
             native.functions().distgrad_at_exit(page.address, *self._arguments)
+
+
+_finalizers: list[Finalizer] = []
+
+
+def finalizer(host: MPI.Intracomm) -> Finalizer:
+    """Return what finalises MPI in this process, the same for all communicators.
+
+    Args:
+        host: the ranks of this host, which all call this.
+    """
+    if not _finalizers:
+        _finalizers.append(Finalizer(host))
+    return _finalizers[0]
 
 
 def _unlink_segments(host: MPI.Intracomm) -> list[Path]:

@@ -60,8 +60,7 @@ class SoloOnCpu(Windowed, Solo):
             by_range=moments_of_each([]),
         )
 
-    def close(self) -> None:
-        super().close()
+    def _close_engine(self) -> None:
         self.window.close()
 
 

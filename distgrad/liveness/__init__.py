@@ -6,6 +6,7 @@ watchdog.py       the thread that notices that a job cannot go on
 peers.py          the other processes of the job on this host
 status_page.py    shared memory in which a process tells them how far it is
 processes.py      what the kernel tells of processes
+forks.py          processes that are forked from a worker, and are none
 stop_signals.py   signals that ask a training to stop
 reaper.py         a program that outlives a worker, to end processes that should have ended with the job
 """

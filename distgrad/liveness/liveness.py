@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from distgrad import native
 from distgrad.errors import LauncherLost, print_line
+from distgrad.liveness import forks
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.peers import Peers
 from distgrad.liveness.processes import await_reaping, kill
-from distgrad.liveness.status_page import FINISHED, SUM_COUNT, WAITING, StatusPage
+from distgrad.liveness.status_page import FINISHED, SUM_COUNT, WAITING, OwnPage
 from distgrad.liveness.stop_signals import StopRequest
 from distgrad.liveness.watchdog import Fault, Watchdog
 
@@ -37,17 +38,21 @@ class Liveness:
         stop: the request to stop, which signals make.
         timeout: seconds that a worker waits for the others in a sum.
         page: tells the watchdogs of this host how far this process is.
+        in_child: True in a process that was forked from this one, which has no part in the job.
     """
 
     def __init__(self, rank: int, processes: int, hooks: EngineHooks) -> None:
         self.step: int | None = None
         self.stop = StopRequest(functools.partial(self.leave, together=False))
         self.timeout = 60.0
-        self.page = StatusPage.new()
+        self.page = OwnPage.get()
+        self.in_child = False
         self._rank, self._processes, self._hooks = rank, processes, hooks
         self._peers, self._introduced = Peers(rank, self.page, processes), False
         self._watchdog: Watchdog | None = None
         self._failure: Exception | None = None
+        self._closed = False
+        forks.give_up_in_children(self)
 
     def start(self, timeout: float) -> None:
         """Watch the job from now on; it ends when a worker is gone, or later than the others by so many seconds."""
@@ -61,6 +66,7 @@ class Liveness:
             end_job=self._end_job,
         )
         self._watchdog.start()
+        native.functions().distgrad_end_children_at_once()
         atexit.register(self._mark_finished)
         if self._hooks.introduces_at_start:
             self.introduce()
@@ -74,10 +80,21 @@ class Liveness:
 
     def close(self) -> None:
         """Stop watching; the other workers will not miss this process."""
+        if self._closed:
+            return
+        self._closed = True
         self._mark_finished()
-        self.stop.close()
+        atexit.unregister(self._mark_finished)
         if self._watchdog:
             self._watchdog.close()
+        self.stop.close()
+        self._peers.close()
+        self.page.close()
+
+    def become_child(self) -> None:
+        """Leave the job to the process that this one was forked from; its signals are its own."""
+        self.in_child = True
+        self.stop.ignore_signals()
 
     def mark_sum(self, *, begins: bool) -> contextlib.AbstractContextManager[Any]:
         """Note that a sum begins or has ended, before anything runs that is computed in this context.
@@ -122,6 +139,8 @@ class Liveness:
             status: its exit status.
             together: True if every worker does the same; else the others are ended, too.
         """
+        if self.in_child:
+            os._exit(status)
         if together:
             self._mark_finished()
             self._hooks.leave_together()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from distgrad.liveness.processes import host_id, pidfd_of
-from distgrad.liveness.status_page import StatusPage
+from distgrad.liveness.status_page import NO_FD, StatusPage
 
 
 class Peer(NamedTuple):
@@ -56,7 +56,15 @@ class Peers:
                 self.others.extend(_open(other, pid, fd))
         self.complete = len(self.others) + 1 == processes
         pages = {peer.rank: peer.page for peer in self.others} | {rank: page}
-        self._first = pages[min(pages)]
+        self._own, self._first = page, pages[min(pages)]
+
+    def close(self) -> None:
+        """Look at no other process any more."""
+        for peer in self.others:
+            os.close(peer.pidfd)
+            peer.page.close()
+        self.others.clear()
+        self._first = self._own
 
     def claim_report(self) -> bool:
         """Return True to the first process of this host that asks: it is the one to say why the job ends."""
@@ -65,6 +73,6 @@ class Peers:
 
 def _open(rank: int, pid: int, fd: int) -> Iterator[Peer]:
     """Yield the peer, or nothing where this process may not look at another's memory."""
-    for pidfd in pidfd_of(pid):
+    for pidfd in pidfd_of(pid) if fd != NO_FD else ():
         with contextlib.suppress(OSError):
             yield Peer(rank, pid, pidfd, StatusPage(os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)))

@@ -2,7 +2,7 @@
 
 A batch system signals to one process, or to all, or to some; so each step's sum tells all workers whether any of them
 was asked. The handlers are there from the first step until the communicator is closed, and only for signals for which
-the program has no handler of its own.
+the program has no handler of its own. A process that is forked from a worker has the handlers from before.
 """
 
 import signal
@@ -54,7 +54,7 @@ class StopRequest:
         if not self._has_wakeup_fd:
             signal.set_wakeup_fd(theirs)
 
-    def close(self) -> None:
+    def ignore_signals(self) -> None:
         """Restore the previous handlers."""
         if threading.current_thread() is not threading.main_thread():
             return
@@ -63,6 +63,17 @@ class StopRequest:
         if self._has_wakeup_fd:
             signal.set_wakeup_fd(-1)
         self._previous, self._has_wakeup_fd = {}, False
+
+    def close(self) -> None:
+        """Restore the previous handlers, and close `wakeup`."""
+        self.ignore_signals()
+        if not self._has_wakeup_fd:  # a thread other than the main one cannot restore them
+            self.wakeup.close()
+            self._wakeup_sender.close()
+
+    def wake(self) -> None:
+        """Make `wakeup` readable, as no signal does."""
+        self._wakeup_sender.send(b"\0")
 
     def read(self) -> None:
         """Read what signals wrote to `wakeup`; a second Ctrl-C ends the job, even within a sum.

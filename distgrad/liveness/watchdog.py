@@ -8,6 +8,7 @@ A worker that waits for another host waits a little longer, so that the host whi
 """
 
 import faulthandler
+import os
 import select
 import signal
 import sys
@@ -71,7 +72,7 @@ class Watchdog(threading.Thread):
         end_job: Callable[[Fault], None],
     ) -> None:
         super().__init__(name="distgrad-watchdog", daemon=True)
-        self._page, self._peers, self._stop, self._timeout = page, peers, stop, timeout
+        self._page, self._peers, self._stop_request, self._timeout = page, peers, stop, timeout
         self._absent_ranks, self._end_job = absent_ranks, end_job
         self._events = select.epoll()  # ends of processes, and signals that ask this one to stop
         self._launchers = ancestors_named(LAUNCHER_PROGRAMS)
@@ -90,8 +91,13 @@ class Watchdog(threading.Thread):
             self._events.register(peer.pidfd, select.EPOLLIN)
 
     def close(self) -> None:
-        """End the thread soon."""
+        """End the thread."""
         self._closing = True
+        self._stop_request.wake()
+        self.join()
+        self._events.close()
+        for pidfd in self._ancestors:
+            os.close(pidfd)
 
     def hurry(self) -> None:
         """End the job if there is a worker that has not arrived by now; return if there is none."""
@@ -104,8 +110,8 @@ class Watchdog(threading.Thread):
         """Look at the processes until the thread is closed."""
         while not self._closing:
             for fd, _ in self._events.poll(TICK):
-                if fd == self._stop.wakeup.fileno():
-                    self._stop.read()
+                if fd == self._stop_request.wakeup.fileno():
+                    self._stop_request.read()
                 else:
                     self._process_ended(fd)
             self._look()

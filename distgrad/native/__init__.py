@@ -22,6 +22,7 @@
     mark_op.cpp             DistgradMarkSum: the sums of other engines
     python_api.cpp          a window's functions for Python; export.h
     mpi_exit.cpp            the end of MPI at the end of a process
+    child_exit.cpp          the end of processes that are forked from a worker
 
 It is compiled, because the way into Python costs a small step more than its sum does, and because only so one pass over
 the vectors can add, describe and divide. pip builds it, with any C++17 compiler and without TensorFlow; it works with
@@ -61,6 +62,7 @@ _FUNCTIONS = {
     "distgrad_window_result": _Signature(_ADDRESS, (_ADDRESS,)),
     "distgrad_window_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_votes": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_end_children_at_once": _Signature(None, ()),
     "distgrad_end_mpi": _Signature(None, (_ADDRESS, _ADDRESS, _TEXT)),
     "distgrad_at_exit": _Signature(None, (_ADDRESS, _ADDRESS, _ADDRESS, _TEXT)),
 }

@@ -57,11 +57,12 @@ EXPORT void distgrad_end_mpi(int (*finalize)(), int (*finalized)(int*), const ch
 }
 
 // Does so if the process ends well. Otherwise that would wait for ranks that wait for this one in a sum; and only here,
-// after Python, is the status known.
+// after Python, is the status known. A process that was forked from this one inherits the function, but no part in MPI.
 EXPORT void distgrad_at_exit(distgrad::StatusPage* page, int (*finalize)(), int (*finalized)(int*), const char* names) {
   static std::function<void()> end;
   if (end) return;  // once a process is enough
-  end = [page, finalize, finalized, kept = std::string(names)] {
+  end = [page, finalize, finalized, kept = std::string(names), owner = getpid()] {
+    if (getpid() != owner) return;
     page->end_well();
     distgrad_end_mpi(finalize, finalized, kept.c_str());
   };

@@ -30,7 +30,11 @@ SharedMemory::SharedMemory(int fd, std::int64_t capacity, int ranks)
       ranks_(ranks) {
   const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
   void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, fd, 0);
-  if (base != MAP_FAILED) base_ = static_cast<char*>(base);
+  if (base == MAP_FAILED) return;
+  base_ = static_cast<char*>(base);
+  // A process that is forked from this one is no rank, and must not write where the others read. It may read results,
+  // which tensors alias. Where this is not possible, nothing else changes.
+  if (fd >= 0) madvise(base_, result(0) - base_, MADV_DONTFORK);
 }
 
 SharedMemory::~SharedMemory() {

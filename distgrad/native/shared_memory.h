@@ -43,7 +43,8 @@ static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t));
 static_assert(sizeof(Seat) % kAlignment == 0);
 
-// One mapping. It lives until the last tensor that aliases a result is gone.
+// One mapping. It lives until the last tensor that aliases a result is gone. A child that is forked inherits the results
+// alone.
 class SharedMemory {
  public:
   // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector.
