@@ -1,7 +1,13 @@
-"""Memory does not grow with the number of micro-batches."""
+"""Memory does not grow with the number of micro-batches, nor what a process holds with what it has closed."""
 
+from measure.leaks import measure
 from measure.memory import peak
 
 
 def test_micro_batches_cost_no_memory() -> None:
     assert peak(32) <= 1.05 * peak(2)
+
+
+def test_a_closed_communicator_holds_no_descriptor_and_no_thread() -> None:
+    for early, late in measure("connect and close", 50):
+        assert late[:2] == early[:2]
