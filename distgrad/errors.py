@@ -214,6 +214,12 @@ class LauncherLost(DistgradError):
     code, status = "DG062", os.EX_TEMPFAIL
 
 
+class TooLittleMemory(DistgradError):
+    """Less memory than the sum of the gradients takes."""
+
+    code, status = "DG065", os.EX_TEMPFAIL
+
+
 class Stopped(DistgradError):
     """A job that a signal has asked to stop; all workers have stopped after the same step."""
 

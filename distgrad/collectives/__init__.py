@@ -9,6 +9,7 @@
     window.py          memory that the compiled core adds up vectors in
     windowed.py        a communicator whose sums go through that memory
     shared_window.py   the same memory for all MPI ranks of a host
+    free_memory.py     how much memory a process may still take
     between_hosts.py   the sum between hosts
     vectors.py         vectors in pieces, the division of their sum, and what is known of it
     moments.py         sum, sum of squares, largest entry and non-finite count of a vector

@@ -5,20 +5,21 @@ hosts, the ranks that own the same shard sum it, each part of it as soon as it i
 
 The memory is a memfd, which the local root creates and the others open through /proc. Unlike an MPI shared window it
 has no name that could be left behind when a process is killed, and no mount whose size limit ends in SIGBUS. Where
-there is too little of it, every rank goes on as if it were alone on its host, and all sums go by messages.
+there is too little of it, or none, every rank goes on as if it were alone on its host, and all sums go by messages.
+Where there is too little for that, too, the job ends before it is killed.
 """
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import tensorflow as tf
 from mpi4py import MPI
 
 from distgrad.collectives import between_hosts
+from distgrad.collectives.free_memory import free_memory
 from distgrad.collectives.window import Seat, Window, view
-from distgrad.errors import ModelMismatch, warn
+from distgrad.errors import ModelMismatch, TooLittleMemory, warn
 from distgrad.native.layout import Event
 
 
@@ -45,7 +46,7 @@ class SharedWindow(Window):
     def __init__(
         self, world: MPI.Intracomm, host: MPI.Intracomm, on_error: Callable[[Exception], None], page: int
     ) -> None:
-        self._world = world
+        self._world, self._neighbours = world, host
         self._splits: list[MPI.Intracomm] = []
         self._join(host)
         super().__init__(world.size, on_error, page)
@@ -96,6 +97,8 @@ class SharedWindow(Window):
                 warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
             self._join(self._split(self._world.rank))
             fd = -1  # memory of its own
+        if fd < 0:
+            self._require_own_memory(2 * needed)  # its vector, and the sum
         self._map(needed, fd, self._seat)
         if fd >= 0:
             os.close(fd)
@@ -115,6 +118,22 @@ class SharedWindow(Window):
                 os.close(opened.fd)
             raise NoSharedMemory(problems[0])
         return opened.fd
+
+    def _require_own_memory(self, size: int) -> None:
+        """Check that every rank can have so many bytes, beside those that are under the same limit.
+
+        Raises:
+            TooLittleMemory: on every rank, if one of them cannot.
+        """
+        free = free_memory()
+        sharing = self._neighbours.allgather(free.limited_by).count(free.limited_by)
+        short = f"{sharing * size} bytes of memory are needed for sums, and {free.limited_by} leaves {free.size}"
+        ranks = self._world.allgather(short if sharing * size > free.size + free.swap else "")
+        if any(ranks):
+            rank = next(rank for rank, text in enumerate(ranks) if text)
+            raise TooLittleMemory(
+                ranks[rank], "raise that limit, or start fewer workers there", rank=rank, everywhere=True
+            )
 
     def _open_on_host(self, size: int) -> OpenedMemory:
         """Have the local root create the memory, and open it."""
@@ -147,12 +166,14 @@ def _create_memory(size: int) -> int:
     """Create memory without a name and return its file descriptor.
 
     Raises:
-        OSError: the host has not that much memory left; better said now than when its pages are touched.
+        OSError: there is not that much memory left, which is better said now than when its pages are touched; or the
+            system makes none of this kind.
     """
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = 1024 * int(fields["MemAvailable"].split()[0])
-    if size > available:
-        raise OSError(f"{size} bytes of shared memory are needed and {available} are free")
+    free = free_memory()
+    if size > free.size:
+        raise OSError(f"{size} bytes of shared memory are needed and {free.limited_by} leaves {free.size}")
+    if not hasattr(os, "memfd_create"):
+        raise OSError("this system has no memfd_create")
     fd = os.memfd_create("distgrad")
     os.ftruncate(fd, size)
     return fd

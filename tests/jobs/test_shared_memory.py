@@ -1,9 +1,12 @@
 """Summing through shared memory: under stress, beside another job, and without it."""
 
+import os
+import re
 import uuid
 
 import pytest
 
+from support import memory_limit
 from support.launching import Job, finish, launch, program, run, start
 from support.processes import left_in_shared_memory, wait_until, with_environment
 
@@ -142,3 +145,35 @@ def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -
     job = run([*limited, "mpirun", "-np", "2", "python", *program(code)])
     check(job, 2)
     assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
+
+
+@pytest.mark.skipif(
+    not memory_limit.can_limit(), reason="no group of processes with a limit of memory can be made here"
+)
+def test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills() -> None:
+    """What is there already does not count: between the first limit and the vectors there is room for messages."""
+    limit = 620 << 20
+    code = f"""
+        import tensorflow as tf, distgrad
+        from support import memory_limit
+        comm = distgrad.connect()
+        small, large = (tf.fill([size << 18], float(comm.rank + 1)) for size in (128, 256))
+        comm.barrier()
+        assert memory_limit.enter({os.getpid()}, {limit})
+        total = comm.sum_over_workers(lambda: small, (), borrow=True)
+        assert total[0] == total[-1] == 3
+        print("sums right", flush=True)
+        try:
+            comm.sum_over_workers(lambda: large, (), borrow=True)
+        except tf.errors.OpError as error:
+            raise comm.liveness.explain(error)
+    """
+    job = run(["mpirun", "--oversubscribe", "-np", "2", "python", *program(code)])
+    memory_limit.remove(os.getpid())
+    assert job.out.count("sums right") == 2, job.err
+    assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
+    assert f"bytes of shared memory are needed and the limit of {limit} bytes in /sys/fs/cgroup" in job.err
+    assert (
+        len(re.findall(r"error\[DG065\] rank=0 step=-: \d+ bytes of memory are needed .* the limit of", job.err)) == 1
+    )
+    assert job.status == 75

@@ -15,37 +15,47 @@ LIMITS = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/
 
 def run_out_of_memory() -> NoReturn:
     """Take memory until the kernel ends this process. Another one removes its group."""
-    group = _make(os.getpid())
-    assert group is not None
-    (group / "cgroup.procs").write_text(str(os.getpid()))
+    assert enter(os.getpid(), SPARE)
     taken = []
     while True:
         taken.append(b"x" * (1 << 20))
 
 
+def enter(name: int, size: int) -> bool:
+    """Have this process take no more than so many bytes from now on, with all that enter a group of this name.
+
+    Returns whether that is possible here.
+    """
+    group = _make(name, size)
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group is not None
+
+
 def can_limit() -> bool:
     """Whether a group can be made here."""
-    made = _make(os.getpid())
+    made = _make(os.getpid(), SPARE)
     remove(os.getpid())
     return made is not None
 
 
-def remove(pid: int) -> None:
-    """Remove a process's group, if it had one."""
+def remove(name: int) -> None:
+    """Remove a group, if there is one and no process in it."""
     for root in LIMITS:
         with contextlib.suppress(OSError):
-            _group(root, pid).rmdir()
+            _group(root, name).rmdir()
 
 
-def _make(pid: int) -> Path | None:
+def _make(name: int, size: int) -> Path | None:
     for root, limit in LIMITS.items():
-        group = _group(root, pid)
+        group = _group(root, name)
         with contextlib.suppress(OSError):
-            group.mkdir()
-            (group / limit).write_text(str(SPARE))
+            group.mkdir(exist_ok=True)
+            (group / limit).write_text(str(size))
             return group
     return None
 
 
-def _group(root: Path, pid: int) -> Path:
-    return root / f"distgrad-{pid}"
+def _group(root: Path, name: int) -> Path:
+    """A process's own has its number for a name."""
+    return root / f"distgrad-{name}"
