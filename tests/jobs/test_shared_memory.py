@@ -177,3 +177,25 @@ def test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills() -> None:
         len(re.findall(r"error\[DG065\] rank=0 step=-: \d+ bytes of memory are needed .* the limit of", job.err)) == 1
     )
     assert job.status == 75
+
+
+def test_where_the_system_makes_no_memory_without_a_name_it_sums_by_messages() -> None:
+    """A filter refuses the call on one worker, and the other's Python is of a system that does not know it."""
+    code = """
+        import os
+        from support import seccomp
+        if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+            seccomp.refuse_memfd_create()
+        else:
+            del os.memfd_create
+        import tensorflow as tf, distgrad
+        comm = distgrad.connect()
+        for size in (10, 100_000):
+            total = comm.sum_over_workers(lambda: tf.fill([size], float(comm.rank + 1)), ())
+            assert bool(tf.reduce_all(total == 3))
+        print("sums right", flush=True)
+        comm.close()
+    """
+    job = launch("mpi", 2, program(code))[0]
+    check(job, 2)
+    assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
