@@ -60,10 +60,50 @@ def end_marked_processes(mark: str, grace: float = GRACE) -> None:
     _wait_until_gone(mark, KILL_LIMIT)
 
 
+def signal_marked(pid: int, mark: str, number: signal.Signals) -> None:
+    """Send a signal to the process of this number if its mark begins with `mark`; do nothing if it has gone.
+
+    Its number may be another process's by now. So it is looked at when a pidfd, which nothing else gets, is open;
+    before Linux 5.3, which has none, just before the signal.
+    """
+    with contextlib.suppress(OSError), _opened(pid) as pidfd:
+        if not _is_marked(pid, mark):
+            return
+        if pidfd is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(pidfd, number)
+
+
+@contextlib.contextmanager
+def _opened(pid: int) -> Iterator[int | None]:
+    """Open a pidfd; it is None where the system has none.
+
+    Raises:
+        ProcessLookupError: the process has gone.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, AttributeError) as error:
+        if isinstance(error, ProcessLookupError):
+            raise
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
 def _marked_processes(mark: str) -> list[int]:
     """Numbers of the running processes whose mark begins with `mark`."""
+    numbers = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in numbers if _is_marked(pid, mark)]
+
+
+def _is_marked(pid: int, mark: str) -> bool:
     entry = f"\0{JOB_MARK}={mark}".encode()  # in /proc a zero character ends each variable
-    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if entry in b"\0" + _environment(process)]
+    return entry in b"\0" + _environment(Path("/proc", str(pid)))
 
 
 def _environment(process: Path) -> bytes:
@@ -75,8 +115,7 @@ def _environment(process: Path) -> bytes:
 
 def _signal(mark: str, number: signal.Signals) -> None:
     for pid in _marked_processes(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+        signal_marked(pid, mark, number)
 
 
 def _wait_until_gone(mark: str, seconds: float) -> None:

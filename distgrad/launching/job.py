@@ -1,7 +1,6 @@
 """One launch: start it, watch which workers start and which fail, pass signals on, and see that it ends."""
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from distgrad.launching.cleanup import MEMORY, cleanup_process, end_marked_processes
+from distgrad.launching.cleanup import MEMORY, cleanup_process, end_marked_processes, signal_marked
 from distgrad.launching.commands import Command
 from distgrad.launching.job_folder import JOB_MARK, Event, JobFolder
 from distgrad.launching.outcome import Outcome, outcome_of_job, workers_missing
@@ -177,8 +176,7 @@ class Job:
         for process in self._processes if not wrappers else []:
             process.send_signal(number if self._on_this_host else signal.SIGUSR1)
         for wrapper in wrappers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(wrapper, number)
+            signal_marked(wrapper, str(self._folder.path), number)
 
     def _kill(self) -> None:
         self._killed = True

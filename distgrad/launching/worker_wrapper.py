@@ -7,6 +7,7 @@ the job's folder when it starts and how it ended. If the wrapper is killed, the 
 import collections
 import contextlib
 import ctypes
+import functools
 import os
 import selectors
 import signal
@@ -27,6 +28,7 @@ PARTIAL_LINE_WAIT = 0.1  # seconds after which the beginning of a line is passed
 DRAIN_LIMIT = 2.0  # seconds for the output to end after the worker has, unless its own children still hold it
 FEWEST_CORES = 2  # with fewer for each worker, none is bound to cores
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+PARENT = os.getppid()  # as early as it can be asked for
 PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -62,7 +64,7 @@ class WorkerWrapper:
             stdout=pipe,
             stderr=pipe,
             bufsize=0,
-            preexec_fn=self._set_up_worker,  # noqa: PLW1509 (there are no other threads yet)
+            preexec_fn=functools.partial(self._set_up_worker, os.getpid()),  # noqa: PLW1509 (there are no other threads yet)
             close_fds=False,  # MPICH's launcher talks to its workers through one that it leaves open
         )
         for number in self._pending:
@@ -76,10 +78,10 @@ class WorkerWrapper:
         copying.join(DRAIN_LIMIT)
         return status
 
-    def _set_up_worker(self) -> None:
-        """Set up the worker's process; runs in it, before its program begins."""
+    def _set_up_worker(self, wrapper: int) -> None:
+        """Set up the worker's process; runs in it, before its program begins. `wrapper`: this process's number."""
         os.setpgid(0, 0)  # launchers signal to whole groups, and a worker should get each signal once
-        die_with_parent()
+        die_with(wrapper)
         cores = cores_of_worker(sorted(os.sched_getaffinity(0)), self._world)
         if cores:
             os.sched_setaffinity(0, cores)
@@ -147,9 +149,15 @@ def cores_of_worker(cores: list[int], world: World) -> list[int]:
     return cores[world.local_rank * each : (world.local_rank + 1) * each]
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it has ended."""
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when the one that started it has ended; if it has already, end now.
+
+    Args:
+        parent: its process number.
+    """
     ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # the kernel says nothing of an end that was before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _gpu_of_worker(environment: Mapping[str, str], world: World) -> dict[str, str]:
@@ -174,7 +182,7 @@ def main(path: str, tag: str, *command: str) -> None:
         tag: "tag" if each line of output is to begin with the rank.
         command: the worker's command line.
     """
-    die_with_parent()
+    die_with(PARENT)
     folder = JobFolder(path)
     environment = folder.read_environment() | os.environ
     world = _world_or_exit()

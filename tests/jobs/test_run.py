@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.launching import BIN, CLEAN, Job, finish, needs_horovod, run, start
+from support.launching import BIN, CLEAN, Job, finish, needs_horovod, program, run, start
 from support.lines import ERROR
 from support.processes import wait_until, with_environment
 
@@ -247,6 +247,39 @@ def test_the_second_ctrl_c_ends_what_does_not_listen(tmp_path: Path) -> None:
     ended = finish(job, 10)
     assert ended.status == 128 + signal.SIGINT
     assert ended.seconds < 4
+
+
+def test_a_signal_reaches_no_process_that_has_a_worker_s_number_by_now(tmp_path: Path) -> None:
+    """A number that was a wrapper's and is not one of the job's processes any more."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        body = f"""
+            from pathlib import Path
+            Path(os.environ["DISTGRAD_JOB"], f"{{rank}}.started").write_text("{other.pid}")
+        """
+        path = script(tmp_path, textwrap.dedent(body) + textwrap.dedent(STOPPING % {"saves": False}))
+        job = started("mpi", path)
+        for _ in range(2):  # the second one ends the job
+            job.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        assert finish(job, 20).status == 128 + signal.SIGINT
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_process_whose_parent_ended_before_it_could_ask_for_a_signal_ends() -> None:
+    code = """
+        import os, time
+        from distgrad.launching import worker_wrapper
+        parent = os.getpid()
+        if not os.fork():
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            worker_wrapper.die_with(parent)
+            print("alive")
+    """
+    ended = run([sys.executable, *program(code)], timeout=20)
+    assert ended.status == 0, ended.err
+    assert ended.out == ""
 
 
 @pytest.mark.parametrize("backend", ["mpi", pytest.param("gloo", marks=needs_horovod), "tf"])
