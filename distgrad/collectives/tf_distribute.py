@@ -17,8 +17,6 @@ from distgrad.errors import EngineMissing
 from distgrad.launching.world import SINGLE_PROCESS, World
 from distgrad.liveness.engine_hooks import EngineHooks
 
-LATER = 5.0  # seconds after the watchdog, which knows more, TensorFlow gives up waiting itself
-
 
 class Strategy(Communicator):
     """The replicas of one strategy; a process with several local devices runs several workers."""
@@ -71,9 +69,8 @@ def connect(world: World, timeout: float) -> Strategy:
     if world.launcher != "TF_CONFIG":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return Strategy(tf.distribute.MirroredStrategy([device.name for device in devices]), SINGLE_PROCESS)
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout + LATER)
     try:
-        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), world)
+        return Strategy(tf.distribute.MultiWorkerMirroredStrategy(), world)
     except RuntimeError as error:
         raise EngineMissing(
             f"MultiWorkerMirroredStrategy does not start ({' '.join(str(error).split())})",

@@ -47,6 +47,10 @@ class StepFunction(Generic[Step]):
         Raises:
             StopIteration: no worker has a batch left.
         """
+        with self._comm.liveness.at_work(False):
+            return self._take_steps(iterator)
+
+    def _take_steps(self, iterator: Iterator[Any]) -> Mapping[str, Any]:
         if not hasattr(iterator, "element_spec"):
             return self.step(*self._own_rows(next(iterator))).keras_logs()
         steps = self._model.steps_per_execution

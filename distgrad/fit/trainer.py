@@ -208,7 +208,8 @@ class Trainer:
             given["verbose"] = 0
         before, self._is_running = self._is_running, True
         try:
-            return getattr(type(self._model), method)(self._model, **given)
+            with self._comm.liveness.at_work():  # but for its steps, see StepFunction
+                return getattr(type(self._model), method)(self._model, **given)
         finally:
             self._is_running = before
 

@@ -17,7 +17,7 @@ from distgrad.liveness import forks
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.peers import Peers
 from distgrad.liveness.processes import await_reaping, kill
-from distgrad.liveness.status_page import FINISHED, SUM_COUNT, WAITING, OwnPage
+from distgrad.liveness.status_page import AT_WORK, FINISHED, SUM_COUNT, WAITING, OwnPage
 from distgrad.liveness.stop_signals import StopRequest
 from distgrad.liveness.watchdog import Fault, Watchdog
 
@@ -36,7 +36,7 @@ class Liveness:
     Attributes:
         step: number of the step under way, for error messages; None before the first.
         stop: the request to stop, which signals make.
-        timeout: seconds that a worker waits for the others in a sum.
+        timeout: seconds that a worker waits in a sum for others of which it hears nothing.
         page: tells the watchdogs of this host how far this process is.
         in_child: True in a process that was forked from this one, which has no part in the job.
     """
@@ -112,6 +112,15 @@ class Liveness:
         self.page[WAITING] = 1
         yield
         self.page[WAITING] = 0
+
+    @contextlib.contextmanager
+    def at_work(self, works: bool = True) -> Iterator[None]:
+        """Have the others wait for this process in this context for as long as it lives; with False, not any more."""
+        before, self.page[AT_WORK] = self.page[AT_WORK], int(works)
+        try:
+            yield
+        finally:
+            self.page[AT_WORK] = before
 
     # ---- errors
 

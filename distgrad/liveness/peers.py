@@ -36,6 +36,7 @@ class Peers:
             process is known.
 
     Attributes:
+        rank: of this process's first worker.
         others: the processes of this host but this one.
         complete: True if these and this one are all of the job.
     """
@@ -47,6 +48,7 @@ class Peers:
         processes: int,
         exchange: Callable[[str], Mapping[int, str]] | None = None,
     ) -> None:
+        self.rank = rank
         own = [host_id(), os.getpid(), page.fd]
         texts = exchange(json.dumps(own)) if exchange else {}
         self.others: list[Peer] = []

@@ -16,7 +16,8 @@ import numpy as np
 from distgrad.liveness import forks
 from distgrad.native import layout
 
-SUM_COUNT, WAITING, BETWEEN_HOSTS, FINISHED, DUMPS_STACKS = layout.StatusPage  # the fields, each an int64
+# The fields, each an int64.
+SUM_COUNT, WAITING, BETWEEN_HOSTS, FINISHED, DUMPS_STACKS, AT_WORK, HEARTBEAT = layout.StatusPage
 NO_FD = -1
 MAP_FIXED = 0x10  # of Linux, which Python does not name
 

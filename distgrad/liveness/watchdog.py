@@ -1,8 +1,9 @@
 """A thread that notices when a job cannot go on: a worker is gone, or does not arrive, or the launcher is gone.
 
 It sleeps until a process ends, or for a quarter of a second, and looks at the status pages of this host's processes.
-While this process waits in a sum it counts for how long. After `timeout` seconds it names the processes that have
-begun fewer sums, lets them dump their stacks, and has the job ended. None of this takes time of a step.
+While this process waits in a sum it counts for how long. After `timeout` seconds in which it has heard nothing of
+processes that have begun fewer sums, it names them, lets them dump their stacks, and has the job ended. It goes on
+waiting for those that are at work (wait.py). None of this takes time of a step.
 
 A worker that waits for another host waits a little longer, so that the host which knows the culprit speaks first.
 """
@@ -17,12 +18,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost
+from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, note
 from distgrad.liveness.peers import Peer, Peers
 from distgrad.liveness.processes import ancestors_named, how_it_ended, is_stopped
 from distgrad.liveness.reaper import end_later
-from distgrad.liveness.status_page import BETWEEN_HOSTS, DUMPS_STACKS, FINISHED, SUM_COUNT, WAITING, StatusPage
+from distgrad.liveness.status_page import (
+    BETWEEN_HOSTS,
+    DUMPS_STACKS,
+    FINISHED,
+    HEARTBEAT,
+    SUM_COUNT,
+    WAITING,
+    StatusPage,
+)
 from distgrad.liveness.stop_signals import StopRequest
+from distgrad.liveness.wait import Wait
 
 # Programs that end a job when they end; a batch system looks after itself what becomes of them.
 LAUNCHER_PROGRAMS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", "hydra_pmi_proxy", "horovodrun"}
@@ -56,7 +66,7 @@ class Watchdog(threading.Thread):
     Args:
         page, stop: of this process.
         peers: the processes of this host.
-        timeout: seconds that a worker waits for the others in a sum.
+        timeout: seconds that a worker waits in a sum for others of which it hears nothing.
         absent_ranks: finds the ranks that do not wait, on any host.
         end_job: ends the job.
     """
@@ -80,7 +90,7 @@ class Watchdog(threading.Thread):
         for pidfd in self._ancestors:
             self._events.register(pidfd, select.EPOLLIN)
         self._events.register(stop.wakeup, select.EPOLLIN)
-        self._sum_count, self._waited, self._looked = -1, 0.0, time.monotonic()
+        self._wait, self._has_said_for_whom = Wait(), False
         self._closing = False
         self._dump_stacks_on_signal()
 
@@ -101,7 +111,7 @@ class Watchdog(threading.Thread):
 
     def hurry(self) -> None:
         """End the job if there is a worker that has not arrived by now; return if there is none."""
-        self._timeout = min(self._timeout, float(int(self._waited)))
+        self._timeout = min(self._timeout, float(int(self._wait.total)))
         time.sleep(OTHER_HOSTS + 4 * TICK)
         if self._closing:
             self.join()  # it has said why the job ends, and is about to end this process
@@ -114,7 +124,12 @@ class Watchdog(threading.Thread):
                     self._stop_request.read()
                 else:
                     self._process_ended(fd)
-            self._look()
+            self._page[HEARTBEAT] += 1
+            self._wait.look(self._page, self._peers.others)
+            if self._wait.total:
+                self._look()
+            else:
+                self._has_said_for_whom = False
 
     # ---- a process has ended
 
@@ -132,16 +147,12 @@ class Watchdog(threading.Thread):
     # ---- a process does not arrive
 
     def _look(self) -> None:
-        sum_count, waited = self._page[SUM_COUNT], self._count_wait()
-        if not waited:
-            return
-        late = waited > self._timeout
-        behind = [
-            peer for peer in self._peers.others if peer.page[SUM_COUNT] < sum_count and not peer.page[BETWEEN_HOSTS]
-        ]
-        absent = [peer for peer in behind if not peer.page[FINISHED]]
+        sum_count, wait, others = self._page[SUM_COUNT], self._wait, self._peers.others
+        late = wait.idle > self._timeout
+        behind = [peer for peer in others if peer.page[SUM_COUNT] < sum_count and not peer.page[BETWEEN_HOSTS]]
+        absent = [peer for peer in behind if not peer.page[FINISHED] and wait.silence(peer) > self._timeout]
         if not absent and late:
-            absent = [peer for peer in self._peers.others if is_stopped(peer.pid)]  # with what it had to send
+            absent = [peer for peer in others if is_stopped(peer.pid)]  # with what it had to send
         ended = [(peer, how) for peer in behind if peer.page[FINISHED] for how in [_how_finished(peer)] if how]
         if self._page[SUM_COUNT] != sum_count or not self._page[WAITING]:
             return  # it went on while we looked
@@ -149,23 +160,26 @@ class Watchdog(threading.Thread):
             peer, how = ended[0]
             cause = f"rank {peer.rank} ended {how} while others still sum"
             self._give_up(Fault(WorkerLost(cause, "take the same steps on every worker", rank=peer.rank), ended=peer))
-        elif absent and late:
+        elif absent:
             self._dump_stacks(absent)
             self._give_up(Fault(self._not_arrived([peer.rank for peer in absent]), stuck=absent))
-        elif waited > self._timeout + OTHER_HOSTS and not self._peers.complete:
+        elif wait.idle > self._timeout + OTHER_HOSTS and not self._peers.complete:
             end_later(self._launchers, CUT_OFF)
             self._give_up(Fault(self._not_arrived(self._absent_ranks())))
-        elif waited > self._timeout + EXITING:
+        elif wait.idle > self._timeout + EXITING:
             self._give_up(Fault(self._not_arrived([peer.rank for peer in behind])))
+        elif wait.total > self._timeout:
+            self._say_for_whom(wait.at_work(behind))
 
-    def _count_wait(self) -> float:
-        """Seconds that this process has waited in its sum; not counting those in which it was stopped itself."""
-        now = time.monotonic()
-        passed, self._looked = min(now - self._looked, 4 * TICK), now
-        sum_count = self._page[SUM_COUNT]
-        waits = self._page[WAITING] and sum_count == self._sum_count
-        self._sum_count, self._waited = sum_count, self._waited + passed if waits else 0.0
-        return self._waited
+    def _say_for_whom(self, peers: Sequence[Peer]) -> None:
+        """Say once a wait for whom it is; of the processes of this host that wait, the first one does."""
+        is_first = all(peer.rank > self._peers.rank for peer in self._peers.others if peer.page[WAITING])
+        if peers and is_first and not self._has_said_for_whom:
+            self._has_said_for_whom = True
+            note(
+                f"waiting for worker {peers[0].rank}, which has been busy outside a step for {self._wait.total:.0f} s; "
+                "it is alive"
+            )
 
     def _not_arrived(self, ranks: Sequence[int]) -> NotArrived:
         who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else "a worker"

@@ -32,6 +32,8 @@ constexpr LayoutEntry kLayout[] = {
     FIELD(StatusPage, between_hosts),
     FIELD(StatusPage, finished),
     FIELD(StatusPage, dumps_stacks),
+    FIELD(StatusPage, at_work),
+    FIELD(StatusPage, heartbeat),
     SIZE(Moments),
     FIELD(Moments, total),
     FIELD(Moments, squares),

@@ -39,7 +39,9 @@ class StatusPage(enum.IntEnum):
         WAITING: 1 while it waits for the others, or may do so.
         BETWEEN_HOSTS: 1 while it sums between hosts.
         FINISHED: 1 if it needs no more of the others, 2 once its program has ended well.
-        DUMPS_STACKS: 1 if it prints its stacks at a signal. The core does not use it.
+        DUMPS_STACKS: 1 if it prints its stacks at a signal. The core does not use it, nor what follows.
+        AT_WORK: 1 while it does what takes as long as it takes, outside a step: callbacks, for example.
+        HEARTBEAT: a number that changes several times a second, unless the process is stopped.
     """
 
     SUM_COUNT = 0
@@ -47,6 +49,8 @@ class StatusPage(enum.IntEnum):
     BETWEEN_HOSTS = 2
     FINISHED = 3
     DUMPS_STACKS = 4
+    AT_WORK = 5
+    HEARTBEAT = 6
 
 
 class Moments(enum.IntEnum):

@@ -21,7 +21,9 @@ struct StatusPage {
   std::atomic<std::int64_t> waiting;        // 1 while it is in a sum, and waits for the others or may do so
   std::atomic<std::int64_t> between_hosts;  // 1 while it sums between hosts
   std::atomic<std::int64_t> finished;       // 1 if it needs no more of the others, 2 once its program has ended well
-  std::atomic<std::int64_t> dumps_stacks;   // 1 if it prints its stacks at a signal; Python's alone
+  std::atomic<std::int64_t> dumps_stacks;   // 1 if it prints its stacks at a signal; Python's alone, as what follows
+  std::atomic<std::int64_t> at_work;        // 1 while it does what takes as long as it takes, outside a step
+  std::atomic<std::int64_t> heartbeat;      // changes several times a second, unless the process is stopped
 
   void arrive() {
     // Relaxed, because the release below publishes it: whoever sees the new count may see that the process waits.
