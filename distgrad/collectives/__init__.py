@@ -3,6 +3,7 @@
     communicator.py    the communicator, and what follows from its sum: broadcasts, exchanged texts, barriers
     solo.py            one process, one device
     mpi.py             mpi4py, under mpirun
+    mpi_presence.py    who waits, who works and who is silent
     mpi_shutdown.py    how an MPI job ends
     horovod.py         Horovod, under horovodrun
     tf_distribute.py   MultiWorkerMirroredStrategy or MirroredStrategy

@@ -4,7 +4,6 @@ TensorFlow must be loaded before MPI: both contain the hwloc library, and where 
 finds the other's half of it when it finalises, and crashes.
 """
 
-import functools
 import os
 import sys
 from pathlib import Path
@@ -35,6 +34,7 @@ except (ImportError, RuntimeError) as failure:
     ) from None
 
 from distgrad.collectives import mpi_shutdown
+from distgrad.collectives.mpi_presence import Presence
 from distgrad.collectives.shared_window import SharedWindow
 from distgrad.collectives.windowed import Windowed
 
@@ -54,15 +54,18 @@ class Mpi(Windowed):
         self._finalizer.finalize_at_exit(page if FINALIZES_LATE else None)
 
     def _engine_hooks(self) -> EngineHooks:
-        return EngineHooks(
+        hooks = EngineHooks(
             self._gather,
             self._leave_together,
             introduces_at_start=True,
             abort=mpi_shutdown.abort,
             end_stuck=mpi_shutdown.end_stuck,
-            absent_ranks=functools.partial(mpi_shutdown.absent_ranks, self._comm),
             remove_leftovers=mpi_shutdown.remove_session_folder,
         )
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            return hooks  # the watchdog, a thread, may send no messages
+        presence = Presence(self._comm)
+        return hooks._replace(ask=presence.ask, answer=presence.answer)
 
     def _gather(self, text: str) -> dict[int, str]:
         """Exchange texts without TensorFlow, which the program may still want to configure."""

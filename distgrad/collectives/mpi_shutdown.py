@@ -9,7 +9,6 @@ import functools
 import os
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from distgrad.launching import private_folder
 from distgrad.liveness.reaper import end_later
 from distgrad.liveness.status_page import StatusPage
 
-PRESENT = 1  # tag of the messages by which ranks say that they wait
-LISTENING = 1.0  # seconds to hear from the ranks that wait
 ABORTING = 2.0  # seconds for mpirun to end this process
 STUCK = 1.5  # seconds for mpirun to end whoever does not listen
 SESSION_FOLDER = "OMPI_MCA_orte_jobfam_session_dir"  # in which Open MPI 4 names its own folder
@@ -89,19 +86,6 @@ def _unlink_segments(host: MPI.Intracomm) -> list[Path]:
     for name in names:
         name.unlink()
     return names
-
-
-def absent_ranks(comm: MPI.Intracomm) -> list[int]:
-    """Find the ranks that do not wait: each rank that does says so to all others, and hears who else does."""
-    others = set(range(comm.size)) - {comm.rank}
-    sent = [comm.isend(None, rank, PRESENT) for rank in sorted(others)]
-    end = time.monotonic() + LISTENING
-    while others and time.monotonic() < end:
-        message = MPI.Status()
-        if comm.iprobe(tag=PRESENT, status=message):
-            comm.recv(source=message.source, tag=PRESENT)
-            others.discard(message.source)
-    return sorted(others) if sent else []
 
 
 def abort(status: int) -> None:

@@ -10,6 +10,18 @@ def _do_nothing(*_: int) -> None:
     pass
 
 
+class Elsewhere(NamedTuple):
+    """The ranks that do not wait in a sum, on any host; none where an engine cannot tell.
+
+    Attributes:
+        silent: of which nothing is heard.
+        at_work: that will come, see `Liveness.at_work`.
+    """
+
+    silent: Sequence[int] = ()
+    at_work: Sequence[int] = ()
+
+
 class EngineHooks(NamedTuple):
     """Functions of one engine; the defaults suit an engine that has nothing special to do.
 
@@ -20,7 +32,8 @@ class EngineHooks(NamedTuple):
             `Liveness.introduce()`, since the program may still want to configure TensorFlow.
         abort: ends the other workers, which may wait in a sum that this one will never reach; takes the exit status.
         end_stuck: ends processes of this host that do not listen, before this one ends; takes their pidfds.
-        absent_ranks: finds the ranks that do not wait, called by one that waits; none where an engine cannot tell.
+        ask: asks all ranks whether they wait or work; called by one that waits.
+        answer: tells those that have asked; takes True if this process works, False if it waits.
         remove_leftovers: removes what the launcher, which is gone, has left behind on this host.
     """
 
@@ -29,5 +42,6 @@ class EngineHooks(NamedTuple):
     introduces_at_start: bool = False
     abort: Callable[[int], None] = _do_nothing
     end_stuck: Callable[[Sequence[int]], None] = kill
-    absent_ranks: Callable[[], Sequence[int]] = list
+    ask: Callable[[], Elsewhere] = Elsewhere
+    answer: Callable[[bool], None] = _do_nothing
     remove_leftovers: Callable[[], None] = _do_nothing

@@ -62,7 +62,7 @@ class Liveness:
             self._peers,
             self.stop,
             timeout,
-            absent_ranks=self._hooks.absent_ranks,
+            hooks=self._hooks,
             end_job=self._end_job,
         )
         self._watchdog.start()

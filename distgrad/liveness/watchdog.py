@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, note
+from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.peers import Peer, Peers
 from distgrad.liveness.processes import ancestors_named, how_it_ended, is_stopped
 from distgrad.liveness.reaper import end_later
 from distgrad.liveness.status_page import (
+    AT_WORK,
     BETWEEN_HOSTS,
     DUMPS_STACKS,
     FINISHED,
@@ -67,7 +69,7 @@ class Watchdog(threading.Thread):
         page, stop: of this process.
         peers: the processes of this host.
         timeout: seconds that a worker waits in a sum for others of which it hears nothing.
-        absent_ranks: finds the ranks that do not wait, on any host.
+        hooks: what only the engine can do.
         end_job: ends the job.
     """
 
@@ -78,19 +80,19 @@ class Watchdog(threading.Thread):
         stop: StopRequest,
         timeout: float,
         *,
-        absent_ranks: Callable[[], Sequence[int]],
+        hooks: EngineHooks,
         end_job: Callable[[Fault], None],
     ) -> None:
         super().__init__(name="distgrad-watchdog", daemon=True)
         self._page, self._peers, self._stop_request, self._timeout = page, peers, stop, timeout
-        self._absent_ranks, self._end_job = absent_ranks, end_job
+        self._hooks, self._end_job = hooks, end_job
         self._events = select.epoll()  # ends of processes, and signals that ask this one to stop
         self._launchers = ancestors_named(LAUNCHER_PROGRAMS)
         self._ancestors = [*self._launchers, *ancestors_named(BATCH_SYSTEMS)]
         for pidfd in self._ancestors:
             self._events.register(pidfd, select.EPOLLIN)
         self._events.register(stop.wakeup, select.EPOLLIN)
-        self._wait, self._has_said_for_whom = Wait(), False
+        self._wait, self._has_said_for_whom, self._has_asked = Wait(), False, False
         self._closing = False
         self._dump_stacks_on_signal()
 
@@ -126,10 +128,12 @@ class Watchdog(threading.Thread):
                     self._process_ended(fd)
             self._page[HEARTBEAT] += 1
             self._wait.look(self._page, self._peers.others)
+            if self._page[AT_WORK] or self._wait.total:
+                self._hooks.answer(not self._page[WAITING])
             if self._wait.total:
                 self._look()
             else:
-                self._has_said_for_whom = False
+                self._has_said_for_whom = self._has_asked = False
 
     # ---- a process has ended
 
@@ -163,21 +167,38 @@ class Watchdog(threading.Thread):
         elif absent:
             self._dump_stacks(absent)
             self._give_up(Fault(self._not_arrived([peer.rank for peer in absent]), stuck=absent))
-        elif wait.idle > self._timeout + OTHER_HOSTS and not self._peers.complete:
-            end_later(self._launchers, CUT_OFF)
-            self._give_up(Fault(self._not_arrived(self._absent_ranks())))
+        elif wait.idle > self._time_to_ask() and not self._peers.complete:
+            self._ask_all_hosts(sum_count)
         elif wait.idle > self._timeout + EXITING:
             self._give_up(Fault(self._not_arrived([peer.rank for peer in behind])))
         elif wait.total > self._timeout:
-            self._say_for_whom(wait.at_work(behind))
+            self._say_for_whom([peer.rank for peer in wait.at_work(behind)])
 
-    def _say_for_whom(self, peers: Sequence[Peer]) -> None:
+    def _time_to_ask(self) -> float:
+        """Seconds of a wait: early enough to hear of work that is about to end, and once more before giving up."""
+        return self._timeout + OTHER_HOSTS if self._has_asked else self._timeout / 2
+
+    def _ask_all_hosts(self, sum_count: int) -> None:
+        found = self._hooks.ask()
+        if self._page[SUM_COUNT] != sum_count or not self._page[WAITING]:
+            return
+        if found.at_work and not found.silent:
+            self._wait.idle, self._has_asked = 0.0, False
+            if self._wait.total > self._timeout:
+                self._say_for_whom(found.at_work)
+        elif not self._has_asked:
+            self._has_asked = True
+        else:
+            end_later(self._launchers, CUT_OFF)
+            self._give_up(Fault(self._not_arrived(found.silent)))
+
+    def _say_for_whom(self, ranks: Sequence[int]) -> None:
         """Say once a wait for whom it is; of the processes of this host that wait, the first one does."""
         is_first = all(peer.rank > self._peers.rank for peer in self._peers.others if peer.page[WAITING])
-        if peers and is_first and not self._has_said_for_whom:
+        if ranks and is_first and not self._has_said_for_whom:
             self._has_said_for_whom = True
             note(
-                f"waiting for worker {peers[0].rank}, which has been busy outside a step for {self._wait.total:.0f} s; "
+                f"waiting for worker {ranks[0]}, which has been busy outside a step for {self._wait.total:.0f} s; "
                 "it is alive"
             )
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from support.hosts import Hosts
 from support.launching import TESTS, launch, needs_horovod
 from support.lines import ERROR
 
@@ -23,6 +24,13 @@ def test_it_is_waited_for_and_named(engine: str) -> None:
     errors = "".join(job.err for job in jobs)
     said = "distgrad: note: waiting for worker 0, which has been busy outside a step for 3 s; it is alive"
     assert errors.count("distgrad: note: waiting") == errors.count(said) == 1
+
+
+def test_on_another_host_too(hosts: Hosts) -> None:
+    job = hosts.run(1, [str(WORKER), "works"])
+    assert job.status == 0, job.err
+    assert len(job.lines("trained")) == 2
+    assert job.err.count("distgrad: note: waiting for worker 0, which has been busy outside a step for") == 1
 
 
 def test_one_that_is_stopped_there_is_not() -> None:
