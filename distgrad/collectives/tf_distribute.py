@@ -13,7 +13,7 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import Vector, joined, pieces_of
 from distgrad.data.sharding import rows_of_workers
-from distgrad.errors import EngineMissing
+from distgrad.errors import DistgradError, EngineMissing
 from distgrad.launching.world import SINGLE_PROCESS, World
 from distgrad.liveness.engine_hooks import EngineHooks
 
@@ -36,7 +36,7 @@ class Strategy(Communicator):
         return EngineHooks(self.exchange, self._leave_together, introduces_at_start=True)
 
     def _leave_together(self) -> None:
-        with contextlib.suppress(tf.errors.OpError):  # another worker has ended already
+        with contextlib.suppress(tf.errors.OpError, DistgradError):  # another worker has ended already
             self.barrier()
 
     def sum_over_workers(self, fn: Callable[..., Vector], args: Sequence[Any], borrow: bool = False) -> tf.Tensor:

@@ -22,6 +22,7 @@ from distgrad.fit.callbacks import EpochBegin, EpochEnd, StartAlike, running_cal
 from distgrad.fit.data import FitData, fit_data
 from distgrad.fit.functions import StepFunction, test_function, train_function
 from distgrad.keras_internals import CountedDataset, leave_strategy, split_rows
+from distgrad.liveness.calls import difference
 from distgrad.objective.metrics import single_metrics
 from distgrad.step import DistributedStep
 from distgrad.step.same_weights import share_weights
@@ -219,12 +220,10 @@ class Trainer:
         Raises:
             FitMismatch: others are in another one.
         """
-        called = self._comm.exchange(method)
-        if len(set(called.values())) > 1:
-            places = ", ".join(f"{name}() on rank {rank}" for rank, name in called.items())
-            raise FitMismatch(
-                places, f"call {method}() on every worker; keras.Model.predict asks no other worker", everywhere=True
-            )
+        with self._comm.liveness.calling(f"{method}()"):
+            mismatch = difference(self._comm.exchange(f"{method}()"))
+        if mismatch is not None:
+            raise mismatch
 
 
 def _hold_out_validation(given: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 liveness.py       a communicator's `liveness`: starting the watchdog, explaining errors, leaving the job
 engine_hooks.py   functions that an engine hands in, since only it knows how its jobs end
 watchdog.py       the thread that notices that a job cannot go on
+calls.py          what all workers must have called
 wait.py           how long it has waited, and who is at work
 peers.py          the other processes of the job on this host
 status_page.py    shared memory in which a process tells them how far it is

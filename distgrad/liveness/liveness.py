@@ -14,10 +14,11 @@ import tensorflow as tf
 from distgrad import native
 from distgrad.errors import LauncherLost, print_line
 from distgrad.liveness import forks
+from distgrad.liveness.calls import CALLS, called, difference
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.peers import Peers
 from distgrad.liveness.processes import await_reaping, kill
-from distgrad.liveness.status_page import AT_WORK, FINISHED, SUM_COUNT, WAITING, OwnPage
+from distgrad.liveness.status_page import AT_WORK, CALL, FINISHED, SUM_COUNT, WAITING, OwnPage
 from distgrad.liveness.stop_signals import StopRequest
 from distgrad.liveness.watchdog import Fault, Watchdog
 
@@ -122,6 +123,13 @@ class Liveness:
         finally:
             self.page[AT_WORK] = before
 
+    @contextlib.contextmanager
+    def calling(self, call: str) -> Iterator[None]:
+        """Say in this context what this process has called, one of CALLS, and what every other one must have called."""
+        self.page[CALL] = CALLS.index(call)
+        yield
+        self.page[CALL] = 0  # not after an error: the others may not have looked yet
+
     # ---- errors
 
     def fail(self, error: Exception) -> None:
@@ -131,9 +139,14 @@ class Liveness:
     def explain(self, error: Exception) -> Exception:
         """Return the exception to raise for an error that a graph has raised.
 
-        Another worker may be at fault. Then the watchdog knows, and ends this process. An engine that gave up a sum
-        before the watchdog did does not wait any longer for a worker that has not arrived.
+        If a sum has failed, workers may have called different things. Or another worker may be at fault. Then the
+        watchdog knows, and ends this process. An engine that gave up a sum before the watchdog did does not wait any
+        longer for a worker that has not arrived.
         """
+        in_sum = self._failure is not None or self.page[WAITING]
+        mismatch = difference(called(self._peers.pages())) if in_sum else None
+        if mismatch is not None:
+            return mismatch
         if self._failure is None and self._watchdog and self.page[WAITING] and not self.page[FINISHED]:
             time.sleep(EXPLAINING)
             self._watchdog.hurry()

@@ -57,8 +57,12 @@ class Peers:
             if other != rank and host == own[0]:
                 self.others.extend(_open(other, pid, fd))
         self.complete = len(self.others) + 1 == processes
-        pages = {peer.rank: peer.page for peer in self.others} | {rank: page}
-        self._own, self._first = page, pages[min(pages)]
+        self._own = page
+        self._first = self.pages()[min(self.pages())]
+
+    def pages(self) -> dict[int, StatusPage]:
+        """Return the pages of this process and of the others, by rank."""
+        return {self.rank: self._own} | {peer.rank: peer.page for peer in self.others}
 
     def close(self) -> None:
         """Look at no other process any more."""

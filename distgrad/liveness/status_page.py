@@ -17,7 +17,7 @@ from distgrad.liveness import forks
 from distgrad.native import layout
 
 # The fields, each an int64.
-SUM_COUNT, WAITING, BETWEEN_HOSTS, FINISHED, DUMPS_STACKS, AT_WORK, HEARTBEAT = layout.StatusPage
+SUM_COUNT, WAITING, BETWEEN_HOSTS, FINISHED, DUMPS_STACKS, AT_WORK, HEARTBEAT, CALL = layout.StatusPage
 NO_FD = -1
 MAP_FIXED = 0x10  # of Linux, which Python does not name
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from distgrad.errors import DistgradError, LauncherLost, NotArrived, WorkerLost, note
+from distgrad.liveness.calls import called, difference
 from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.peers import Peer, Peers
 from distgrad.liveness.processes import ancestors_named, how_it_ended, is_stopped
@@ -41,6 +42,7 @@ LAUNCHER_PROGRAMS = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted"
 BATCH_SYSTEMS = {"slurmstepd"}
 TICK = 0.25  # seconds between two looks
 OTHER_HOSTS = 2.0  # seconds longer where other hosts may know better
+MEETING = 1.0  # seconds that workers wait who have called different things
 CUT_OFF = 5.0  # seconds for launchers to end by themselves, though they may not hear from other hosts
 EXITING = 10.0  # seconds longer where a worker's program is over, and its process about to end and to tell how
 DUMP_SIGNAL = signal.SIGRTMAX - 7  # one that nobody else is likely to use
@@ -152,27 +154,43 @@ class Watchdog(threading.Thread):
 
     def _look(self) -> None:
         sum_count, wait, others = self._page[SUM_COUNT], self._wait, self._peers.others
-        late = wait.idle > self._timeout
         behind = [peer for peer in others if peer.page[SUM_COUNT] < sum_count and not peer.page[BETWEEN_HOSTS]]
-        absent = [peer for peer in behind if not peer.page[FINISHED] and wait.silence(peer) > self._timeout]
-        if not absent and late:
-            absent = [peer for peer in others if is_stopped(peer.pid)]  # with what it had to send
-        ended = [(peer, how) for peer in behind if peer.page[FINISHED] for how in [_how_finished(peer)] if how]
+        fault = self._find_fault(behind)
         if self._page[SUM_COUNT] != sum_count or not self._page[WAITING]:
             return  # it went on while we looked
-        if ended:
-            peer, how = ended[0]
-            cause = f"rank {peer.rank} ended {how} while others still sum"
-            self._give_up(Fault(WorkerLost(cause, "take the same steps on every worker", rank=peer.rank), ended=peer))
-        elif absent:
-            self._dump_stacks(absent)
-            self._give_up(Fault(self._not_arrived([peer.rank for peer in absent]), stuck=absent))
+        if fault is not None:
+            self._give_up(fault)
         elif wait.idle > self._time_to_ask() and not self._peers.complete:
             self._ask_all_hosts(sum_count)
         elif wait.idle > self._timeout + EXITING:
             self._give_up(Fault(self._not_arrived([peer.rank for peer in behind])))
         elif wait.total > self._timeout:
             self._say_for_whom([peer.rank for peer in wait.at_work(behind)])
+
+    def _find_fault(self, behind: Sequence[Peer]) -> Fault | None:
+        """Return why processes of this host will not come to this process's sum, if that is certain."""
+        for peer in behind:
+            how = _how_finished(peer) if peer.page[FINISHED] else ""
+            if how:
+                cause = f"rank {peer.rank} ended {how} while others still sum"
+                fix = "take the same steps on every worker"
+                return Fault(WorkerLost(cause, fix, rank=peer.rank), ended=peer)
+        mismatch = self._different_calls() if self._wait.total > MEETING else None
+        if mismatch is not None:
+            return Fault(mismatch)
+        absent = [peer for peer in behind if not peer.page[FINISHED] and self._wait.silence(peer) > self._timeout]
+        if not absent and self._wait.idle > self._timeout:
+            absent = [peer for peer in self._peers.others if is_stopped(peer.pid)]  # with what it had to send
+        return Fault(self._not_arrived([peer.rank for peer in absent]), stuck=absent) if absent else None
+
+    def _different_calls(self) -> DistgradError | None:
+        """Return the error of processes of this host that wait in as many sums as this one, but have called others."""
+        meeting = {
+            rank: page
+            for rank, page in self._peers.pages().items()
+            if page[WAITING] and page[SUM_COUNT] == self._page[SUM_COUNT]
+        }
+        return difference(called(meeting)) if meeting else None
 
     def _time_to_ask(self) -> float:
         """Seconds of a wait: early enough to hear of work that is about to end, and once more before giving up."""
@@ -215,6 +233,7 @@ class Watchdog(threading.Thread):
 
     def _give_up(self, fault: Fault) -> None:
         self._closing = True
+        self._dump_stacks(fault.stuck)
         self._end_job(fault)
 
     def _dump_stacks_on_signal(self) -> None:
@@ -227,7 +246,7 @@ class Watchdog(threading.Thread):
         for peer in peers:
             if peer.page[DUMPS_STACKS]:
                 signal.pidfd_send_signal(peer.pidfd, DUMP_SIGNAL)
-        time.sleep(DUMPING)
+        time.sleep(DUMPING if peers else 0.0)
 
 
 def _how_finished(peer: Peer) -> str:

@@ -34,6 +34,7 @@ constexpr LayoutEntry kLayout[] = {
     FIELD(StatusPage, dumps_stacks),
     FIELD(StatusPage, at_work),
     FIELD(StatusPage, heartbeat),
+    FIELD(StatusPage, call),
     SIZE(Moments),
     FIELD(Moments, total),
     FIELD(Moments, squares),

@@ -42,6 +42,7 @@ class StatusPage(enum.IntEnum):
         DUMPS_STACKS: 1 if it prints its stacks at a signal. The core does not use it, nor what follows.
         AT_WORK: 1 while it does what takes as long as it takes, outside a step: callbacks, for example.
         HEARTBEAT: a number that changes several times a second, unless the process is stopped.
+        CALL: what it has called that all must call, see liveness/calls.py; 0 for a step.
     """
 
     SUM_COUNT = 0
@@ -51,6 +52,7 @@ class StatusPage(enum.IntEnum):
     DUMPS_STACKS = 4
     AT_WORK = 5
     HEARTBEAT = 6
+    CALL = 7
 
 
 class Moments(enum.IntEnum):

@@ -24,6 +24,7 @@ struct StatusPage {
   std::atomic<std::int64_t> dumps_stacks;   // 1 if it prints its stacks at a signal; Python's alone, as what follows
   std::atomic<std::int64_t> at_work;        // 1 while it does what takes as long as it takes, outside a step
   std::atomic<std::int64_t> heartbeat;      // changes several times a second, unless the process is stopped
+  std::atomic<std::int64_t> call;           // what it has called that all must call; 0 for a step
 
   void arrive() {
     // Relaxed, because the release below publishes it: whoever sees the new count may see that the process waits.
