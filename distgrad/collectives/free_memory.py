@@ -27,7 +27,13 @@ class GroupFiles(NamedTuple):
 
 
 VERSIONS = (
-    GroupFiles("sys/fs/cgroup", "0::", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    GroupFiles(
+        "sys/fs/cgroup",
+        "0::",
+        "memory.max",
+        "memory.current",
+        ("inactive_file", "active_file", "slab_reclaimable"),
+    ),
     GroupFiles(
         "sys/fs/cgroup/memory",
         ":memory:",

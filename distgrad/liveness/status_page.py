@@ -87,7 +87,8 @@ class OwnPage(StatusPage):
         self._unused.append(self)
 
     def become_child(self) -> None:
-        """Put memory of the child's own in its place, where it may write what it likes."""
+        """Put memory of the child's own in its place, which no other process sees."""
+        self.fd = NO_FD
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
         rights = mmap.PROT_READ | mmap.PROT_WRITE
         size, offset = ctypes.c_size_t(mmap.PAGESIZE), ctypes.c_long(0)

@@ -8,7 +8,9 @@ import pytest
 from distgrad.collectives.free_memory import free_memory
 
 HOST = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\nSwapFree: 3 kB\nHugePages_Total: 0\n"
-STATISTICS = "anon 5\ninactive_file 30\nactive_file 4\ntotal_inactive_file 300\ntotal_active_file 40\n"
+STATISTICS = (
+    "anon 5\ninactive_file 30\nactive_file 3\nslab_reclaimable 1\ntotal_inactive_file 300\ntotal_active_file 40\n"
+)
 GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]], int, str]] = {
     # what stands in /proc/self/cgroup; limit and usage by group; bytes that are free, and what leaves no more
     "no groups": ("", {}, 8_192_000, "this host"),
