@@ -5,6 +5,7 @@ the sysexits status of its class, so a scheduler can tell "fix the script" (64, 
 """
 
 import os
+import re
 import reprlib
 import sys
 import traceback
@@ -104,6 +105,12 @@ class VersionMismatch(DistgradError):
     """Versions of a library that differ between workers."""
 
     code, status = "DG023", os.EX_PROTOCOL
+
+
+class GradientMismatch(DistgradError):
+    """A gradient whose shape, rows or values are not its variable's."""
+
+    code, status = "DG024", os.EX_DATAERR
 
 
 class UnsupportedDtype(DistgradError):
@@ -246,6 +253,26 @@ def reason_of(error: Exception) -> str:
     return text if text.isprintable() and len(text) <= 2 * SHOWN_LENGTH else shown(text)
 
 
+# How the compiled core writes an error into an operation's message (native/problem.h): code, cause, and what to do.
+_IN_A_MESSAGE = re.compile(r"distgrad: error\[(DG\d{3})\]: (.*); (.*)\n")
+
+
+def error_within(message: str, rank: int | None, step: int | None) -> DistgradError | None:
+    """Return the error of distgrad's that the message of an operation holds; None if it holds none.
+
+    Args:
+        rank: the worker whose operation has failed.
+        step: the step during which it did.
+    """
+    found = _IN_A_MESSAGE.search(message)
+    if found is None:
+        return None
+    kinds: list[type[DistgradError]] = [DistgradError, *DistgradError.__subclasses__()]
+    code, cause, fix = found.groups()
+    kind = next((kind for kind in kinds if kind.code == code), DistgradError)
+    return kind(cause, fix, rank=rank, step=step)
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr, on whichever workers call this."""
     print_line(f"distgrad: warning: {message}", sys.stderr)
@@ -282,6 +309,8 @@ def end_process_on_uncaught(prints: bool, leave: Callable[[int, bool], None]) ->
         if isinstance(error, KeyboardInterrupt):
             sys.__excepthook__(kind, error, trace)
             return
+        if not isinstance(error, DistgradError):
+            error = error_within(str(error), rank=None, step=None) or error
         known = isinstance(error, DistgradError)
         everywhere = isinstance(error, DistgradError) and error.everywhere
         if prints or not everywhere:

@@ -67,6 +67,11 @@ def require_same_settings(comm: Workers, settings: Sequence[str]) -> None:
     require_same(comm, settings, "setting", SettingsMismatch)
 
 
+def name_of(variable: Any) -> str:
+    """A variable's name as errors show it: in quotes, control characters escaped."""
+    return repr(getattr(variable, "path", variable.name))
+
+
 def describe(variable: Any) -> str:
     """One variable as text: path, dtype, shape."""
     name = getattr(variable, "path", variable.name)

@@ -84,6 +84,13 @@ class SharedWindow(Window):
                 rank=a,
                 everywhere=True,
             )
+        elif event is Event.OTHER_PARTS:
+            raise ModelMismatch(
+                f"local rank {a} divides or describes other parts of its vector than local rank 0, {b} by themselves",
+                "sum the same variables, in the same order and with the same statistics, on every worker",
+                rank=a,
+                everywhere=True,
+            )
         elif event is Event.VOTE:
             self._nonfinite_workers()[:] = self._world.allgather(a)
         else:
@@ -150,7 +157,8 @@ class SharedWindow(Window):
         shard = view(self._core.distgrad_window_result(self._address), last, dtype)[first:]
 
         def fill(start: int, stop: int) -> None:
-            self._core.distgrad_window_sum_slots(self._address, first + start, first + stop)
+            if not self._core.distgrad_window_sum_slots(self._address, first + start, first + stop):
+                raise IndexError(f"entries {first + start} to {first + stop} are not of the sum")
 
         between_hosts.all_sum(self._owners_of_shard, shard, fill)
 

@@ -80,7 +80,7 @@ class Window:
         self._size, self._on_error = size, on_error
         self._core = native.functions()
         self._callback = native.Callback(self._answer)  # the core keeps its address
-        self._address: int = self._core.distgrad_window_new(self._callback, size, page)
+        self._address: int = _required(self._core.distgrad_window_new(self._callback, size, page), "a window")
         self._capacity = 0
         self._grow(mmap.PAGESIZE)
 
@@ -97,15 +97,21 @@ class Window:
         if size * dtype.size > self._capacity:
             self._grow(size * dtype.size)
 
-    def sparse_variable(self, shape: tf.TensorShape) -> SparseVariable:
-        """Make a place where the core collects the gradients of a variable of this shape, row by row."""
+    def sparse_variable(self, name: str, shape: tf.TensorShape) -> SparseVariable:
+        """Make a place where the core collects the gradients of a variable of this shape, row by row.
+
+        Raises:
+            MemoryError: there is none for anything so large.
+        """
         rows, width = shape[0], shape[1:].num_elements()
-        return SparseVariable(shape, self._core.distgrad_window_sparse_variable(self._address, rows, width))
+        address = self._core.distgrad_window_sparse_variable(self._address, name.encode(), rows, width)
+        return SparseVariable(shape, _required(address, f"the rows of variable {name}"))
 
     def run(self, operation: str, *inputs: Any, **attributes: Any) -> Any:
         """Run one of the core's operations on this window, within a graph or not."""
         function = getattr(native.operations(), f"distgrad_{operation}")
-        return function(self._order.handle, *inputs, window=self._address, **attributes)
+        in_graph = int(not tf.executing_eagerly())
+        return function(self._order.handle, *inputs, window=self._address, in_graph=in_graph, **attributes)
 
     @functools.cached_property
     def _order(self) -> tf.Variable:
@@ -148,6 +154,12 @@ class Window:
     def _nonfinite_workers(self) -> np.ndarray:
         """(size,) float32 the core's array, 1 for each rank whose vector held NaN or infinity."""
         return view(self._core.distgrad_window_votes(self._address), self._size, tf.float32)
+
+
+def _required(address: int | None, what: str) -> int:
+    if address is None:
+        raise MemoryError(f"no memory for {what}")
+    return address
 
 
 def view(address: int, size: int, dtype: tf.DType) -> np.ndarray:

@@ -10,6 +10,8 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.vectors import joined
 from distgrad.fit.own_step import Apply
+from distgrad.gradients.accumulate import add
+from distgrad.gradients.checks import checked_against
 from distgrad.gradients.flat_vector import FlatLayout
 from distgrad.keras_internals import outside_stateless_scope, without_summing
 from distgrad.objective.kinds import Kind
@@ -52,14 +54,22 @@ class Reduction:
 
         Args:
             rows: () float32; those of made-up rows, of which there are 0, do not count, whatever they hold.
+
+        Raises:
+            GradientMismatch: a gradient is not like its variable.
         """
         weight = tf.cast(rows > 0, rows.dtype) if self._kind() is Kind.SUM else rows
 
-        def weigh(gradient: tf.Tensor) -> tf.Tensor:
+        def weigh(gradient: Any, variable: Any) -> Any:
+            gradient = checked_against(gradient, variable)
+            if gradient is None:
+                return None
+            if isinstance(gradient, tf.IndexedSlices):
+                gradient = add(tf.zeros(variable.shape, gradient.dtype), gradient)
             wide = tf.cast(gradient, tf.float64 if gradient.dtype == tf.float64 else tf.float32)
             return tf.where(weight > 0, wide * tf.cast(weight, wide.dtype), tf.zeros_like(wide))
 
-        return [None if gradient is None else weigh(tf.convert_to_tensor(gradient)) for gradient in apply.gradients]
+        return [weigh(*each) for each in zip(apply.gradients, apply.variables, strict=True)]
 
     def apply_sums(self, apply: Apply, sums: Sequence[Any]) -> None:
         """Sum over the workers what `weighted` gave, divide, and let the optimizer go on."""

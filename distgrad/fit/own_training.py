@@ -22,6 +22,7 @@ from distgrad.fit.own_step import PART, Runner, intercepted, optimizers_of
 from distgrad.fit.own_trial import OwnTrial, build
 from distgrad.fit.own_values import OwnValues
 from distgrad.gradients.accumulate import LocalSums
+from distgrad.gradients.checks import require_fitting
 from distgrad.objective.extra_sums import WorkerShare
 from distgrad.objective.metrics import hold_plain_metrics
 from distgrad.objective.trial import Trial
@@ -112,6 +113,8 @@ def _try_step(
     hold_plain_metrics(model)
     trial = OwnTrial(comm, runner, before)
     trial.prepare(batch)
+    gradients = [gradient for apply in trial.applies for gradient in apply.gradients]
+    require_fitting(comm, gradients, [variable for apply in trial.applies for variable in apply.variables])
     trial.ask(batch)
     require_same_settings(comm, [f"model={type(model).__name__}", *trial.settings()])
     return trial

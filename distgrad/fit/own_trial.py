@@ -3,7 +3,6 @@
 The step is traced until all that it uses is built, and is then run on the batch and on its two parts.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +11,7 @@ from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import row_count, rows_between, spec_with_any_rows
 from distgrad.fit.own_step import Apply, Runner
 from distgrad.fit.own_values import OwnValues
+from distgrad.gradients.checks import checked_against
 from distgrad.objective.extra_sums import Asked
 from distgrad.objective.kinds import Evidence, Kind, Parts
 from distgrad.objective.trace import trace
@@ -113,14 +113,15 @@ class OwnTrial(Trial):
     def _by_name(self, batch: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         applies: list[Apply] = []
         ran = self._runner.run(batch, applies.append, tf.constant(0), assigns=False)
-        projected = {f"gradients {n}": _projected(apply.gradients) for n, apply in enumerate(applies)}
+        projected = {f"gradients {n}": _projected(apply) for n, apply in enumerate(applies)}
         return projected | self.values.by_name(ran)
 
 
-def _projected(gradients: Sequence[Any]) -> tf.Tensor:
+def _projected(apply: Apply) -> tf.Tensor:
     """Return (2 v,) numbers that are linear in gradients, and tell a mean from a sum as well as all entries do."""
     found = []
-    for gradient in gradients:
+    for given, variable in zip(apply.gradients, apply.variables, strict=True):
+        gradient = checked_against(given, variable)
         if gradient is not None:
             flat = tf.reshape(tf.convert_to_tensor(gradient), [-1])
             wave = tf.cos(tf.cast(tf.range(tf.size(flat)), flat.dtype))

@@ -15,8 +15,9 @@ import tensorflow as tf
 from distgrad import native
 from distgrad.collectives.moments import LARGEST, SQUARES, merged, moments_of_each
 from distgrad.data.batch import row_count, rows_between
+from distgrad.gradients.checks import Gradient, checked, with_checked_rows
 from distgrad.gradients.flat_vector import LARGE, FlatLayout
-from distgrad.gradients.micro_batch import Gradient, LossSum
+from distgrad.gradients.micro_batch import LossSum
 from distgrad.native.layout import MicroBatchNotes
 
 NOTES = len(MicroBatchNotes)  # numbers that a worker notes of its micro-batches, see `LocalSums.notes`
@@ -42,6 +43,7 @@ class Accumulator(Protocol):
         """Add a micro-batch's gradients, as the tape gives them.
 
         Args:
+            gradients: of their variables' shapes; rows of sparse ones are checked here.
             is_first, is_last: () bool, True for the first and for the last micro-batch of the batch.
 
         Returns:
@@ -98,9 +100,15 @@ class LocalSums(NamedTuple):
         return cls(accumulator.start(), zero, zero, extra, tf.zeros(NOTES if describes else 0, tf.float64))
 
     def plus(self, one: "MicroBatch", accumulator: Accumulator, is_first: tf.Tensor, is_last: tf.Tensor) -> "LocalSums":
-        """Return the sums with one more micro-batch; for `is_first` and `is_last` see `Accumulator.add`."""
+        """Return the sums with one more micro-batch; for `is_first` and `is_last` see `Accumulator.add`.
+
+        Raises:
+            GradientMismatch: a gradient is not like its variable, see checks.py.
+        """
         loss, weight = tf.cast(one.loss.total, tf.float64), tf.cast(one.loss.weight, tf.float64)
-        gradients, found = accumulator.add(self.gradients, one.gradients, is_first, is_last)
+        layout = accumulator.layout
+        fitting = [checked(*each) for each in zip(one.gradients, layout.names, layout.shapes, strict=True)]
+        gradients, found = accumulator.add(self.gradients, fitting, is_first, is_last)
         extra = self.extra if one.extra is None else self.extra + one.extra
         notes = self.notes
         if notes.shape[0]:
@@ -149,6 +157,7 @@ class GraphAccumulator:
         self, sums: list[tf.Tensor], gradients: Sequence[Gradient], is_first: tf.Tensor, is_last: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Add; the first micro-batch's large gradients become the sums as they are, unread and uncopied."""
+        gradients = [self._with_checked_rows(number, gradient) for number, gradient in enumerate(gradients)]
         if tf.get_static_value(is_first):  # and the only one
             added = [self._as_sum(zeros, gradient) for zeros, gradient in zip(sums, gradients, strict=True)]
             return added, self._described(gradients, added, is_last)
@@ -161,6 +170,11 @@ class GraphAccumulator:
                 added[i] = total
         added = [tf.ensure_shape(total, shape) for total, shape in zip(added, self.layout.shapes, strict=True)]
         return added, self._described(gradients, added, is_last)
+
+    def _with_checked_rows(self, number: int, gradient: Gradient) -> Gradient:
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        return with_checked_rows(gradient, self.layout.names[number], self.layout.shapes[number])
 
     def _as_sum(self, zeros: tf.Tensor, gradient: Gradient) -> tf.Tensor:
         dense = tf.cast(gradient, zeros.dtype) if isinstance(gradient, tf.Tensor) else add(zeros, gradient)

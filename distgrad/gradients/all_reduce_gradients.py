@@ -68,7 +68,7 @@ def all_reduce_gradients(
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
     texts = _of_worker(own) if is_replica(comm) else agreement.agree_once(comm, own, _together)
-    specs = [None if one is None else tf.TensorSpec(*one) for one in texts]
+    specs = [None if one is None else tf.TensorSpec(*one, name=f"number {n}") for n, one in enumerate(texts)]
     there = [number for number, spec in enumerate(specs) if spec is not None]
     if not there:
         raise BadArgument(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow as tf
 
-from distgrad.collectives.agreement import describe
+from distgrad.collectives.agreement import describe, name_of
 from distgrad.errors import UnsupportedDtype
 from distgrad.native.layout import ALIGNMENT
 
@@ -88,6 +88,7 @@ class FlatLayout:
     """
 
     def __init__(self, variables: Sequence[Any], sparse: Collection[int] = ()) -> None:
+        self.names = [name_of(variable) for variable in variables]
         self.shapes = [tf.TensorShape(variable.shape) for variable in variables]
         dtypes = [_float_dtype(variable) for variable in variables]
         self.dtype = tf.float64 if tf.float64 in dtypes else tf.float32

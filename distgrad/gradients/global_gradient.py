@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from distgrad.collectives.moments import COLUMNS, MOMENTS, merged, moments, moments_of_each, statistics
 from distgrad.collectives.vectors import DividedSum
+from distgrad.gradients.checks import Gradient
 from distgrad.gradients.flat_vector import FlatLayout
-from distgrad.gradients.micro_batch import Gradient
 
 
 class GradientStatistics(NamedTuple):

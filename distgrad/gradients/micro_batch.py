@@ -6,15 +6,13 @@ N is what the loss's own reduction would have divided by. Nothing is divided her
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from distgrad.errors import UnsupportedLoss
-
-# What a tape gives for one variable: a dense tensor, IndexedSlices, or None where the loss does not depend on it.
-Gradient: TypeAlias = Any
+from distgrad.gradients.checks import Gradient, checked_against
 
 
 class LossSum(NamedTuple):
@@ -116,13 +114,18 @@ class Penalty(NamedTuple):
 
 
 def regularization(variables: Sequence[Any]) -> Penalty:
-    """Differentiate the weights' own losses: a function of the weights alone, counted once a step."""
+    """Differentiate the weights' own losses: a function of the weights alone, counted once a step.
+
+    Raises:
+        GradientMismatch: a gradient is not like its variable.
+    """
     sources = [tensor_of(variable) for variable in variables if is_regularized(variable)]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
         loss = regularization_loss(variables)
-    gradients = iter(tape.gradient(loss, sources) if sources else [])
-    return Penalty(loss, [next(gradients) if is_regularized(variable) else None for variable in variables])
+    found = iter(tape.gradient(loss, sources) if sources else [])
+    gradients = [next(found) if is_regularized(variable) else None for variable in variables]
+    return Penalty(loss, [checked_against(*each) for each in zip(gradients, variables, strict=True)])
 
 
 def regularization_loss(variables: Sequence[Any]) -> tf.Tensor:

@@ -42,6 +42,8 @@ def sum_gradients(
 
     Raises:
         ModelMismatch: the variables differ between workers; nothing was summed.
+        GradientMismatch: a gradient's shape, rows or values are not its variable's; nothing was summed. In a
+            `tf.function` of one's own, a `tf.errors.AbortedError` that says so where only the values tell.
         UnsupportedLoss: the loss is not per example.
 
     >>> from distgrad import connect
@@ -71,6 +73,7 @@ def sum_gradients(
         scalars = Scalars(sums.loss, sums.weight, rows, more=nobody, stop=nobody)
         return accumulator.vector(sums.gradients, rows > 0, layout.pack(scalars))
 
-    total = comm.sum_over_workers(local_sums, as_tensors(batch if isinstance(batch, tuple) else (batch,)))
+    with comm.liveness.explaining():
+        total = comm.sum_over_workers(local_sums, as_tensors(batch if isinstance(batch, tuple) else (batch,)))
     scalars = layout.unpack(total[-SCALARS:])
     return GradientSum(layout.unflatten([total[:-SCALARS]]), scalars.loss, scalars.weight)

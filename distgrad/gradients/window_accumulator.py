@@ -1,6 +1,6 @@
 """Gradients added up in this rank's slot of the window, where the sum over the workers reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -8,8 +8,8 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.collectives.window import PlacedVector, SparseVariable, Window
 from distgrad.gradients.accumulate import Accumulator, GraphAccumulator, without_repeats
+from distgrad.gradients.checks import Gradient
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout
-from distgrad.gradients.micro_batch import Gradient
 
 
 def accumulator_for(
@@ -47,7 +47,9 @@ class WindowAccumulator:
     def __init__(self, window: Window, layout: FlatLayout, extra_entries: int, describes: bool) -> None:
         self.layout, self._window, self._describes = layout, window, describes
         self._slots = layout.slots()
-        self._sparse = {index: window.sparse_variable(layout.shapes[index]) for index in layout.sparse}
+        self._sparse = {
+            index: window.sparse_variable(layout.names[index], layout.shapes[index]) for index in layout.sparse
+        }
         notes = window.room_for_notes(len(layout.shapes)) // layout.dtype.size
         window.reserve(layout.entries + SCALARS + extra_entries + notes, layout.dtype)
 
@@ -57,32 +59,40 @@ class WindowAccumulator:
     def add(
         self, sums: list[tf.Tensor], gradients: Sequence[Gradient], is_first: tf.Tensor, is_last: tf.Tensor
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        dense, places, found = [], [], []
+        dense, found = {}, []
         for index, gradient in enumerate(gradients):
-            if index in self._sparse and gradient is not None:
+            if index in self._sparse:
                 found.append(self._collect(gradient, self._sparse[index], is_first, is_last))
             elif isinstance(gradient, tf.IndexedSlices):
-                found.append(self._add_rows(gradient, self._slots[index], is_first, is_last))
-            elif index in self._slots:
-                dense.append(tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient))
-                places.append(self._slots[index])
+                found.append(self._add_rows(gradient, index, is_first, is_last))
+            else:
+                dense[index] = tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient)
         if dense:
-            starts, stops = zip(*places, strict=True)
-            found.append(self._run("add", is_first, is_last, dense, starts=starts, stops=stops))
+            found.append(self._run("add", is_first, is_last, list(dense.values()), **self._places(dense)))
         return sums, found
+
+    def _places(self, indices: Iterable[int]) -> dict[str, list[Any]]:
+        """Return the attributes that tell the core where some variables' gradients stand in the slot."""
+        starts, stops = zip(*(self._slots[index] for index in indices), strict=True)
+        return {
+            "variables": [self.layout.names[index] for index in indices],
+            "starts": list(starts),
+            "stops": list(stops),
+            "sizes": [self.layout.sizes[index] for index in indices],
+        }
 
     def _collect(
         self, gradient: Gradient, variable: SparseVariable, is_first: tf.Tensor, is_last: tf.Tensor
     ) -> tf.Tensor:
-        if isinstance(gradient, tf.Tensor):  # sparse on other workers only
+        if gradient is None:
+            gradient = tf.IndexedSlices(tf.zeros([0, *variable.shape[1:]], self.layout.dtype), tf.range(0))
+        elif isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(variable.shape[0]))
         return self._run("collect_rows", is_first, is_last, *self._rows_of(gradient), variable=variable.address)
 
-    def _add_rows(
-        self, gradient: tf.IndexedSlices, slot: tuple[int, int], is_first: tf.Tensor, is_last: tf.Tensor
-    ) -> tf.Tensor:
-        start, stop = slot
-        return self._run("add_rows", is_first, is_last, *self._rows_of(gradient), start=start, stop=stop)
+    def _add_rows(self, gradient: tf.IndexedSlices, index: int, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
+        place, height = self._places([index]), self.layout.shapes[index][0]
+        return self._run("add_rows", is_first, is_last, *self._rows_of(gradient), **place, height=height)
 
     def _rows_of(self, gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the values and the numbers of the rows."""

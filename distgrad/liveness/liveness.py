@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import tensorflow as tf
 
 from distgrad import native
-from distgrad.errors import LauncherLost, print_line
+from distgrad.errors import GradientMismatch, LauncherLost, error_within, print_line
 from distgrad.liveness import forks
 from distgrad.liveness.calls import CALLS, called, difference
 from distgrad.liveness.engine_hooks import EngineHooks
@@ -150,7 +150,19 @@ class Liveness:
         if self._failure is None and self._watchdog and self.page[WAITING] and not self.page[FINISHED]:
             time.sleep(EXPLAINING)
             self._watchdog.hurry()
-        return self._failure or error
+        return self._failure or error_within(str(error), self._rank, self.step) or error
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Explain what goes wrong in this context, in a graph or not; a gradient that is not like its variable, too."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            raise self.explain(error) from None
+        except GradientMismatch as error:
+            if error.rank is None:
+                error.rank = self._rank
+            raise
 
     # ---- the end
 

@@ -4,6 +4,7 @@
 
     layout.h, .cpp          structures and numbers that Python shares
     status_page.h           where a process is in the sums, for the watchdogs of its host
+    problem.h               what an operation fails with
     data_type.h             types of entries
     simd.h                  a few entries in a register
     vector_math.h, .cpp     adding vectors, and their moments
@@ -11,13 +12,15 @@
     row_lists.h, .cpp       those rows as a rank shows them to the others, and their sum
     shared_memory.h, .cpp   the memory of a host's ranks: seats, slots, results
     meeting.h, .cpp         how ranks wait for one another
-    sum_request.h           what is asked of a sum
+    sum_request.h, .cpp     what is asked of a sum
     window.h, .cpp          the sum
+    accumulate.h, .cpp      the gradients of micro-batches, added up in a window's slot
 
     tensorflow.h            the part of TensorFlow's C API that is used
     kernels.h, .cpp         TensorFlow operations on that API; window_kernel.h, those on a window
     sum_op.cpp              DistgradSum
     accumulate_ops.cpp      DistgradAdd, AddRows, CollectRows: micro-batches
+    check_ops.cpp           DistgradRequireShape, RequireRows: gradients that go through no window
     statistics_ops.cpp      DistgradMoments, Statistics, CopyTo, SquaredChange, NoteMicroBatch, WorkerRow
     mark_op.cpp             DistgradMarkSum: the sums of other engines
     python_api.cpp          a window's functions for Python; export.h
@@ -57,8 +60,8 @@ _FUNCTIONS = {
     "distgrad_window_range_moments_bytes": _Signature(_LONG, (_LONG, _INT)),
     "distgrad_window_map": _Signature(_BOOL, (_ADDRESS, _INT, _LONG, _INT, _INT, _INT, _BOOL)),
     "distgrad_window_close": _Signature(None, (_ADDRESS,)),
-    "distgrad_window_sparse_variable": _Signature(_ADDRESS, (_ADDRESS, _LONG, _LONG)),
-    "distgrad_window_sum_slots": _Signature(None, (_ADDRESS, _LONG, _LONG)),
+    "distgrad_window_sparse_variable": _Signature(_ADDRESS, (_ADDRESS, _TEXT, _LONG, _LONG)),
+    "distgrad_window_sum_slots": _Signature(_BOOL, (_ADDRESS, _LONG, _LONG)),
     "distgrad_window_result": _Signature(_ADDRESS, (_ADDRESS,)),
     "distgrad_window_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_votes": _Signature(_ADDRESS, (_ADDRESS,)),

@@ -5,9 +5,9 @@
 //     DistgradCollectRows    a sparse gradient, among the touched rows of a sparse variable
 //
 // Each gives (3,) AddedSums; where the attribute `describes` is 0, (0,).
-#include <cstring>
 #include <vector>
 
+#include "accumulate.h"
 #include "window_kernel.h"
 
 namespace distgrad {
@@ -22,12 +22,9 @@ class AccumulateKernel : protected WindowKernel {
       : WindowKernel(construction), describes_(integer(construction, "describes")) {}
 
  protected:
-  bool is_first(TF_OpKernelContext* context) const { return value_of<bool>(input(context, kIsFirst)); }
-  bool is_last(TF_OpKernelContext* context) const { return value_of<bool>(input(context, kIsLast)); }
-
-  template <typename T>
-  T* place(std::int64_t start) const {
-    return reinterpret_cast<T*>(window_->slot()) + start;
+  MicroBatch micro_batch(TF_OpKernelContext* context) const {
+    const bool first = value_of<bool>(input(context, kIsFirst)), last = value_of<bool>(input(context, kIsLast));
+    return {first, last, describes_, caller(context)};
   }
 
   void set_sums(TF_OpKernelContext* context, const AddedSums& sums) const {
@@ -35,77 +32,78 @@ class AccumulateKernel : protected WindowKernel {
     set_output<double>(context, 0, TF_DOUBLE, describes_ ? found : std::vector<double>{});
   }
 
+ private:
   bool describes_;
 };
+
+// Attributes, one each of every gradient: the variable's name and number of entries, and where it stands in the slot.
+std::vector<GradientPlace> places_of(TF_OpKernelConstruction* construction) {
+  const std::vector<std::string> variables = texts(construction, "variables");
+  const std::vector<std::int64_t> starts = integers(construction, "starts"), stops = integers(construction, "stops"),
+                                  sizes = integers(construction, "sizes");
+  if (starts.size() != variables.size() || stops.size() != variables.size() || sizes.size() != variables.size()) {
+    throw Problem("attributes of different lengths");
+  }
+  std::vector<GradientPlace> places;
+  for (std::size_t i = 0; i < variables.size(); ++i) places.push_back({variables[i], starts[i], stops[i], sizes[i]});
+  return places;
+}
 
 template <typename T>
 class AddKernel : AccumulateKernel {
  public:
   explicit AddKernel(TF_OpKernelConstruction* construction)
-      : AccumulateKernel(construction),
-        starts_(integers(construction, "starts")),
-        stops_(integers(construction, "stops")) {}
+      : AccumulateKernel(construction), places_(places_of(construction)) {}
 
-  // A gradient without entries stands for zeros. What lies between its end and `stop` is filled with zeros, too.
   void compute(TF_OpKernelContext* context) {
-    if (!is_open(context)) return;
-    const bool first = is_first(context), last = is_last(context);
-    const bool streams = stops_.back() * sizeof(T) >= kLarge;
-    AddedSums found;
-    for (std::size_t i = 0; i < starts_.size(); ++i) {
-      const Tensor gradient = input(context, kValues + static_cast<int>(i));
-      const T* values = data_of<T>(gradient);
-      const std::int64_t count = entries_of(gradient);
-      T* sum = place<T>(starts_[i]);
-      if (describes_) {
-        found.merge(accumulate(sum, values, count, first, last, streams));
-      } else {
-        first ? store(sum, values, count, streams) : add(sum, values, count);
-      }
-      if (first) std::memset(sum + count, 0, (stops_[i] - starts_[i] - count) * sizeof(T));
+    if (TF_NumInputs(context) != kValues + static_cast<int>(places_.size())) throw Problem("not a gradient a place");
+    const Window::Use use = window_->use();
+    std::vector<Tensor> tensors;  // they must live until they are added
+    std::vector<Piece> gradients;
+    for (int i = kValues; i < TF_NumInputs(context); ++i) {
+      tensors.push_back(input(context, i));
+      gradients.push_back({TF_TensorData(tensors.back().get()), entries_of(tensors.back())});
     }
-    set_sums(context, found);
+    set_sums(context, add_dense<T>(*window_, places_, gradients, micro_batch(context)));
   }
 
  private:
-  std::vector<std::int64_t> starts_, stops_;
+  std::vector<GradientPlace> places_;
 };
 
-// Where it describes, no row comes twice.
+// The tensors of a sparse gradient, which must live until it is added.
+template <typename T>
+class SparseInput {
+ public:
+  explicit SparseInput(TF_OpKernelContext* context) : values_(input(context, kValues)), rows_(input(context, kRows)) {}
+
+  TouchedRows<T> get() const {
+    return {data_of<std::int64_t>(rows_), entries_of(rows_), data_of<T>(values_), entries_of(values_)};
+  }
+
+ private:
+  Tensor values_, rows_;
+};
+
 template <typename T>
 class AddRowsKernel : AccumulateKernel {
  public:
   explicit AddRowsKernel(TF_OpKernelConstruction* construction)
-      : AccumulateKernel(construction),
-        start_(integer(construction, "start")),
-        stop_(integer(construction, "stop")) {}
+      : AccumulateKernel(construction), places_(places_of(construction)), height_(integer(construction, "height")) {
+    if (places_.size() != 1) throw Problem("not a place for the gradient");
+  }
 
   void compute(TF_OpKernelContext* context) {
-    if (!is_open(context)) return;
-    T* variable = place<T>(start_);
-    if (is_first(context)) std::memset(variable, 0, (stop_ - start_) * sizeof(T));
-    const Tensor values = input(context, kValues), rows = input(context, kRows);
-    const std::int64_t entries = entries_of(values), count = entries_of(rows);
-    const std::int64_t* row = data_of<std::int64_t>(rows);
-    const T* value = data_of<T>(values);
-    AddedSums found;
-    if (describes_) found.squares = moments_of(value, entries).squares;
-    for (std::int64_t i = 0, width = count ? entries / count : 0; i < count; ++i, value += width) {
-      if (row[i] < 0 || (row[i] + 1) * width > stop_ - start_) return fail(context, "a row is outside its variable");
-      add(variable + row[i] * width, value, width);
-    }
-    if (describes_ && is_last(context)) {
-      const Moments total = moments_of(variable, stop_ - start_);
-      found.total = total.total, found.total_squares = total.squares;
-    }
-    set_sums(context, found);
+    const Window::Use use = window_->use();
+    const SparseInput<T> gradient(context);
+    set_sums(context, add_rows(*window_, places_[0], height_, gradient.get(), micro_batch(context)));
   }
 
  private:
-  std::int64_t start_, stop_;
+  std::vector<GradientPlace> places_;
+  std::int64_t height_;
 };
 
-// Where it describes, no row comes twice.
 template <typename T>
 class CollectRowsKernel : AccumulateKernel {
  public:
@@ -114,19 +112,9 @@ class CollectRowsKernel : AccumulateKernel {
         variable_(reinterpret_cast<SparseVariable*>(integer(construction, "variable"))) {}
 
   void compute(TF_OpKernelContext* context) {
-    if (!is_open(context)) return;
-    if (is_first(context)) variable_->clear();
-    const Tensor values = input(context, kValues), rows = input(context, kRows);
-    AddedSums found;
-    if (describes_) found.squares = moments_of(data_of<T>(values), entries_of(values)).squares;
-    if (!variable_->add(data_of<std::int64_t>(rows), data_of<T>(values), entries_of(rows))) {
-      return fail(context, "a row is outside its variable");
-    }
-    if (describes_ && is_last(context)) {
-      const Moments total = variable_->moments<T>();
-      found.total = total.total, found.total_squares = total.squares;
-    }
-    set_sums(context, found);
+    const Window::Use use = window_->use();
+    const SparseInput<T> gradient(context);
+    set_sums(context, collect_rows(*window_, *variable_, gradient.get(), micro_batch(context)));
   }
 
  private:
@@ -143,14 +131,17 @@ Definition accumulation(const char* name) {
       .out("found: double");
 }
 
-const bool registered = [] {
-  accumulation("DistgradAdd")
-      .attr("N: int >= 1")
+Definition in_slot(const char* name) {
+  return accumulation(name)
+      .attr("variables: list(string)")
       .attr("starts: list(int)")
       .attr("stops: list(int)")
-      .in("gradients: N * T")
-      .register_it();
-  accumulation("DistgradAddRows").attr("start: int").attr("stop: int").in("values: T").in("rows: int64").register_it();
+      .attr("sizes: list(int)");
+}
+
+const bool registered = [] {
+  in_slot("DistgradAdd").attr("N: int >= 1").in("gradients: N * T").register_it();
+  in_slot("DistgradAddRows").attr("height: int").in("values: T").in("rows: int64").register_it();
   accumulation("DistgradCollectRows").attr("variable: int").in("values: T").in("rows: int64").register_it();
   register_float_kernels<AddKernel>("DistgradAdd");
   register_float_kernels<AddRowsKernel>("DistgradAddRows");

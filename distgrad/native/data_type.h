@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 // All of them, for what must be defined once a type.
 #define DISTGRAD_FOR_EACH_TYPE(DEFINE) DEFINE(float) DEFINE(double) DEFINE(std::int32_t) DEFINE(std::int64_t)
@@ -29,6 +30,13 @@ auto with_type(DataType type, Body body) {
     default:
       return body(TypeTag<float>{});
   }
+}
+
+template <typename T>
+constexpr DataType type_of() {
+  if (std::is_same_v<T, float>) return DataType::kFloat;
+  if (std::is_same_v<T, double>) return DataType::kDouble;
+  return std::is_same_v<T, std::int32_t> ? DataType::kInt32 : DataType::kInt64;
 }
 
 inline std::size_t size_of(DataType type) {

@@ -26,6 +26,7 @@ constexpr LayoutEntry kLayout[] = {
     {"Event.SUM_BETWEEN_HOSTS", kSumBetweenHosts},
     {"Event.MISMATCH", kMismatch},
     {"Event.VOTE", kVote},
+    {"Event.OTHER_PARTS", kOtherParts},
     SIZE(StatusPage),
     FIELD(StatusPage, sum_count),
     FIELD(StatusPage, waiting),

@@ -18,6 +18,7 @@ enum Event : std::int32_t {
   kSumBetweenHosts = 1,  // sum this rank's shard, entries a..b of the result, over the hosts
   kMismatch = 2,         // local rank a brings b entries, unlike local rank 0
   kVote = 3,             // a: whether this rank's own vector is not finite. Every rank asks alike.
+  kOtherParts = 4,       // local rank a describes b ranges and tables, or others, unlike local rank 0
 };
 using Callback = std::int32_t (*)(std::int32_t event, std::int64_t a, std::int64_t b);
 
@@ -38,6 +39,7 @@ struct AddedSums {
   double squares = 0, total = 0, total_squares = 0;
 
   void merge(const AddedSums& other);
+  void set_total(const Moments& totals) { total = totals.total, total_squares = totals.squares; }
 };
 
 // What a worker notes of its micro-batches: Σ |gradient|²/N over them, how many had an N, and of the totals of its

@@ -23,12 +23,14 @@ class Event(enum.IntEnum):
         SUM_BETWEEN_HOSTS: the sum over the hosts of entries a..b of the result.
         MISMATCH: an error: local rank a brings b entries, unlike local rank 0.
         VOTE: an exchange of votes: a is 1 if this rank's own vector is not finite.
+        OTHER_PARTS: an error: local rank a describes b ranges and tables, or others, unlike local rank 0.
     """
 
     GROW = 0
     SUM_BETWEEN_HOSTS = 1
     MISMATCH = 2
     VOTE = 3
+    OTHER_PARTS = 4
 
 
 class StatusPage(enum.IntEnum):

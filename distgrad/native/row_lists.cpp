@@ -115,7 +115,8 @@ Moments sum_rows(T* out, const std::vector<std::int64_t>& rows, std::int64_t fir
     const std::vector<const T*>& values = cursors.values_at(rows[start]);
     for (stop = start; stop < last && cursors.go_on_if_same_ranks(rows[stop]);) ++stop;
     const std::int64_t count = (stop - start) * width;
-    found.merge(sum_vectors(out + start * width, values.data(), values.size(), count, finish, false));
+    const int touching = static_cast<int>(values.size());
+    found.merge(sum_vectors(out + start * width, values.data(), touching, count, finish, false));
   }
   return found;
 }

@@ -1,6 +1,7 @@
 #include "shared_memory.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,19 +16,26 @@ std::int64_t whole_pages(std::int64_t bytes) {
   return (bytes + page - 1) / page * page;
 }
 
+constexpr std::int64_t kMost = std::int64_t{1} << 47;  // bytes that a process can address
+
+bool is_shorter(int file, std::int64_t bytes) {
+  struct stat status;
+  return fstat(file, &status) || status.st_size < bytes;
+}
+
 std::int64_t bytes_of_seats(int ranks) { return whole_pages(ranks * static_cast<std::int64_t>(sizeof(Seat))); }
 
 }  // namespace
 
 std::int64_t SharedMemory::bytes(std::int64_t capacity, int ranks) {
+  if (ranks < 1 || capacity < 0 || capacity > kMost / (ranks + kResults)) return -1;
   return bytes_of_seats(ranks) + whole_pages(capacity) * (ranks + kResults);
 }
 
 SharedMemory::SharedMemory(int fd, std::int64_t capacity, int ranks)
-    : capacity_(whole_pages(capacity)),
-      seat_bytes_(bytes_of_seats(ranks)),
-      bytes_(bytes(capacity, ranks)),
-      ranks_(ranks) {
+    : bytes_(bytes(capacity, ranks)), ranks_(ranks) {
+  if (bytes_ < 0 || (fd >= 0 && is_shorter(fd, bytes_))) return;
+  capacity_ = whole_pages(capacity), seat_bytes_ = bytes_of_seats(ranks);
   const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
   void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, fd, 0);
   if (base == MAP_FAILED) return;

@@ -33,6 +33,8 @@ struct alignas(kAlignment) Seat {
   std::atomic<std::uint32_t> sleepers;  // how many ranks sleep until this one arrives, or are about to
   std::int64_t entries;                 // of the vector it brings
   std::int64_t sparse_bytes;            // that its lists of rows take
+  std::uint64_t digest;                 // of what else must be the same on all ranks
+  std::int64_t parts;                   // how many ranges and tables it describes one by one
   DataType type;
   std::uint32_t lent_results;  // a bit for each result that its tensors alias
   Moments shard_moments;
@@ -47,7 +49,8 @@ static_assert(sizeof(Seat) % kAlignment == 0);
 // alone.
 class SharedMemory {
  public:
-  // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector.
+  // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector. Nothing is mapped where
+  // there is too little memory, or the file is too short.
   SharedMemory(int fd, std::int64_t capacity, int ranks);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
@@ -60,7 +63,7 @@ class SharedMemory {
   char* slot(int rank) { return base_ + seat_bytes_ + capacity_ * rank; }
   char* result(int number) { return base_ + seat_bytes_ + capacity_ * (ranks_ + number); }
 
-  // How much of it there must be.
+  // How much of it there must be; -1 where that is more than any machine has.
   static std::int64_t bytes(std::int64_t capacity, int ranks);
 
   // Touches the pages of a rank's slot behind its first `kept` bytes and those of its shard of the first result.
@@ -73,8 +76,9 @@ class SharedMemory {
  private:
   friend class Lease;
 
-  std::int64_t capacity_, seat_bytes_, bytes_;
+  std::int64_t bytes_;
   int ranks_;
+  std::int64_t capacity_ = 0, seat_bytes_ = 0;
   char* base_ = nullptr;
   std::atomic<int> leases_[kLendable] = {};  // how many tensors of this process alias each result
 };

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -46,6 +47,10 @@ class StatisticsKernel {
     const Tensor moments = input(context, kMoments);
     const double divisor = value_of<double>(input(context, kDivisor));
     const Shape shape = shape_of(moments);
+    constexpr std::int64_t kColumns = sizeof(Moments) / sizeof(double);
+    if (shape.empty() || (shape.back() != kColumns && shape.back() != kColumns - 1)) {
+      throw Problem("moments are rows of 4 or 5");
+    }
     const std::int64_t count = entries_of(moments), columns = shape.back();
     const Tensor output = allocate_output(context, 0, TF_DOUBLE, shape, count * sizeof(double));
     const double* row = data_of<double>(moments);
@@ -64,12 +69,22 @@ class StatisticsKernel {
   enum Input { kMoments, kDivisor };
 };
 
-// Inputs of the two operations below. The place is an address, at which the tensors stand one behind the other.
+// Inputs of the two operations below. The place is an address with room for `entries`, at which the tensors stand one
+// behind the other.
 enum PlacedInput { kPlace, kTensors };
+
+// Throws a Problem unless the tensors fill the place.
+void require_room(TF_OpKernelContext* context, std::int64_t room) {
+  std::int64_t entries = 0;
+  for (int i = kTensors; i < TF_NumInputs(context); ++i) entries += entries_of(input(context, i));
+  if (entries == room) return;
+  throw Problem(std::to_string(entries) + " entries do not fill a place for " + std::to_string(room));
+}
 
 // Calls `work` with each tensor's place, values and number of entries.
 template <typename T, typename Work>
-void for_each_placed(TF_OpKernelContext* context, Work work) {
+void for_each_placed(TF_OpKernelContext* context, std::int64_t room, Work work) {
+  require_room(context, room);
   T* place = reinterpret_cast<T*>(value_of<std::int64_t>(input(context, kPlace)));
   for (int i = kTensors; i < TF_NumInputs(context); ++i) {
     const Tensor tensor = input(context, i);
@@ -81,30 +96,36 @@ void for_each_placed(TF_OpKernelContext* context, Work work) {
 template <typename T>
 class CopyToKernel {
  public:
-  explicit CopyToKernel(TF_OpKernelConstruction*) {}
+  explicit CopyToKernel(TF_OpKernelConstruction* construction) : room_(integer(construction, "room")) {}
 
   void compute(TF_OpKernelContext* context) {
-    for_each_placed<T>(context, [](T* place, const T* values, std::int64_t count) {
+    for_each_placed<T>(context, room_, [](T* place, const T* values, std::int64_t count) {
       store(place, values, count, count * sizeof(T) >= kLarge);
     });
   }
+
+ private:
+  std::int64_t room_;
 };
 
 // (2, n): of n tensors the sum of squares of each one's changes, and of what was there before.
 template <typename T>
 class SquaredChangeKernel {
  public:
-  explicit SquaredChangeKernel(TF_OpKernelConstruction*) {}
+  explicit SquaredChangeKernel(TF_OpKernelConstruction* construction) : room_(integer(construction, "room")) {}
 
   void compute(TF_OpKernelContext* context) {
     const std::int64_t count = TF_NumInputs(context) - kTensors;
     const Tensor output = allocate_output(context, 0, TF_DOUBLE, {2, count}, 2 * count * sizeof(double));
     double *change = data_of<double>(output), *before = change + count;
-    for_each_placed<T>(context, [&](const T* place, const T* values, std::int64_t entries) {
+    for_each_placed<T>(context, room_, [&](const T* place, const T* values, std::int64_t entries) {
       const SquaredChange found = squared_change(place, values, entries);
       *change++ = found.change, *before++ = found.before;
     });
   }
+
+ private:
+  std::int64_t room_;
 };
 
 // (4,) MicroBatchNotes, with one more micro-batch: its N, and the AddedSums of each operation that added its gradients.
@@ -144,8 +165,10 @@ class WorkerRowKernel {
     constexpr std::size_t kColumns = sizeof row / sizeof(double);
     double numbers[kColumns];
     std::memcpy(numbers, &row, sizeof row);
+    const auto worker = value_of<std::int32_t>(input(context, kWorker));
+    if (worker < 0 || worker >= workers_) throw Problem("there is no worker " + std::to_string(worker));
     std::vector<T> table(2 * kColumns * workers_);
-    T* rounded = table.data() + 2 * kColumns * value_of<std::int32_t>(input(context, kWorker));
+    T* rounded = table.data() + 2 * kColumns * worker;
     T* rest = rounded + kColumns;
     for (std::size_t i = 0; i < kColumns; ++i) {
       rounded[i] = static_cast<T>(numbers[i]);
@@ -170,6 +193,7 @@ Definition on_place(const char* name) {
       .stateful()
       .attr("T: {float, double}")
       .attr("N: int >= 1")
+      .attr("room: int")
       .in("place: int64")
       .in("tensors: N * T");
 }

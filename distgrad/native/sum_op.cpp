@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,17 +21,17 @@ class SumKernel : WindowKernel {
         starts_(integers(construction, "starts")),
         stops_(integers(construction, "stops")),
         borrow_(integer(construction, "borrow")) {
+    if (starts_.size() != stops_.size()) throw Problem("attributes of different lengths");
     for (std::int64_t address : integers(construction, "sparse")) {
       sparse_.push_back(reinterpret_cast<SparseVariable*>(address));
     }
   }
 
   void compute(TF_OpKernelContext* context) {
-    if (!is_open(context)) return;
+    const Window::Use use = window_->use();
     std::vector<Tensor> pieces;  // they must live until the sum is made
     for (int i = kPieces; i < TF_NumInputs(context); ++i) pieces.push_back(input(context, i));
-    const std::string problem = window_->sum(request(context, pieces));
-    if (!problem.empty()) return fail(context, problem);
+    window_->sum(request(context, pieces));
     set_outputs(context, TF_TensorType(pieces[0].get()));
   }
 
@@ -43,6 +44,7 @@ class SumKernel : WindowKernel {
     request.type = static_cast<DataType>(TF_TensorType(pieces[0].get()));
     request.placed = placed_, request.divided = divided_, request.described = described_, request.sparse = sparse_;
     request.filled = value_of<bool>(input(context, kFilled));
+    request.caller = caller(context);
     const Tensor divisor = input(context, kDivisor);
     const double* terms = data_of<double>(divisor);
     request.terms.assign(terms, terms + entries_of(divisor));
@@ -52,7 +54,7 @@ class SumKernel : WindowKernel {
   }
 
   void set_outputs(TF_OpKernelContext* context, TF_DataType type) {
-    set_summed(context, kFlat, type, {window_->entries()}, window_->result());
+    set_summed(context, kFlat, type, {window_->entries()}, window_->result(), "the sum of all gradients");
     const Moments& found = window_->moments();
     set_output<double>(context, kDividedBy, TF_DOUBLE, {window_->divisor()});
     set_output<double>(context, kMoments, TF_DOUBLE, {found.total, found.squares, found.largest, found.nonfinite});
@@ -63,17 +65,19 @@ class SumKernel : WindowKernel {
       const SparseSum& sum = window_->sparse_sums()[i];
       set_output<std::int64_t>(context, kRows + i, TF_INT64, sum.rows);
       const std::int64_t rows = sum.rows.size();
-      set_summed(context, kRows + count + i, type, {rows, sum.width}, sum.values);
+      const std::string what = times(rows, sum.width) + " of variable " + sparse_[i]->name();
+      set_summed(context, kRows + count + i, type, {rows, sum.width}, sum.values, what);
     }
   }
 
   // A part of the result: lent, or copied.
-  void set_summed(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place) {
+  void set_summed(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place,
+                  std::string_view what) {
     std::size_t bytes = size_of(static_cast<DataType>(type));
     for (std::int64_t dimension : shape) bytes *= dimension;
     std::unique_ptr<Lease> lease = borrow_ && bytes ? window_->lease() : nullptr;
     if (lease) return lend(context, index, type, shape, place, bytes, std::move(lease));
-    const Tensor copy = allocate_output(context, index, type, shape, bytes);
+    const Tensor copy = allocate_output(context, index, type, shape, bytes, what);
     if (bytes) std::memcpy(TF_TensorData(copy.get()), place, bytes);
   }
 
@@ -84,10 +88,12 @@ class SumKernel : WindowKernel {
     Status status;
     const auto release = [](void*, std::size_t, void* lease) { delete static_cast<Lease*>(lease); };
     const int rank = static_cast<int>(shape.size());
-    TF_Tensor* tensor = TF_NewTensor(type, shape.data(), rank, place, bytes, release, lease.release());
+    TF_Tensor* tensor = TF_NewTensor(type, shape.data(), rank, place, bytes, release, lease.get());
+    if (!tensor) throw no_memory("a tensor");
+    static_cast<void>(lease.release());  // it is the tensor's now
     std::shared_ptr<TF_Tensor> alias(tensor, TF_DeleteTensor);
     TF_SetOutput(context, index, alias.get(), status);
-    if (!status.ok()) TF_OpKernelContext_Failure(context, status);
+    if (!status.ok()) throw Problem(status.message());
     window_->hold(std::move(alias));
   }
 

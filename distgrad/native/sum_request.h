@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "data_type.h"
@@ -19,6 +20,9 @@ struct Piece {
   std::int64_t entries;
 };
 
+// Who fills a slot and sums it: a run of a graph by TensorFlow's number of it, or else a thread.
+using Caller = std::int64_t;
+
 // A rank's vector, and what is done to the sum.
 //
 // The vector is `placed` entries that are in this rank's slot already, and then the pieces. Sparse variables are
@@ -34,6 +38,10 @@ struct SumRequest {
   // The divisor is terms[0] + terms[1] * a + terms[2] * b ..., where a, b, ... are the last entries of the sum; but 1
   // where that is 0.
   std::vector<double> terms;
+  Caller caller = 0;
+
+  // A number for all that must be the same on every rank besides the size and dtype of the vector.
+  std::uint64_t digest() const;
 
   std::size_t described_one_by_one() const { return ranges.size() + sparse.size(); }
 };

@@ -18,7 +18,7 @@ struct TF_OpKernelConstruction;
 struct TF_OpKernelContext;
 
 enum TF_DataType : int { TF_FLOAT = 1, TF_DOUBLE = 2, TF_INT32 = 3, TF_INT64 = 9, TF_BOOL = 10 };
-enum TF_Code : int { TF_OK = 0, TF_INVALID_ARGUMENT = 3, TF_ABORTED = 10 };
+enum TF_Code : int { TF_OK = 0, TF_ABORTED = 10 };
 
 TF_Status* TF_NewStatus();
 void TF_DeleteStatus(TF_Status*);
@@ -32,6 +32,7 @@ void TF_DeleteTensor(TF_Tensor*);
 void* TF_TensorData(const TF_Tensor*);
 TF_DataType TF_TensorType(const TF_Tensor*);
 int64_t TF_TensorElementCount(const TF_Tensor*);
+size_t TF_TensorByteSize(const TF_Tensor*);
 int TF_NumDims(const TF_Tensor*);
 int64_t TF_Dim(const TF_Tensor*, int dimension);
 
@@ -56,6 +57,9 @@ void TF_OpKernelConstruction_GetAttrSize(TF_OpKernelConstruction*, const char* n
                                          int32_t* total_size, TF_Status*);
 void TF_OpKernelConstruction_GetAttrInt64List(TF_OpKernelConstruction*, const char* name, int64_t* values,
                                               int max_values, TF_Status*);
+void TF_OpKernelConstruction_GetAttrStringList(TF_OpKernelConstruction*, const char* name, char** values,
+                                               size_t* lengths, int max_values, void* storage, size_t storage_size,
+                                               TF_Status*);
 void TF_OpKernelConstruction_Failure(TF_OpKernelConstruction*, TF_Status*);
 
 int TF_NumInputs(TF_OpKernelContext*);
@@ -63,5 +67,6 @@ void TF_GetInput(TF_OpKernelContext*, int index, TF_Tensor**, TF_Status*);
 TF_Tensor* TF_AllocateOutput(TF_OpKernelContext*, int index, TF_DataType, const int64_t* dims, int num_dims,
                              size_t len, TF_Status*);
 void TF_SetOutput(TF_OpKernelContext*, int index, const TF_Tensor*, TF_Status*);
+int64_t TF_StepId(TF_OpKernelContext*);
 void TF_OpKernelContext_Failure(TF_OpKernelContext*, TF_Status*);
 }

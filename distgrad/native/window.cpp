@@ -6,15 +6,19 @@
 #include <numeric>
 
 #include "meeting.h"
+#include "problem.h"
 
 namespace distgrad {
 
 // Entries. A shard begins at a multiple, which is a cache line or more, so that no two ranks write into one.
 constexpr std::int64_t kShardGrain = 64;
+constexpr std::int64_t kMostEntries = std::int64_t{1} << 44;  // of a variable: more than any machine has room for
 
 // ---- memory
 
 bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool between_hosts) {
+  const Use use(mutex_);
+  if (rank < 0 || rank >= ranks || owners < 1 || owners > ranks) return false;
   auto memory = std::make_shared<SharedMemory>(fd, capacity, ranks);
   if (!memory->mapped()) return false;
   const std::shared_ptr<SharedMemory> old = memory_;
@@ -22,6 +26,7 @@ bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners,
   memory_ = std::move(memory);
   rank_ = rank, ranks_ = ranks, owners_ = owners, between_hosts_ = between_hosts;
   meetings_ = 0;
+  has_others_ = !alone();
   const std::int64_t kept = old ? std::min(old->capacity(), memory_->capacity()) : 0;
   if (kept) std::memcpy(slot(), old_slot, kept);  // what is placed there already
   // Touched now, and by the rank that will use it, rather than within a step.
@@ -31,13 +36,53 @@ bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners,
 }
 
 void Window::close() {
+  const Use use(mutex_);
   held_.clear();
   memory_.reset();
   for (const auto& variable : sparse_variables_) variable->free_memory();
 }
 
-SparseVariable* Window::add_sparse_variable(std::int64_t rows, std::int64_t width) {
-  return sparse_variables_.emplace_back(std::make_unique<SparseVariable>(rows, width)).get();
+SparseVariable* Window::add_sparse_variable(const std::string& name, std::int64_t rows, std::int64_t width) {
+  const Use use(mutex_);
+  if (rows < 0 || width < 0 || (width && rows > kMostEntries / width)) return nullptr;
+  return sparse_variables_.emplace_back(std::make_unique<SparseVariable>(name, rows, width)).get();
+}
+
+// ---- threads
+
+namespace {
+
+Problem two_threads(const std::string& what_they_do) {
+  return Problem("DG002", "two threads " + what_they_do + " one communicator at once",
+                 "let one thread take all steps and sums, in the same order on every worker");
+}
+
+}  // namespace
+
+Window::Use Window::use() {
+  Use use(mutex_, std::try_to_lock);
+  if (!use) {
+    if (has_others_) overlapped_ = true;
+    require_one_thread();
+    use.lock();
+  }
+  require_one_thread();
+  if (!open()) throw Problem("the communicator is closed");
+  return use;
+}
+
+void Window::require_one_thread() const {
+  if (overlapped_) throw two_threads("use");
+}
+
+void Window::fill(bool is_first, Caller caller, DataType type) {
+  if (is_first) filler_ = caller, filled_type_ = type;
+  require_filled_by(caller, type);
+}
+
+void Window::require_filled_by(Caller caller, DataType type) const {
+  if (filler_ != caller) throw two_threads("take a step with");
+  if (filled_type_ != type) throw Problem("gradients of two dtypes are placed in one vector");
 }
 
 std::unique_ptr<Lease> Window::lease() {
@@ -48,37 +93,64 @@ void Window::meet() { distgrad::meet(*memory_, rank_, ++meetings_, *page_); }
 
 // ---- the sum
 
-std::string Window::sum(const SumRequest& request) {
+namespace {
+
+// The end of a sum, however it ends.
+struct SumEnd {
+  const SparseVariables& variables;
+  StatusPage* page;
+
+  ~SumEnd() {
+    for (SparseVariable* variable : variables) variable->clear();
+    page->go_on();
+  }
+};
+
+}  // namespace
+
+void Window::sum(const SumRequest& request) {
   held_.clear();
-  const std::string problem = try_sum(request);
-  for (SparseVariable* variable : request.sparse) variable->clear();
-  page_->go_on();
-  return problem;
+  const SumEnd end{request.sparse, page_};
+  try_sum(request);
 }
 
-std::string Window::try_sum(const SumRequest& request) {
-  std::string problem = bring(request);
-  if (problem.empty()) problem = sum_shard(request);
-  if (!problem.empty()) return problem;
+void Window::try_sum(const SumRequest& request) {
+  require_possible(request);
+  bring(request);
+  sum_shard(request);
   meet();
+  require_one_thread();
   gather_moments(request);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
-  if (moments_.nonfinite > 0 && callback_(kVote, own_vector_is_bad(request), 0)) return "the vote failed";
-  return "";
+  if (moments_.nonfinite > 0 && callback_(kVote, own_vector_is_bad(request), 0)) throw Problem("the vote failed");
+}
+
+void Window::require_possible(const SumRequest& request) const {
+  const std::int64_t room = memory_->capacity() / static_cast<std::int64_t>(size_of(request.type));
+  std::int64_t entries = request.placed;
+  for (const Piece& piece : request.pieces) entries += piece.entries;
+  const auto terms = static_cast<std::int64_t>(request.terms.size());
+  if (request.placed < 0 || request.placed > (request.filled ? room : kMostEntries) || terms < 1 ||
+      terms - 1 > entries || request.divided < 0 || request.divided > entries || request.described < 0 ||
+      request.described > entries) {
+    throw Problem("a sum of " + std::to_string(entries) + " entries does not fit what is asked of it");
+  }
+  if (!request.filled || (!request.placed && request.sparse.empty())) return;
+  require_filled_by(request.caller, request.type);
+  for (const SparseVariable* variable : request.sparse) variable->require_type(request.type);
 }
 
 // Brings this rank's vector to where the others find theirs, in more memory if that is needed.
-std::string Window::bring(const SumRequest& request) {
+void Window::bring(const SumRequest& request) {
   for (;;) {
     lay_out(request);
     if (sparse_offset_ + sparse_bytes_ <= memory_->capacity()) copy_in(request);
-    const std::string problem = agree();
-    if (!problem.empty()) return problem;
+    agree(request);
     const std::int64_t bytes = needed(request);
-    if (bytes <= memory_->capacity()) return "";
+    if (bytes <= memory_->capacity()) return;
     // The number of rows varies from step to step.
     const std::int64_t spare = request.sparse.empty() ? 0 : (bytes - sparse_offset_) / 2;
-    if (callback_(kGrow, bytes + spare, 0)) return "no memory for the sum";
+    if (callback_(kGrow, bytes + spare, 0) || bytes > memory_->capacity()) throw Problem("no memory for the sum");
   }
 }
 
@@ -132,28 +204,30 @@ void Window::copy_in_sparse(const SumRequest& request) {
 }
 
 // Meets the others and finds out whether all bring the same kind of vector, and which result is free.
-std::string Window::agree() {
+void Window::agree(const SumRequest& request) {
   Seat& own = memory_->seat(rank_);
   own.entries = entries_, own.sparse_bytes = sparse_bytes_, own.type = type_;
+  own.digest = request.digest(), own.parts = static_cast<std::int64_t>(request.described_one_by_one());
   own.lent_results = memory_->lent_results();
   meet();
   const Seat& first = memory_->seat(0);
   std::uint32_t lent = 0;
   for (int rank = 0; rank < ranks_; ++rank) {
     const Seat& seat = memory_->seat(rank);
-    if (seat.entries != first.entries || seat.type != first.type) {
-      const std::int64_t entries = seat.entries;
-      meet();  // before any rank writes into its seat for another sum; all find the same
-      callback_(kMismatch, rank, entries);
-      return "the ranks of this host bring vectors of different size or dtype";
-    }
+    if (seat.entries != first.entries || seat.type != first.type) refuse(kMismatch, rank, seat.entries);
+    if (seat.digest != first.digest) refuse(kOtherParts, rank, seat.parts);
     lent |= seat.lent_results;
   }
   // The same on every rank, since all have read the same seats.
   result_number_ = 0;
   while (result_number_ < kLendable && lent >> result_number_ & 1) ++result_number_;
   result_ = memory_->result(result_number_);
-  return "";
+}
+
+void Window::refuse(Event event, int rank, std::int64_t brought) {
+  meet();
+  callback_(event, rank, brought);
+  throw Problem("the ranks of this host bring vectors of different size, dtype or parts");
 }
 
 // Bytes for the vector, all rows that any rank touches, each perhaps another one's, and the moments of the ranges.
@@ -168,16 +242,13 @@ std::int64_t Window::needed(const SumRequest& request) const {
 
 // Sums and finishes what this rank owns. Between hosts the sum is made first, the divisor is read from it, and then it
 // is divided where it stands; within one host the divisor is summed first, and everything else is done in one pass.
-std::string Window::sum_shard(const SumRequest& request) {
+void Window::sum_shard(const SumRequest& request) {
   const bool owns = rank_ < owners_;
   const Range shard = owns ? Range{boundary(rank_), boundary(rank_ + 1)} : Range{0, 0};
-  if (between_hosts_) {
-    const std::string problem = sum_between_hosts(shard.first, shard.last);
-    if (!problem.empty()) return problem;
-  }
+  if (between_hosts_) sum_between_hosts(shard.first, shard.last);
   divisor_ = find_divisor(request);
   locate_sparse_sums(request);
-  if (!owns) return "";
+  if (!owns) return;
   Moments* of_ranges = moments_of_owner(rank_, request.described_one_by_one());
   Moments found = finish_vector(request, shard, of_ranges);
   for (std::size_t variable = 0; variable < request.sparse.size(); ++variable) {
@@ -186,20 +257,24 @@ std::string Window::sum_shard(const SumRequest& request) {
     found.merge(of_variable);
   }
   memory_->seat(rank_).shard_moments = found;
-  return "";
 }
 
 std::int64_t Window::boundary(int shard) const {
   return shard == owners_ ? sharded_ : sharded_ * shard / owners_ / kShardGrain * kShardGrain;
 }
 
-// Returns an error, or "" when the whole result is there.
-std::string Window::sum_between_hosts(std::int64_t first, std::int64_t last) {
+// Behind it the whole result is there.
+void Window::sum_between_hosts(std::int64_t first, std::int64_t last) {
   page_->sum_between_hosts(true);
-  if (rank_ < owners_ && callback_(kSumBetweenHosts, first, last)) return "the sum between the hosts failed";
+  if (rank_ < owners_ && callback_(kSumBetweenHosts, first, last)) throw Problem("the sum between the hosts failed");
   page_->sum_between_hosts(false);
   meet();
-  return "";
+}
+
+bool Window::sum_slots(std::int64_t first, std::int64_t last) {
+  if (first < 0 || first > last || last > sharded_ || !open()) return false;
+  sum_slots(first, last, Finish{});
+  return true;
 }
 
 // The same on every rank: from the slots, added in rank order, or between hosts from the result.

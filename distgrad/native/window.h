@@ -7,8 +7,10 @@
 // have the same size, whole variables stand there; then every row counts as touched.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,25 +28,42 @@ namespace distgrad {
 
 class Window {
  public:
+  using Use = std::unique_lock<std::recursive_mutex>;
+
   // `size` ranks on all hosts together. `page` outlives the window.
   Window(Callback callback, int size, StatusPage* page) : callback_(callback), page_(page), votes_(size) {}
 
-  // Use another piece of memory, and from now on be this rank of so many; `owners` of them have a shard.
+  // Use another piece of memory, and from now on be this rank of so many; `owners` of them have a shard. False, and all
+  // is as before, where there is no such memory.
   bool map(int fd, std::int64_t capacity, int rank, int ranks, int owners, bool between_hosts);
   void close();
   bool open() const { return memory_ != nullptr; }
 
-  // Gradients of the variable are collected for sums in this window. It lives as long.
-  SparseVariable* add_sparse_variable(std::int64_t rows, std::int64_t width);
+  // The use of this window by one operation: while it lasts, no other thread has one. Throws a Problem where the window
+  // is closed, or where another rank could meet the wrong one of two threads.
+  Use use();
 
-  // Where this rank's vector stands for the others to read.
+  // Gradients of the variable are collected for sums in this window. It lives as long. Null where there is none so large.
+  SparseVariable* add_sparse_variable(const std::string& name, std::int64_t rows, std::int64_t width);
+
+  // Where this rank's vector stands for the others to read, and how many bytes there are.
   char* slot() const { return memory_->slot(rank_); }
+  template <typename T>
+  T* slot_of() const {
+    return reinterpret_cast<T*>(slot());
+  }
+  std::int64_t capacity() const { return memory_->capacity(); }
 
-  // Returns an error, or "" and the result: lease() it, or copy it.
-  std::string sum(const SumRequest& request);
+  // Notes that gradients are placed in the slot, beginning with the `is_first` ones. Throws a Problem unless those that
+  // are there already are of the same caller and type.
+  void fill(bool is_first, Caller caller, DataType type);
 
-  // Adds the host's slots into entries first..last of the result; within kSumBetweenHosts only.
-  void sum_slots(std::int64_t first, std::int64_t last) { sum_slots(first, last, Finish{}); }
+  // Makes the result: lease() it, or copy it. Throws a Problem.
+  void sum(const SumRequest& request);
+
+  // Adds the host's slots into entries first..last of the result; within kSumBetweenHosts only. False where there are no
+  // such entries.
+  bool sum_slots(std::int64_t first, std::int64_t last);
 
   // Bytes that are needed behind a vector so many of whose ranges are described one by one.
   static std::int64_t range_moments_bytes(std::size_t ranges, int ranks);
@@ -68,21 +87,22 @@ class Window {
 
  private:
   // One sum, in order.
-  std::string try_sum(const SumRequest& request);
-  std::string bring(const SumRequest& request);
+  void try_sum(const SumRequest& request);
+  void require_possible(const SumRequest& request) const;
+  void bring(const SumRequest& request);
   void lay_out(const SumRequest& request);
   void copy_in(const SumRequest& request);
   template <typename T>
   void copy_in_sparse(const SumRequest& request);
-  std::string agree();
+  void agree(const SumRequest& request);
   std::int64_t needed(const SumRequest& request) const;
-  std::string sum_shard(const SumRequest& request);
+  void sum_shard(const SumRequest& request);
   void gather_moments(const SumRequest& request);
   bool own_vector_is_bad(const SumRequest& request) const;
 
   // This rank's shard.
   std::int64_t boundary(int shard) const;
-  std::string sum_between_hosts(std::int64_t first, std::int64_t last);
+  void sum_between_hosts(std::int64_t first, std::int64_t last);
   double find_divisor(const SumRequest& request) const;
   void locate_sparse_sums(const SumRequest& request);
   Moments finish_range(const SumRequest& request, Range range, bool describes);
@@ -98,6 +118,11 @@ class Window {
   template <typename T>
   T own_entry(const SumRequest& request, std::int64_t entry) const;
 
+  // Meets the others once more, so that none still reads what this rank writes for its next sum, and then fails; all
+  // ranks find the same.
+  [[noreturn]] void refuse(Event event, int rank, std::int64_t brought);
+  void require_one_thread() const;
+  void require_filled_by(Caller caller, DataType type) const;
   void meet();
   Moments* moments_of_owner(int owner, std::size_t ranges) const;
   RowLists lists_of(int rank, const SparseVariables& sparse) const;
@@ -105,6 +130,8 @@ class Window {
   bool alone() const { return ranks_ == 1 && !between_hosts_; }
   bool is_large() const { return entries_ * size_of(type_) >= kLarge; }
 
+  std::recursive_mutex mutex_;  // recursive, because Python maps new memory in the midst of a sum
+  std::atomic<bool> has_others_{false}, overlapped_{false};  // whether threads have, where there are other ranks
   Callback callback_;
   StatusPage* page_;
   std::vector<float> votes_;
@@ -114,6 +141,8 @@ class Window {
   int rank_ = 0, ranks_ = 1, owners_ = 1;
   bool between_hosts_ = false;
   std::uint32_t meetings_ = 0;
+  Caller filler_ = 0;  // whose gradients stand in the slot, and of which type they are
+  DataType filled_type_ = DataType::kFloat;
 
   // The sum that is under way, or the last one.
   DataType type_ = DataType::kFloat;

@@ -8,6 +8,7 @@ Random numbers: a worker draws from the root's seed plus its rank, so that no tw
 started again draws the same, and the root draws what one process would.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ import tensorflow as tf
 
 from distgrad.data.batch import rows_between
 from distgrad.gradients.accumulate import add
-from distgrad.gradients.micro_batch import Gradient, tensor_of
+from distgrad.gradients.checks import Gradient, checked_against
+from distgrad.gradients.micro_batch import tensor_of
 from distgrad.keras_internals import flat_layers, is_random_state, outside_stateless_scope
 
 
@@ -148,7 +150,8 @@ def gradients_of(
     for (variable, value), gradient in zip(scope.sources, further, strict=True):
         if gradient is not None and id(variable) in numbers:
             number = numbers[id(variable)]
-            gradients[number] = add(add(tf.zeros_like(value), gradients[number]), gradient)
+            both = [checked_against(one, variable) for one in (gradients[number], gradient)]
+            gradients[number] = functools.reduce(add, both, tf.zeros_like(value))
     return gradients
 
 

@@ -43,23 +43,20 @@ class Updates:
 
     @functools.cached_property
     def _keep(self) -> Any:
-        return self._compiled(_keep)
+        return self._compiled(native.operations().distgrad_copy_to)
 
     @functools.cached_property
     def _compare(self) -> Any:
         return self._compiled(native.operations().distgrad_squared_change)
 
-    def _compiled(self, operation: Callable[[tf.Tensor, list[tf.Tensor]], Any]) -> Any:
+    def _compiled(self, operation: Callable[..., Any]) -> Any:
         """One of the core's operations on a place and all weights."""
 
         def run(place: tf.Tensor) -> Any:
-            return operation(place, [tf.cast(variable, self._layout.dtype) for variable in self._variables])
+            weights = [tf.cast(variable, self._layout.dtype) for variable in self._variables]
+            return operation(place, weights, room=sum(self._layout.sizes))
 
         return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int64))
-
-
-def _keep(place: tf.Tensor, weights: list[tf.Tensor]) -> None:
-    native.operations().distgrad_copy_to(place, weights)
 
 
 def _ratios(change: np.ndarray, weights: np.ndarray) -> list[float]:

@@ -182,6 +182,7 @@ class DistributedStep:
             BadArgument: it is called within a `tf.function`.
             NoSamples: b is 0 on every worker; nothing was applied.
             ModelMismatch, SettingsMismatch, VersionMismatch: at the first step, the workers differ; nothing was summed.
+            GradientMismatch: a gradient's shape, rows or values are not its variable's; nothing was summed.
             Drifted: the weights are no longer the same on every worker.
             TooManySkipped: `max_skipped` steps in a row were skipped.
             Stopped: a signal asked for it; all workers have finished this step, and saved if they have a Checkpoint.

@@ -14,8 +14,9 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import row_count, spec_with_any_rows
 from distgrad.errors import warn
+from distgrad.gradients.checks import Gradient, require_fitting
 from distgrad.gradients.flat_vector import FlatLayout
-from distgrad.gradients.micro_batch import Gradient, is_regularized, tensor_of
+from distgrad.gradients.micro_batch import is_regularized, tensor_of
 from distgrad.gradients.sparse import may_be_sparse
 from distgrad.gradients.window_accumulator import window_on_cpu
 from distgrad.keras_internals import keras_mask
@@ -119,7 +120,11 @@ def agree_on_gradients(
 
     Args:
         may_use_sparse: False adds up all gradients densely.
+
+    Raises:
+        GradientMismatch: on every worker, if a gradient of any worker is not like its variable.
     """
+    require_fitting(comm, traced.gradients, variables)
     own = "".join(_kind(gradient) for gradient in traced.gradients)
     anywhere = [set(column) for column in zip(*comm.exchange(own).values(), strict=True)]
     kinds = [set[str]().union(*anywhere[number :: len(variables)]) for number in range(len(variables))]

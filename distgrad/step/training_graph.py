@@ -18,9 +18,10 @@ from distgrad.collectives.moments import SQUARES
 from distgrad.collectives.vectors import Division, Vector
 from distgrad.data.batch import one_row_at_least, row_count, zero_unless
 from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
+from distgrad.gradients.checks import Gradient
 from distgrad.gradients.flat_vector import SCALARS, WEIGHT_TERMS, FlatLayout, Scalars
 from distgrad.gradients.global_gradient import GradientReader
-from distgrad.gradients.micro_batch import Gradient, LossSum, Scaling, change_values, regularization, tensor_of
+from distgrad.gradients.micro_batch import LossSum, Scaling, change_values, regularization, tensor_of
 from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective.batch_normalization import moments_over_workers
 from distgrad.objective.extra_sums import Outcome, Pass, WorkerShare

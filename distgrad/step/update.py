@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distgrad.gradients.micro_batch import Gradient, tensor_of
+from distgrad.gradients.checks import Gradient
+from distgrad.gradients.micro_batch import tensor_of
 
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:

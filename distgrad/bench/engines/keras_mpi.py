@@ -67,7 +67,8 @@ class KerasMpi(distgrad_turns.CommunicatorRank):
         vector = vector_of_rank(case, self.rank)
         window, size = self._comm.window, vector.size
         window.reserve(size, tf.float32)
-        window.run("add", True, True, [vector], starts=[0], stops=[size], describes=0)
+        place = {"variables": ["vector"], "starts": [0], "stops": [size], "sizes": [size]}
+        window.run("add", True, True, [vector], **place, describes=0)
         # Made before, as what they cost is not the sum's: all is in the slot, nothing is divided or described.
         inputs = tf.constant(True), tf.ones(1, tf.float64), [tf.zeros(0)]
         options: dict[str, Any] = {"placed": size, "divided": 0, "described": 0, "borrow": 1}
