@@ -19,6 +19,8 @@ constexpr timespec kSleep{1, 0};                   // after which it looks again
 void pause_briefly() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 

@@ -9,12 +9,12 @@
 #include <emmintrin.h>
 #endif
 
-// One copy of a function for each generation of processors, chosen when the library is loaded. What it calls must be
-// inlined into it, else it would be compiled for the oldest of them.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define DISTGRAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define DISTGRAD_CLONES
+// The generations of processors that loops are compiled for, besides the oldest one: what they have is listed, since
+// older compilers have no names for them. A loop must have inlined into it what it calls, else that would be compiled
+// for the oldest processor.
+#if defined(__x86_64__)
+#define DISTGRAD_AVX2 "avx,avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"
+#define DISTGRAD_AVX512 DISTGRAD_AVX2 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
 #endif
 #define DISTGRAD_INLINE inline __attribute__((always_inline))
 // GCC warns, in all of the file that includes this, that processors differ in how a function returns a vector as wide
@@ -22,6 +22,18 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace distgrad {
+
+#if defined(DISTGRAD_AVX2)
+inline bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+
+inline bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 constexpr std::size_t kRegisterBytes = 32;  // wider registers, where there are any, gain nothing here
 constexpr std::size_t kStreamedBytes = 16;  // that are stored around the cache at once, and their alignment

@@ -209,19 +209,60 @@ DISTGRAD_INLINE SquaredChange change_in_registers(const T* before, const T* afte
   return found;
 }
 
-// ---- the loops that are compiled for each generation of processors; at the end of this file, once a type
+// ---- the loops, compiled for each generation of processors and chosen when the library is loaded
 
 template <typename T>
-Moments sum_chunk(Work work, T* out, const T* const* vectors, int vector_count, std::size_t first, std::size_t last,
-                  T divisor, bool streams);
+struct Loops {
+  Moments (*sum_chunk)(Work work, T* out, const T* const* vectors, int vector_count, std::size_t first,
+                       std::size_t last, T divisor, bool streams);
+  void (*add_all)(T* place, const T* values, std::size_t count);
+  AddedSums (*accumulate_chunk)(Way way, T* place, const T* values, std::size_t count, bool last);
+  Moments (*moments_of_chunk)(const T* values, std::size_t count);
+  SquaredChange (*change_of_all)(const T* before, const T* after, std::size_t count);
+};
+
+#define DISTGRAD_DEFINE_LOOPS(Generation, TARGET)                                                                      \
+  template <typename T>                                                                                                \
+  struct Generation {                                                                                                  \
+    TARGET static Moments sum_chunk(Work work, T* out, const T* const* vectors, int vector_count, std::size_t first,   \
+                                    std::size_t last, T divisor, bool streams) {                                       \
+      return streams ? sum_by_work<true>(work, out, vectors, vector_count, first, last, divisor)                       \
+                     : sum_by_work<false>(work, out, vectors, vector_count, first, last, divisor);                     \
+    }                                                                                                                  \
+    TARGET static void add_all(T* __restrict place, const T* __restrict values, std::size_t count) {                   \
+      for (std::size_t i = 0; i < count; ++i) place[i] += values[i];                                                   \
+    }                                                                                                                  \
+    TARGET static AddedSums accumulate_chunk(Way way, T* place, const T* values, std::size_t count, bool last) {       \
+      return last ? accumulate_by_way<true>(way, place, values, count)                                                 \
+                  : accumulate_by_way<false>(way, place, values, count);                                               \
+    }                                                                                                                  \
+    TARGET static Moments moments_of_chunk(const T* values, std::size_t count) {                                       \
+      return moments_in_registers(values, count);                                                                      \
+    }                                                                                                                  \
+    TARGET static SquaredChange change_of_all(const T* before, const T* after, std::size_t count) {                    \
+      return change_in_registers(before, after, count);                                                                \
+    }                                                                                                                  \
+    static constexpr Loops<T> kLoops{sum_chunk, add_all, accumulate_chunk, moments_of_chunk, change_of_all};           \
+  };
+
+DISTGRAD_DEFINE_LOOPS(Baseline, )
+#if defined(DISTGRAD_AVX2)
+DISTGRAD_DEFINE_LOOPS(Avx2, __attribute__((target(DISTGRAD_AVX2))))
+DISTGRAD_DEFINE_LOOPS(Avx512, __attribute__((target(DISTGRAD_AVX512))))
+#endif
+#undef DISTGRAD_DEFINE_LOOPS
+
 template <typename T>
-void add_all(T* place, const T* values, std::size_t count);
+const Loops<T>& loops_for_this_processor() {
+#if defined(DISTGRAD_AVX2)
+  if (has_avx512()) return Avx512<T>::kLoops;
+  if (has_avx2()) return Avx2<T>::kLoops;
+#endif
+  return Baseline<T>::kLoops;
+}
+
 template <typename T>
-AddedSums accumulate_chunk(Way way, T* place, const T* values, std::size_t count, bool last);
-template <typename T>
-Moments moments_of_chunk(const T* values, std::size_t count);
-template <typename T>
-SquaredChange change_of_all(const T* before, const T* after, std::size_t count);
+const Loops<T>& kLoopsFor = loops_for_this_processor<T>();
 
 // ---- what is not finite
 
@@ -272,7 +313,7 @@ void store(T* place, const T* values, std::size_t count, bool streams) {
 
 template <typename T>
 void add(T* place, const T* values, std::size_t count) {
-  add_all(place, values, count);
+  kLoopsFor<T>.add_all(place, values, count);
 }
 
 template <typename T>
@@ -280,7 +321,7 @@ Moments moments_of(const T* values, std::size_t count) {
   Moments all;
   for (std::size_t start = 0; start < count; start += kChunk) {
     const std::size_t size = std::min(kChunk, count - start);
-    Moments found = moments_of_chunk(values + start, size);
+    Moments found = kLoopsFor<T>.moments_of_chunk(values + start, size);
     if (!std::isfinite(found.squares)) {
       found = with_nonfinite(found, start, start + size, [&](std::size_t i) { return static_cast<double>(values[i]); });
     }
@@ -295,10 +336,10 @@ AddedSums accumulate(T* place, const T* values, std::size_t count, bool first, b
   AddedSums found;
   for (std::size_t start = 0; start < count; start += kChunk) {
     const std::size_t size = std::min(kChunk, count - start);
-    AddedSums more = accumulate_chunk(way, place + start, values + start, size, last);
-    if (is_lost(more.squares)) more.squares = moments_of_chunk(values + start, size).squares;
+    AddedSums more = kLoopsFor<T>.accumulate_chunk(way, place + start, values + start, size, last);
+    if (is_lost(more.squares)) more.squares = kLoopsFor<T>.moments_of_chunk(values + start, size).squares;
     if (last && is_lost(more.total_squares)) {
-      const Moments total = moments_of_chunk((first ? values : place) + start, size);
+      const Moments total = kLoopsFor<T>.moments_of_chunk((first ? values : place) + start, size);
       more.total = total.total, more.total_squares = total.squares;
     }
     found.merge(more);
@@ -322,7 +363,7 @@ Moments sum_vectors(T* out, const T* const* vectors, int vector_count, std::size
     stop = std::min({start + kChunk, count, describes ? finish.described : divides ? finish.divided : count});
     const Work work = describes ? kDescribeAndDivide : divides ? kDivide : kAdd;
     const bool around = streams && can_stream_to(out + start);
-    Moments found = sum_chunk(work, out, vectors, vector_count, start, stop, divisor, around);
+    Moments found = kLoopsFor<T>.sum_chunk(work, out, vectors, vector_count, start, stop, divisor, around);
     if (!std::isfinite(found.squares)) found = with_nonfinite(found, start, stop, sum_at);
     all.merge(found);
   }
@@ -332,42 +373,15 @@ Moments sum_vectors(T* out, const T* const* vectors, int vector_count, std::size
 
 template <typename T>
 SquaredChange squared_change(const T* before, const T* after, std::size_t count) {
-  return change_of_all(before, after, count);
+  return kLoopsFor<T>.change_of_all(before, after, count);
 }
 
-// ---- for each type, the loops, and then the header's functions, which call them
-
-#define DISTGRAD_DEFINE(T)                                                                                             \
-  namespace {                                                                                                          \
-  template <>                                                                                                          \
-  DISTGRAD_CLONES Moments sum_chunk(Work work, T* out, const T* const* vectors, int vector_count, std::size_t first,   \
-                                    std::size_t last, T divisor, bool streams) {                                       \
-    return streams ? sum_by_work<true>(work, out, vectors, vector_count, first, last, divisor)                         \
-                   : sum_by_work<false>(work, out, vectors, vector_count, first, last, divisor);                       \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  DISTGRAD_CLONES void add_all(T* __restrict place, const T* __restrict values, std::size_t count) {                   \
-    for (std::size_t i = 0; i < count; ++i) place[i] += values[i];                                                     \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  DISTGRAD_CLONES AddedSums accumulate_chunk(Way way, T* place, const T* values, std::size_t count, bool last) {       \
-    return last ? accumulate_by_way<true>(way, place, values, count)                                                   \
-                : accumulate_by_way<false>(way, place, values, count);                                                 \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  DISTGRAD_CLONES Moments moments_of_chunk(const T* values, std::size_t count) {                                       \
-    return moments_in_registers(values, count);                                                                        \
-  }                                                                                                                    \
-  template <>                                                                                                          \
-  DISTGRAD_CLONES SquaredChange change_of_all(const T* before, const T* after, std::size_t count) {                    \
-    return change_in_registers(before, after, count);                                                                  \
-  }                                                                                                                    \
-  }                                                                                                                    \
-  template void store(T*, const T*, std::size_t, bool);                                                                \
-  template void add(T*, const T*, std::size_t);                                                                        \
-  template Moments moments_of(const T*, std::size_t);                                                                  \
-  template AddedSums accumulate(T*, const T*, std::size_t, bool, bool, bool);                                          \
-  template Moments sum_vectors(T*, const T* const*, int, std::size_t, const Finish&, bool);                            \
+#define DISTGRAD_DEFINE(T)                                                                  \
+  template void store(T*, const T*, std::size_t, bool);                                     \
+  template void add(T*, const T*, std::size_t);                                             \
+  template Moments moments_of(const T*, std::size_t);                                       \
+  template AddedSums accumulate(T*, const T*, std::size_t, bool, bool, bool);               \
+  template Moments sum_vectors(T*, const T* const*, int, std::size_t, const Finish&, bool); \
   template SquaredChange squared_change(const T*, const T*, std::size_t);
 DISTGRAD_FOR_EACH_TYPE(DISTGRAD_DEFINE)
 #undef DISTGRAD_DEFINE
