@@ -6,7 +6,9 @@
 //
 // All entries are small integers and all divisors powers of two, so that every sum is exact in every type. Each rank
 // draws the same plan of a round from the round's number, and knows so what every other rank brings.
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -388,7 +390,7 @@ void run_processes(int ranks, int rounds) {
     for (int rank = 0; rank < ranks; ++rank) {
       const pid_t child = fork();
       if (child == 0) {
-        alarm(100);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         run_rank(world, files, rank, ranks, rounds);
         std::exit(0);
       }

@@ -67,10 +67,10 @@ def compiled(build: Build, folder: Path) -> list[Path]:
         return list(pool.map(lambda source: compile_file(build, source, folder), files))
 
 
-def run(build: Build, program: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run the harness to its end."""
+def run(build: Build, program: Path, *words: object, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run the harness to its end, or raise `subprocess.TimeoutExpired`."""
     command = [*build.emulator, str(program), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def _run(command: Sequence[str | Path]) -> None:

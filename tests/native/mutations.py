@@ -14,6 +14,8 @@ from typing import NamedTuple
 from native import harness
 from native.harness import CORE, MEMORY, THREADS, Build
 
+SECONDS = 40  # after which ranks that wait for one another for ever are taken for a fault that is noticed
+
 
 class Mutation(NamedTuple):
     """A fault: one text of one file replaced, and how the harness is run to notice it."""
@@ -141,7 +143,7 @@ def is_noticed(mutation: Mutation, objects: list[Path], folder: Path) -> bool:
     others = [path for path in objects if path.name != made.name]
     program = harness.link(mutation.build, [*others, made], folder)
     try:
-        return harness.run(mutation.build, program, *mutation.words).returncode != 0
+        return harness.run(mutation.build, program, *mutation.words, seconds=SECONDS).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 

@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python -m native.under_asan [tests/workers/test_communicator.py ...]
 
-Ends with the tests' status; the sanitizer's reports are in the ranks' output. Python, TensorFlow and MPI are not
-watched, but what they allocate and free is known, as libasan is loaded before them. Leaks are not looked for: Python
-and TensorFlow keep what they have until the end.
+Ends with the tests' status, or 1 where the sanitizer has ended a rank, and prints its reports. Python, TensorFlow and
+MPI are not watched, but what they allocate and free is known, as libasan is loaded before them. Leaks are not looked
+for: Python and TensorFlow keep what they have until the end.
 """
 
 import os
@@ -31,21 +31,30 @@ def build(folder: Path) -> None:
     subprocess.run(["g++", *FLAGS, *sorted(CORE.glob("*.cpp")), "-o", core], check=True)
 
 
+def path_of(library: str) -> str:
+    """Where the compiler has a library."""
+    command = ["g++", f"-print-file-name={library}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(tests: list[str]) -> int:
     """Build, run the tests, and return their status."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    libraries = [path_of("libasan.so"), path_of("libstdc++.so.6")]  # without the second one it finds no exceptions
     with tempfile.TemporaryDirectory(prefix="distgrad-asan-") as name:
         build(Path(name))
         settings = {
-            "LD_PRELOAD": library.stdout.strip(),
-            "ASAN_OPTIONS": OPTIONS,
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": f"{OPTIONS}:log_path={name}/report",  # pytest takes what is written to stderr
             "PYTHONPATH": os.pathsep.join([name, CLEAN["PYTHONPATH"]]),
             "DISTGRAD_TEST_SIZE": str(RANKS),
         }
         # The launcher itself is not preloaded: `env` sets what the ranks alone have.
         ranks = ["env", *(f"{key}={value}" for key, value in settings.items()), sys.executable, "-m", "pytest", "-q"]
         launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(RANKS)]
-        return subprocess.run([*launcher, *ranks, *tests], env=CLEAN, cwd=ROOT, check=False).returncode
+        status = subprocess.run([*launcher, *ranks, *tests], env=CLEAN, cwd=ROOT, check=False).returncode
+        for report in sorted(Path(name).glob("report.*")):
+            print(report.read_text(), file=sys.stderr)
+        return status
 
 
 if __name__ == "__main__":
