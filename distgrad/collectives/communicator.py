@@ -29,6 +29,11 @@ BUNDLE = 1 << 22  # entries of variables that are sent together
 class Communicator:
     """The workers of one job, seen from one of them.
 
+    One thread of a process uses it: sums must come in the same order on every worker, and two threads would make
+    another order on each. Through the compiled core's window (alone on a CPU, or under MPI), sums of two threads of a
+    lone worker come one after the other, each right; under MPI a second thread that comes in the midst of a sum ends
+    both with a `BadArgument`. Threads that never overlap are not noticed.
+
     Attributes:
         backend: "solo", "mpi", "horovod" or "tf".
         rank: number of this process's first worker, from 0.

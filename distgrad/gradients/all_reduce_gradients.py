@@ -10,7 +10,8 @@ from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator, is_replica
 from distgrad.collectives.moments import MOMENTS, moments, statistics
 from distgrad.collectives.vectors import DividedSum, Division, joined
-from distgrad.errors import BadArgument, ModelMismatch
+from distgrad.errors import BadArgument, GradientMismatch, ModelMismatch
+from distgrad.gradients.checks import checked, with_checked_rows
 from distgrad.gradients.flat_vector import SCALARS, WEIGHT_TERMS, FlatLayout, Scalars
 
 
@@ -53,6 +54,8 @@ def all_reduce_gradients(
     Raises:
         BadArgument: there is no gradient at all, or another reduction is asked for.
         ModelMismatch: the workers' gradients differ in number, shape or dtype; nothing was summed.
+        GradientMismatch: rows of IndexedSlices are not in their `dense_shape`, or a shape is not known; nothing was
+            summed. In a `tf.function`, rows are found by a `tf.errors.AbortedError` that says so.
 
     >>> from distgrad import connect
     >>> slope = tf.Variable(3.0)
@@ -64,7 +67,8 @@ def all_reduce_gradients(
     """
     if reduction not in ("mean", "sum"):
         raise BadArgument(f"reduction={reduction!r}", 'give "mean" or "sum"', everywhere=True)
-    given = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+    with comm.liveness.explaining():
+        given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
     texts = _of_worker(own) if is_replica(comm) else agreement.agree_once(comm, own, _together)
@@ -85,6 +89,21 @@ def all_reduce_gradients(
     described = tf.unstack(statistics(total.moments, total.divisor, layout.dtype), MOMENTS)
     scalars = layout.unpack(total.undivided)
     return ReducedGradients(found, scalars.weight, described[0], described[1], described[3])
+
+
+def _dense(number: int, gradient: Any) -> tf.Tensor:
+    """Return a gradient as a tensor of a known shape; rows of IndexedSlices are checked before they are used."""
+    shape = tf.get_static_value(gradient.dense_shape) if isinstance(gradient, tf.IndexedSlices) else None
+    if shape is not None:
+        name, of = repr(f"number {number}"), tf.TensorShape(shape.tolist())
+        gradient = with_checked_rows(checked(gradient, name, of), name, of)
+    tensor = tf.convert_to_tensor(gradient)
+    if tensor.shape.is_fully_defined():
+        return tensor
+    raise GradientMismatch(
+        f"gradient number {number} has the shape {tensor.shape}, which the trace does not tell",
+        "give it its variable's shape with tf.ensure_shape",
+    )
 
 
 def _sum_and_divide(

@@ -12,7 +12,7 @@ import distgrad
 from distgrad import Communicator
 from distgrad.collectives.vectors import Division
 from distgrad.errors import GradientMismatch, ModelMismatch
-from support.marks import one_for_every_engine
+from support.marks import usual_ones
 from support.steps import product, quiet, weights
 
 Make = Callable[[tf.Tensor], Any]  # upstream gradient -> what a custom gradient gives
@@ -79,7 +79,7 @@ def odd_model(comm: Communicator, make: Make, kind: type[keras.Model] = keras.Mo
 DATA = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
 
 
-@pytest.mark.parametrize("shape", one_for_every_engine(SHAPES, "6 entries"))
+@pytest.mark.parametrize("shape", usual_ones(SHAPES, ["4194304 entries", "rows too few"], "6 entries"))
 def test_a_shape_that_the_trace_tells(comm: Communicator, shape: str) -> None:
     """Of the last worker alone: all of them say so."""
     odd = comm.rank == comm.size - comm.span
@@ -122,7 +122,7 @@ def test_a_shape_in_a_train_step_of_ones_own(comm: Communicator) -> None:
 
 
 @pytest.mark.parametrize("fault", IN_THE_GRAPH)
-@pytest.mark.parametrize("micro_batch_size", [None, 1])
+@pytest.mark.parametrize("micro_batch_size", [None, pytest.param(1, marks=pytest.mark.thorough)])
 def test_what_only_the_graph_tells(comm: Communicator, fault: str, micro_batch_size: int | None) -> None:
     if comm.backend == "tf":
         pytest.skip("a graph that fails breaks TensorFlow's own collectives; jobs/test_gradients.py has it")
@@ -176,3 +176,22 @@ def test_workers_that_describe_other_ranges_are_told(comm: Communicator) -> None
     )
     comm.liveness.fail(None)
     assert comm.process_sum(np.ones(1)).tolist() == [comm.size]
+
+
+@pytest.mark.parametrize("row", [3, -1])
+def test_a_row_outside_of_a_reduced_gradient(comm: Communicator, row: int) -> None:
+    gradient = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([row]), tf.constant([3, 2]))
+    with pytest.raises(GradientMismatch, match=f"variable 'number 0' is of row {row}, and the variable's are 0 to 2"):
+        distgrad.all_reduce_gradients([gradient], 1, comm=comm)
+
+
+def test_a_reduced_gradient_of_unknown_shape(comm: Communicator) -> None:
+    if comm.backend == "tf":
+        pytest.skip("a strategy's replicas call it within a function of theirs")
+
+    @tf.function(input_signature=[tf.TensorSpec(None)])
+    def reduce(gradient: tf.Tensor) -> Any:
+        return distgrad.all_reduce_gradients([gradient], 1, comm=comm).gradients
+
+    with pytest.raises(GradientMismatch, match="number 0 has the shape <unknown>, which the trace does not tell"):
+        reduce(tf.ones(2))
