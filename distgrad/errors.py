@@ -253,8 +253,9 @@ def reason_of(error: Exception) -> str:
     return text if text.isprintable() and len(text) <= 2 * SHOWN_LENGTH else shown(text)
 
 
-# How the compiled core writes an error into an operation's message (native/problem.h): code, cause, and what to do.
-_IN_A_MESSAGE = re.compile(r"distgrad: error\[(DG\d{3})\]: (.*); (.*)\n")
+# How the compiled core writes an error into an operation's message (native/problem.h), and how TensorFlow shows one of
+# a function that it has converted: code, cause, and what to do.
+_IN_A_MESSAGE = re.compile(r"distgrad: error\[(DG\d{3})\](?: rank=\S+ step=\S+)?: (.*); (.*)(?:\n|$)")
 
 
 def error_within(message: str, rank: int | None, step: int | None) -> DistgradError | None:

@@ -6,9 +6,9 @@ from typing import Any
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
-from distgrad.collectives.window import PlacedVector, SparseVariable, Window
+from distgrad.collectives.window import PlacedVector, Window
 from distgrad.gradients.accumulate import Accumulator, GraphAccumulator, without_repeats
-from distgrad.gradients.checks import Gradient
+from distgrad.gradients.checks import Gradient, with_checked_rows
 from distgrad.gradients.flat_vector import SCALARS, FlatLayout
 
 
@@ -62,7 +62,7 @@ class WindowAccumulator:
         dense, found = {}, []
         for index, gradient in enumerate(gradients):
             if index in self._sparse:
-                found.append(self._collect(gradient, self._sparse[index], is_first, is_last))
+                found.append(self._collect(gradient, index, is_first, is_last))
             elif isinstance(gradient, tf.IndexedSlices):
                 found.append(self._add_rows(gradient, index, is_first, is_last))
             else:
@@ -81,22 +81,22 @@ class WindowAccumulator:
             "sizes": [self.layout.sizes[index] for index in indices],
         }
 
-    def _collect(
-        self, gradient: Gradient, variable: SparseVariable, is_first: tf.Tensor, is_last: tf.Tensor
-    ) -> tf.Tensor:
+    def _collect(self, gradient: Gradient, index: int, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
+        variable = self._sparse[index]
         if gradient is None:
             gradient = tf.IndexedSlices(tf.zeros([0, *variable.shape[1:]], self.layout.dtype), tf.range(0))
         elif isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(variable.shape[0]))
-        return self._run("collect_rows", is_first, is_last, *self._rows_of(gradient), variable=variable.address)
+        return self._run("collect_rows", is_first, is_last, *self._rows_of(gradient, index), variable=variable.address)
 
     def _add_rows(self, gradient: tf.IndexedSlices, index: int, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
         place, height = self._places([index]), self.layout.shapes[index][0]
-        return self._run("add_rows", is_first, is_last, *self._rows_of(gradient), **place, height=height)
+        return self._run("add_rows", is_first, is_last, *self._rows_of(gradient, index), **place, height=height)
 
-    def _rows_of(self, gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
+    def _rows_of(self, gradient: tf.IndexedSlices, index: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the values and the numbers of the rows."""
-        if self._describes:
+        if self._describes:  # equal rows are summed before the core sees them
+            gradient = with_checked_rows(gradient, self.layout.names[index], self.layout.shapes[index])
             gradient = without_repeats(gradient)
         return self._cast(gradient.values), tf.cast(gradient.indices, tf.int64)
 

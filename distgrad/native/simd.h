@@ -9,12 +9,12 @@
 #include <emmintrin.h>
 #endif
 
-// The generations of processors that loops are compiled for, besides the oldest one: what they have is listed, since
-// older compilers have no names for them. A loop must have inlined into it what it calls, else that would be compiled
-// for the oldest processor.
+// The generations of processors that loops are compiled for, besides the oldest one. What they must have is listed, and
+// each of it asked for, since older compilers have no names for them. A loop must have inlined into it what it calls,
+// else that would be compiled for the oldest processor.
 #if defined(__x86_64__)
-#define DISTGRAD_AVX2 "avx,avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"
-#define DISTGRAD_AVX512 DISTGRAD_AVX2 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+#define DISTGRAD_AVX2 "avx2,bmi,bmi2,fma"
+#define DISTGRAD_AVX512 DISTGRAD_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl"
 #endif
 #define DISTGRAD_INLINE inline __attribute__((always_inline))
 // GCC warns, in all of the file that includes this, that processors differ in how a function returns a vector as wide
@@ -26,12 +26,13 @@ namespace distgrad {
 #if defined(DISTGRAD_AVX2)
 inline bool has_avx2() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
 }
 
 inline bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 

@@ -43,7 +43,7 @@ class Updates:
 
     @functools.cached_property
     def _keep(self) -> Any:
-        return self._compiled(native.operations().distgrad_copy_to)
+        return self._compiled(_keep)
 
     @functools.cached_property
     def _compare(self) -> Any:
@@ -57,6 +57,10 @@ class Updates:
             return operation(place, weights, room=sum(self._layout.sizes))
 
         return tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec((), tf.int64))
+
+
+def _keep(place: tf.Tensor, weights: list[tf.Tensor], room: int) -> None:
+    native.operations().distgrad_copy_to(place, weights, room=room)
 
 
 def _ratios(change: np.ndarray, weights: np.ndarray) -> list[float]:

@@ -135,6 +135,17 @@ def test_what_only_the_graph_tells(comm: Communicator, fault: str, micro_batch_s
     comm.barrier()
 
 
+def test_lost_values_of_a_gradient_that_is_described(comm: Communicator) -> None:
+    """Its equal rows are summed first."""
+    if comm.backend == "tf":
+        pytest.skip("a graph that fails breaks TensorFlow's own collectives")
+    make, said = IN_THE_GRAPH["lost values"]
+    step = quiet(comm, odd_model(comm, make), product, statistics="workers")
+    with pytest.raises(GradientMismatch, match=f"the gradient of variable 'odd/kernel' .*{said}"):
+        step(*DATA)
+    comm.barrier()
+
+
 class OddTable(keras.layers.Layer):
     """A large table of which two rows are looked up, and whose gradient is of a row that it has not."""
 
@@ -189,7 +200,7 @@ def test_a_reduced_gradient_of_unknown_shape(comm: Communicator) -> None:
     if comm.backend == "tf":
         pytest.skip("a strategy's replicas call it within a function of theirs")
 
-    @tf.function(input_signature=[tf.TensorSpec(None)])
+    @tf.function(input_signature=[tf.TensorSpec(None)], autograph=False)
     def reduce(gradient: tf.Tensor) -> Any:
         return distgrad.all_reduce_gradients([gradient], 1, comm=comm).gradients
 
