@@ -26,6 +26,7 @@ def test_it_is_waited_for_and_named(engine: str) -> None:
     assert errors.count("distgrad: note: waiting") == errors.count(said) == 1
 
 
+@pytest.mark.thorough
 def test_on_another_host_too(hosts: Hosts) -> None:
     job = hosts.run(1, [str(WORKER), "works"])
     assert job.status == 0, job.err
@@ -33,6 +34,7 @@ def test_on_another_host_too(hosts: Hosts) -> None:
     assert job.err.count("distgrad: note: waiting for worker 0, which has been busy outside a step for") == 1
 
 
+@pytest.mark.thorough
 def test_one_that_is_stopped_there_is_not() -> None:
     job = launch("mpi", 2, [WORKER, "stops"], timeout=60)[0]
     assert job.status == 75, job.err
