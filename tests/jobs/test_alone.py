@@ -24,6 +24,7 @@ ALONE = """
 """
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize(
     ("engine", "call"),
     [

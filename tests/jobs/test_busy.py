@@ -9,6 +9,7 @@ from support.lines import ERROR
 WORKER = TESTS / "support" / "busy_worker.py"
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize(
     "engine",
     [

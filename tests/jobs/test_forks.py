@@ -17,6 +17,7 @@ ENDS = {
 }
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     "engine",
     [

@@ -33,6 +33,7 @@ BAD_ROW = """
     """
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(
     "engine",
     [
@@ -77,6 +78,7 @@ THREADS = """
     """
 
 
+@pytest.mark.fault(40)
 def test_two_threads_of_several_ranks_are_refused() -> None:
     """Whichever rank notices first; the others then wait for it, until their deadline ends the job."""
     (job,) = launch("mpi", 2, program(THREADS), timeout=100)

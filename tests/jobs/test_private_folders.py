@@ -28,6 +28,7 @@ def everywhere() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.fault(37)
 def test_a_folder_in_memory_is_never_one_that_was_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A stranger who sees the job's folder is quicker than the job at making those that may be next."""
     (tmp_path / "precious").touch()
@@ -59,6 +60,7 @@ def test_a_folder_in_memory_is_never_one_that_was_there(monkeypatch: pytest.Monk
             strangers.remove(path)
 
 
+@pytest.mark.fault(37)
 def test_a_job_folder_that_a_stranger_made_is_neither_read_nor_written(everywhere: Path, tmp_path: Path) -> None:
     """As on another host, where the path of the job's folder stands in the command line and may be free."""
     path, target = everywhere / "distgrad-job-12345678", tmp_path / "target"
@@ -74,6 +76,7 @@ def test_a_job_folder_that_a_stranger_made_is_neither_read_nor_written(everywher
     assert not (tmp_path / "0.started").exists()
 
 
+@pytest.mark.fault(37)
 def test_mpi_ends_without_making_the_files_that_a_stranger_has_put_links_to(tmp_path: Path) -> None:
     code = f"""
         import re, sys

@@ -147,6 +147,7 @@ def test_without_enough_memory_to_share_it_sums_by_messages_and_says_so_once() -
     assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
 
 
+@pytest.mark.fault(41)
 @pytest.mark.skipif(
     not memory_limit.can_limit(), reason="no group of processes with a limit of memory can be made here"
 )
@@ -179,6 +180,7 @@ def test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills() -> None:
     assert job.status == 75
 
 
+@pytest.mark.fault(45)
 def test_where_the_system_makes_no_memory_without_a_name_it_sums_by_messages() -> None:
     """A filter refuses the call on one worker, and the other's Python is of a system that does not know it."""
     code = """

@@ -40,6 +40,7 @@ def written(root: Path, cgroup: str, groups: Mapping[str, tuple[str, str]]) -> P
     return root
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("case", GROUPS)
 def test_the_tightest_limit_counts(case: str, tmp_path: Path) -> None:
     cgroup, groups, size, limited_by = GROUPS[case]

@@ -79,6 +79,7 @@ def odd_model(comm: Communicator, make: Make, kind: type[keras.Model] = keras.Mo
 DATA = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("shape", usual_ones(SHAPES, ["4194304 entries", "rows too few"], "6 entries"))
 def test_a_shape_that_the_trace_tells(comm: Communicator, shape: str) -> None:
     """Of the last worker alone: all of them say so."""
@@ -92,6 +93,7 @@ def test_a_shape_that_the_trace_tells(comm: Communicator, shape: str) -> None:
     assert comm.process_sum(np.ones(1)).tolist() == [comm.size // comm.span]  # and nobody waits for anybody
 
 
+@pytest.mark.fault(38)
 @pytest.mark.every_engine
 def test_a_shape_in_sum_gradients(comm: Communicator) -> None:
     with comm.scope():
@@ -113,6 +115,7 @@ class OwnStep(keras.Model):
         return {"loss": loss}
 
 
+@pytest.mark.fault(38)
 @pytest.mark.every_engine
 def test_a_shape_in_a_train_step_of_ones_own(comm: Communicator) -> None:
     model = distgrad.distribute(odd_model(comm, SHAPES["6 entries"], OwnStep), comm, log_every=0)
@@ -121,6 +124,7 @@ def test_a_shape_in_a_train_step_of_ones_own(comm: Communicator) -> None:
         model.fit(*DATA, batch_size=4, verbose=0)
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("fault", IN_THE_GRAPH)
 @pytest.mark.parametrize("micro_batch_size", [None, pytest.param(1, marks=pytest.mark.thorough)])
 def test_what_only_the_graph_tells(comm: Communicator, fault: str, micro_batch_size: int | None) -> None:
@@ -161,6 +165,7 @@ class OddTable(keras.layers.Layer):
         return x[:, :1] * tf.reduce_sum(looked_up(self.table.value), 0)
 
 
+@pytest.mark.fault(38)
 def test_a_row_that_a_table_has_not(comm: Communicator) -> None:
     if comm.backend == "tf":
         pytest.skip("a graph that fails breaks TensorFlow's own collectives")
@@ -189,6 +194,7 @@ def test_workers_that_describe_other_ranges_are_told(comm: Communicator) -> None
     assert comm.process_sum(np.ones(1)).tolist() == [comm.size]
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("row", [3, -1])
 def test_a_row_outside_of_a_reduced_gradient(comm: Communicator, row: int) -> None:
     gradient = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([row]), tf.constant([3, 2]))
