@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from distgrad.bench.cases import Job
-from distgrad.launching.cleanup import cleanup_process, end_marked_processes
+from distgrad.launching.cleanup import cleanup_process, end_marked_processes, signal_marked
 from distgrad.launching.commands import COMMANDS, Command, JobSpec, free_addresses
 from distgrad.launching.environment import fresh_environment, launcher_settings
 from distgrad.launching.job_folder import JOB_MARK
@@ -207,8 +207,7 @@ class Jobs:
 
     def _signal(self, name: str, number: signal.Signals) -> None:
         for rank in self._ranks.get(name, []):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rank.pid, number)
+            signal_marked(rank.pid, str(Path(self._address(name)).parent), number)
 
     def _end(self, name: str) -> None:
         """Close the connections, which ends the ranks, and kill those that have not gone soon."""

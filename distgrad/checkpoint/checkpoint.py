@@ -191,7 +191,8 @@ class Checkpoint(keras.callbacks.Callback):
         if writing is None:
             return
         try:
-            writing.result()
+            with self._comm.liveness.at_work():  # a large file takes its time
+                writing.result()
         except OSError as error:
             self._has_warned = False
             self._failure = f"the checkpoint of step {self._saved_step} could not be written ({error.strerror})"

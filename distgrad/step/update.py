@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distgrad.gradients.checks import Gradient
 from distgrad.gradients.micro_batch import tensor_of
+from distgrad.keras_internals import without_summing
 
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:
@@ -47,7 +48,8 @@ def apply_gradient(
         for number, variable in enumerate(variables)
     ]
     # As Keras's own train_step does, so that an optimizer's own version of it is honoured.
-    optimizer.apply_gradients(pairs)
+    with without_summing(optimizer):
+        optimizer.apply_gradients(pairs)
     for gradient, variable in zip(gradients, variables, strict=True):
         if isinstance(gradient, tf.IndexedSlices):
             # A variable that was written by rows is copied whenever it is read, until told otherwise.
