@@ -104,8 +104,7 @@ class SharedWindow(Window):
                 warn(f"sums go by MPI messages, more slowly than through shared memory ({error})")
             self._join(self._split(self._world.rank))
             fd = -1  # memory of its own
-        if fd < 0:
-            self._require_own_memory(2 * needed)  # its vector, and the sum
+        self._require_own_memory(2 * needed if fd < 0 else 0)  # its vector, and the sum
         self._map(needed, fd, self._seat)
         if fd >= 0:
             os.close(fd)
@@ -127,7 +126,10 @@ class SharedWindow(Window):
         return opened.fd
 
     def _require_own_memory(self, size: int) -> None:
-        """Check that every rank can have so many bytes, beside those that are under the same limit.
+        """Check that every rank can have so many bytes, beside those that are under the same limit. Every rank calls it.
+
+        Args:
+            size: bytes of this rank's own; 0 if it shares the memory of its host.
 
         Raises:
             TooLittleMemory: on every rank, if one of them cannot.
