@@ -126,7 +126,7 @@ class SharedWindow(Window):
         return opened.fd
 
     def _require_own_memory(self, size: int) -> None:
-        """Check that every rank can have so many bytes, beside those that are under the same limit. Every rank calls it.
+        """Check that every rank can have memory of its own, beside those that are under the same limit. All call it.
 
         Args:
             size: bytes of this rank's own; 0 if it shares the memory of its host.
