@@ -35,7 +35,13 @@ class Build(NamedTuple):
     emulator: tuple[str, ...] = ()
 
 
-THREADS = Build("thread", ("-O1", "-g1", "-fsanitize=thread"))
+# Where addresses are more random than older sanitizers of threads can bear, they are not to be.
+RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
+BEARABLE = 28
+_is_random = RANDOM_BITS.exists() and int(RANDOM_BITS.read_text()) > BEARABLE
+THREADS = Build(
+    "thread", ("-O1", "-g1", "-fsanitize=thread"), emulator=("setarch", "--addr-no-randomize") if _is_random else ()
+)
 # Without optimization, which takes twice as long to compile.
 MEMORY = Build("address,undefined", ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"))
 AARCH64 = Build("aarch64", ("-O2", "-static"), "aarch64-linux-gnu-g++", ("qemu-aarch64",))
