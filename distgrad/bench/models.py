@@ -59,7 +59,8 @@ def _transformer(name: str) -> keras.Model:
         normal = layers.LayerNormalization()(x)
         x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(normal, normal, use_causal_mask=True)
         x = x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(layers.LayerNormalization()(x)))
-    return keras.Model(tokens, layers.Dense(VOCABULARY)(layers.LayerNormalization()(x)), name=name)
+    outputs = layers.Dense(VOCABULARY)(layers.LayerNormalization()(x))
+    return keras.Model(tokens, outputs, name=name.replace(" ", "_"))
 
 
 def _embedding(name: str) -> keras.Model:

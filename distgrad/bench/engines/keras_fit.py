@@ -55,7 +55,8 @@ def on_arrays(case: str, turn: str, prepare: Callable[[keras.Model], keras.Model
         The fit; its evidence is the losses of the first epochs, in which rows are not shuffled.
     """
     batch_size, steps = FITTED[case]
-    x, y = examples(case, 0, batch_size * (steps if turn.startswith("long") else 1))
+    examples_of_all = examples(case, 0, batch_size * steps)
+    x, y = (array if turn.startswith("long") else array[:batch_size] for array in examples_of_all)
     model = prepare(models.build(case))
     model.compile("adam", models.loss())
     first = model.fit(x[:batch_size], y[:batch_size], batch_size, epochs=5, shuffle=False, verbose=0)
