@@ -367,7 +367,7 @@ def split_rows(arrays: Any, validation_split: float) -> tuple[Any, Any]:
 
 
 def arrays_to_gather(adapter: Any) -> Any:
-    """Return the arrays of a `data_adapter` in a form for `gather_rows`, as a nest that a dataset may hold.
+    """Return the arrays of a `data_adapter` in a form for `gather_rows`.
 
     `ArrayDataAdapter._inputs` and `array_slicing.convert_to_sliceable`: they have cast, weighted by class and checked
     all that Keras would, from any kind of array. Without them, `fit` would have to do so for each kind itself.

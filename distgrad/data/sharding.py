@@ -23,8 +23,15 @@ def rows_of_workers(tensor: Any, first: int | tf.Tensor, last: int | tf.Tensor, 
     """
     if tensor.shape.rank == 0:
         return tensor
-    count = row_count(tensor)
-    return rows_between(tensor, first * count // size, last * count // size)
+    return rows_between(tensor, *range_of_workers(row_count(tensor), first, last, size))
+
+
+def range_of_workers(count: Any, first: Any, last: Any, size: int) -> tuple[Any, Any]:
+    """Return the first of `count` rows that belongs to the workers first..last-1 of `size`, and the end of theirs.
+
+    All are ints or integer tensors.
+    """
+    return first * count // size, last * count // size
 
 
 def shard_dataset(dataset: tf.data.Dataset, first: int, last: int, size: int) -> tf.data.Dataset:

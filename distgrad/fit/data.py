@@ -16,6 +16,7 @@ import tensorflow as tf
 from distgrad.checkpoint.fit_progress import ResumableData
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.pipeline import without_autotune
+from distgrad.data.sharding import range_of_workers
 from distgrad.fit.global_data import Sharing, is_shard, seeds_of, with_seeds
 from distgrad.fit.order import GivenOrder, PassOrder, RowOrder, ShuffledBatches
 from distgrad.keras_internals import CountedDataset, are_arrays, arrays_to_gather, data_adapter, gather_rows
@@ -95,8 +96,8 @@ class ArrayBatches:
         return self
 
     def __next__(self) -> Any:
-        rows, rank, size = next(self._batches), self._comm.rank, self._comm.size
-        first, last = (worker * len(rows) // size for worker in (rank, rank + self._comm.span))
+        rows, comm = next(self._batches), self._comm
+        first, last = range_of_workers(len(rows), comm.rank, comm.rank + comm.span, comm.size)
         return gather_rows(self._arrays, rows[first:last])
 
 

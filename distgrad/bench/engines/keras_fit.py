@@ -55,8 +55,8 @@ def on_arrays(case: str, turn: str, prepare: Callable[[keras.Model], keras.Model
         The fit; its evidence is the losses of the first epochs, in which rows are not shuffled.
     """
     batch_size, steps = FITTED[case]
-    examples_of_all = examples(case, 0, batch_size * steps)
-    x, y = (array if turn.startswith("long") else array[:batch_size] for array in examples_of_all)
+    rows = batch_size * steps if turn.startswith("long") else batch_size
+    x, y = (array[:rows] for array in examples(case, 0, batch_size * steps))
     model = prepare(models.build(case))
     model.compile("adam", models.loss())
     first = model.fit(x[:batch_size], y[:batch_size], batch_size, epochs=5, shuffle=False, verbose=0)
