@@ -1,6 +1,8 @@
 """Everything that a model gives for a batch, as sums: losses, the losses that layers add, metrics, assigned states.
 
-losses.py                the losses as numerators and divisors, one by one and all of a model together
+losses.py                all losses of a model together, as sums
+loss_sources.py          where they come from: a loss, `compile`, or a `compute_loss` of the model's own
+terms.py                 one loss of a micro-batch as numerator and divisor
 forward.py               the forward pass, and what it would assign
 states.py                states, which a pass assigns
 kinds.py                 what a value is of a batch: a mean, a sum, the same for every part, or known from all rows only

@@ -24,7 +24,7 @@ from distgrad.keras_internals import (
 from distgrad.objective.extra_sums import Asked, ExtraSum, Outcome, Pass, PassSpecs, TrialPasses
 from distgrad.objective.forward import AssignedValues, Scope
 from distgrad.objective.kinds import Evidence, Kind, Parts
-from distgrad.objective.losses import looks_at_rows_alone
+from distgrad.objective.terms import looks_at_rows_alone
 from distgrad.objective.trace import trace
 
 
