@@ -11,7 +11,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from support.launching import finish, needs_horovod, program, start_workers
+from support.launching import finish, program, start_workers
+from support.marks import first_as_a_rule
 from support.processes import wait_until, with_environment
 
 SUMS = """
@@ -77,14 +78,7 @@ def visit(listener: Listener) -> list[socket.socket]:
 
 
 @pytest.mark.fault(34)
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mpi",
-        pytest.param("horovod-gloo", marks=[needs_horovod, pytest.mark.thorough]),
-        pytest.param("mwms", marks=pytest.mark.thorough),
-    ],
-)
+@first_as_a_rule("mpi", "horovod-gloo", "mwms")
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:
     mark = {"DISTGRAD_TEST_STRANGERS": str(tmp_path)}
     jobs = start_workers(engine, 2, [*program(SUMS), tmp_path], env=mark)

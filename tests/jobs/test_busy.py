@@ -3,21 +3,15 @@
 import pytest
 
 from support.hosts import Hosts
-from support.launching import TESTS, launch, needs_horovod
+from support.launching import TESTS, launch
 from support.lines import ERROR
+from support.marks import first_as_a_rule
 
 WORKER = TESTS / "support" / "busy_worker.py"
 
 
 @pytest.mark.fault(50)
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mpi",
-        pytest.param("horovod-gloo", marks=[needs_horovod, pytest.mark.thorough]),
-        pytest.param("mwms", marks=pytest.mark.thorough),
-    ],
-)
+@first_as_a_rule("mpi", "horovod-gloo", "mwms")
 def test_it_is_waited_for_and_named(engine: str) -> None:
     jobs = launch(engine, 2, [WORKER, "works"])
     assert [job.status for job in jobs] == [0] * len(jobs), "".join(job.err for job in jobs)

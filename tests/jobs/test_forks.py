@@ -2,7 +2,8 @@
 
 import pytest
 
-from support.launching import TESTS, launch, needs_horovod
+from support.launching import TESTS, launch
+from support.marks import first_as_a_rule
 
 WORKER = TESTS / "support" / "forking_worker.py"
 ENDS = {
@@ -18,14 +19,7 @@ ENDS = {
 
 
 @pytest.mark.fault(39)
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mpi",
-        pytest.param("horovod-gloo", marks=[needs_horovod, pytest.mark.thorough]),
-        pytest.param("mwms", marks=pytest.mark.thorough),
-    ],
-)
+@first_as_a_rule("mpi", "horovod-gloo", "mwms")
 def test_children_end_and_the_job_goes_on(engine: str) -> None:
     jobs = launch(engine, 2, [WORKER])
     for job in jobs:

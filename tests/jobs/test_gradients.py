@@ -2,8 +2,9 @@
 
 import pytest
 
-from support.launching import launch, needs_horovod, program
+from support.launching import launch, program
 from support.lines import ERROR
+from support.marks import first_as_a_rule
 
 # At step 2 the last worker's gradient is of a row that its variable has not; what the trace tells is right.
 BAD_ROW = """
@@ -34,15 +35,7 @@ BAD_ROW = """
 
 
 @pytest.mark.fault(38)
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mpi",
-        pytest.param("horovod-gloo", marks=[needs_horovod, pytest.mark.thorough]),
-        pytest.param("mwms", marks=pytest.mark.thorough),
-        pytest.param("mirrored", marks=pytest.mark.thorough),
-    ],
-)
+@first_as_a_rule("mpi", "horovod-gloo", "mwms", "mirrored")
 def test_a_row_that_no_variable_has_ends_the_job(engine: str) -> None:
     jobs = launch(engine, 2, program(BAD_ROW), timeout=100)
     said = "".join(job.err + job.out for job in jobs)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from support.launching import needs_horovod
+
 
 def usual_ones(names: Iterable[str], usual: Iterable[str], chosen: str = "") -> list[object]:
     """Parameters of which some are run as a rule, the others with `-m thorough`, and one on every engine."""
@@ -15,3 +17,11 @@ def usual_ones(names: Iterable[str], usual: Iterable[str], chosen: str = "") -> 
 def one_for_every_engine(names: Iterable[str], chosen: str) -> list[object]:
     """Parameters of which one is run on every engine, and the others only where all are."""
     return [pytest.param(name, marks=pytest.mark.every_engine) if name == chosen else name for name in names]
+
+
+def first_as_a_rule(*engines: str) -> pytest.MarkDecorator:
+    """Run a test of jobs on the first of these engines as a rule, and on the others with `-m thorough`."""
+    first, *others = engines
+    needs = {engine: [needs_horovod] if engine.startswith("horovod") else [] for engine in others}
+    thorough = [pytest.param(engine, marks=[*needs[engine], pytest.mark.thorough]) for engine in others]
+    return pytest.mark.parametrize("engine", [first, *thorough])
