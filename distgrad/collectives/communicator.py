@@ -24,6 +24,7 @@ from distgrad.liveness.engine_hooks import EngineHooks
 from distgrad.liveness.liveness import Liveness
 
 BUNDLE = 1 << 22  # entries of variables that are sent together
+SHORT = 64  # bytes of a text that are sent along with its length
 
 
 class Communicator:
@@ -216,13 +217,18 @@ class Communicator:
             The texts by rank, in ascending order; of each process, by the rank of its first worker.
         """
         encoded = np.frombuffer(text.encode(), np.uint8)
-        lengths = np.zeros(self.size, np.int32)
-        lengths[self.rank] = encoded.size
-        lengths = self.process_sum(lengths)
-        slots = np.zeros((self.size, max(1, int(lengths.max()))), np.int32)  # TensorFlow's sums fail on nothing
-        slots[self.rank, : encoded.size] = encoded
-        slots = self.process_sum(slots).astype(np.uint8)
-        return {rank: slots[rank, : lengths[rank]].tobytes().decode() for rank in range(0, self.size, self.span)}
+        heads = self._rows_of_processes(np.concatenate([[encoded.size], encoded[:SHORT]]), 1 + SHORT)
+        lengths = heads[:, 0]
+        rest = max(0, int(lengths.max()) - SHORT)
+        tails = self._rows_of_processes(encoded[SHORT:], rest) if rest else heads[:, :0]
+        texts = np.concatenate([heads[:, 1:], tails], axis=1).astype(np.uint8)
+        return {rank: texts[rank, : lengths[rank]].tobytes().decode() for rank in range(0, self.size, self.span)}
+
+    def _rows_of_processes(self, own: np.ndarray, width: int) -> np.ndarray:
+        """Return (size, width) int32: each process's integers, filled up with zeros, in the row of its first worker."""
+        rows = np.zeros((self.size, width), np.int32)
+        rows[self.rank, : own.size] = own
+        return self.process_sum(rows)
 
     def from_root(self, text: str) -> str:
         """Give every process the root's text."""

@@ -115,8 +115,9 @@ def test_refuses_what_no_engine_sums_exactly(comm: Communicator) -> None:
 
 def test_exchange(comm: Communicator) -> None:
     assert set(comm.exchange("").values()) == {""}
-    texts = comm.exchange("é" * comm.rank + "!")
-    assert texts == {rank: "é" * rank + "!" for rank in range(0, comm.size, comm.span)}
+    for length in (1, 31, 32, 100):  # on both sides of what is sent at once
+        texts = comm.exchange("é" * comm.rank + "!" + "é" * length)
+        assert texts == {rank: "é" * rank + "!" + "é" * length for rank in range(0, comm.size, comm.span)}
 
 
 def test_broadcast_is_bit_exact(comm: Communicator) -> None:
