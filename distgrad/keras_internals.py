@@ -7,8 +7,10 @@ module imports `keras.src` or `tensorflow.python`, or reads a private attribute 
 
 import contextlib
 import contextvars
+import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -281,6 +283,42 @@ def outside_stateless_scope() -> Iterator[None]:
 # ---- batch normalization
 
 Moments = Callable[[tf.Tensor, tf.Tensor | None], tuple[tf.Tensor, tf.Tensor]]
+
+
+class Watcher(Protocol):
+    """Something that is told of assignments."""
+
+    def note(self) -> None:
+        """Take note of one."""
+
+
+class _Watchers:
+    """The watchers of a variable, while they live. A copy of the variable has none."""
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Watchers":
+        return _Watchers()
+
+
+def tell_assignments(variable: keras.Variable, watcher: Watcher) -> None:
+    """Let a watcher note whenever the program assigns a variable outside of a graph.
+
+    `Variable._direct_assign`: whatever sets a variable (`assign`, `set_weights`, `load_weights`) ends there.
+    """
+    attributes = vars(variable)
+    if "_distgrad_watchers" not in attributes:
+        attributes["_distgrad_watchers"] = _Watchers()
+        attributes["_direct_assign"] = types.MethodType(_assign_and_tell, variable)
+    attributes["_distgrad_watchers"].alive.add(watcher)
+
+
+def _assign_and_tell(variable: keras.Variable, value: Any) -> None:
+    if tf.executing_eagerly():
+        for watcher in vars(variable)["_distgrad_watchers"].alive:
+            watcher.note()
+    type(variable)._direct_assign(variable, value)
 
 
 def replace_moments(layer: keras.layers.BatchNormalization, moments: Moments) -> None:

@@ -7,6 +7,7 @@ config.py, plan.py    the settings of a step; what it learns of a model before i
 start.py              all workers build the model and compare settings and versions
 optimizer_scope.py    the optimizer under tf.distribute
 same_weights.py       the root's weights on every worker, sent where they differ
+assignments.py        weights that a program sets between two steps
 guards.py, drift.py   stop, skipped steps, weights that are no longer alike
 evaluation.py         losses and metrics without a training step
 """

@@ -36,6 +36,7 @@ from distgrad.reports.outputs import listeners_of
 from distgrad.reports.report import GlobalGradientEntries, StepReport, blame
 from distgrad.reports.statistics import Contents, chosen
 from distgrad.reports.updates import Updates
+from distgrad.step.assignments import Assignments
 from distgrad.step.config import StepConfig, groups_of
 from distgrad.step.drift import Drift
 from distgrad.step.guards import Guards
@@ -169,7 +170,7 @@ class DistributedStep:
     # ---- what a user calls
 
     def __call__(self, x: Any, y: Any = None, sample_weight: Any = None) -> StepReport:
-        """Take one step on this worker's share of a global batch.
+        """Take one step on this worker's share of a global batch, from the root's weights.
 
         Args:
             x, y, sample_weight: (b, ...) arrays or tensors, or nests of them; b may differ between workers and may
@@ -183,7 +184,7 @@ class DistributedStep:
             NoSamples: b is 0 on every worker; nothing was applied.
             ModelMismatch, SettingsMismatch, VersionMismatch: at the first step, the workers differ; nothing was summed.
             GradientMismatch: a gradient's shape, rows or values are not its variable's; nothing was summed.
-            Drifted: the weights are no longer the same on every worker.
+            Drifted: the weights are no longer the same on every worker, and the root's program has not set them.
             TooManySkipped: `max_skipped` steps in a row were skipped.
             Stopped: a signal asked for it; all workers have finished this step, and saved if they have a Checkpoint.
             NonFiniteGradient: with on_nonfinite="raise"; nothing was applied.
@@ -262,7 +263,7 @@ class DistributedStep:
         if self._last is not None:
             self._last.expire()
         before = self._updates.before() if self._compares_updates() else None
-        report = self._last = self._run(batch, more)
+        report = self._last = self._run_from_same_weights(batch, more)
         if more is not None:
             # Whoever has a batch itself need not wait to hear whether others do.
             self.cursor.advance(more or report.more)
@@ -273,6 +274,15 @@ class DistributedStep:
         if self._guards.check(report, self._plan.drift):
             self._stop()
         return report
+
+    def _run_from_same_weights(self, batch: tuple[Any, ...], more: bool | None) -> StepReport:
+        """Run the compiled step; again, if the root's program had set weights that the others did not have."""
+        report = self._run(batch, more)
+        if not self._plan.drift.was_assigned_on_root(report):
+            return report
+        self._synchronize()
+        self.steps -= 1
+        return self._run(batch, more)
 
     def _run(self, batch: tuple[Any, ...], more: bool | None) -> StepReport:
         """Run the compiled step."""
@@ -353,7 +363,7 @@ class DistributedStep:
             self._config,
             batch,
             extra=self._extra,
-            compared=self._compared,
+            drift=Drift(self.comm, self._compared, Assignments(self._compared_of_model())),
             is_eager=self.run_eagerly,
             keeps_gradient=self.keeps_gradient,
             before=self._trial,
@@ -363,6 +373,7 @@ class DistributedStep:
     def _synchronize(self) -> None:
         """Give all workers the same weights and optimizer state."""
         self._restore(self._state())
+        self._plan.drift.forget_assignments()
         self._is_in_sync = True
 
     def _state(self) -> list[keras.Variable]:
@@ -374,9 +385,11 @@ class DistributedStep:
 
     def _compared(self) -> list[keras.Variable]:
         """Return what must stay the same on all workers: no random numbers, and no counters of layers."""
+        return [*self._compared_of_model(), *self.optimizer.variables]
+
+    def _compared_of_model(self) -> list[keras.Variable]:
         of_rows = set(map(id, states_of_rows(self.model)))
-        floats = [v for v in self.model.variables if is_float(v) and id(v) not in of_rows]
-        return [*floats, *self.optimizer.variables]
+        return [v for v in self.model.variables if is_float(v) and id(v) not in of_rows]
 
 
 class Reported(Protocol):

@@ -1,9 +1,9 @@
 """A check that the weights are still the same on every worker. A flipped bit, or a stray assignment, spreads silently.
 
 Every so many steps each worker computes a checksum of all its weights and optimizer state, which rides in the step's
-sum, in two entries of its own. The checksum is the sum, modulo 2³², of the words that the values are made of, each
-variable's times an odd number: one changed bit always changes it. Only where they differ do workers exchange the
-checksum of each variable.
+sum, in two entries of its own; and so does a worker whose program has set weights since the last step (assignments.py).
+The checksum is the sum, modulo 2³², of the words that the values are made of, each variable's times an odd number: one
+changed bit always changes it. Only where they differ do workers exchange the checksum of each variable.
 """
 
 import collections
@@ -18,8 +18,10 @@ import tensorflow as tf
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import Drifted
 from distgrad.objective.extra_sums import ExtraSum, WorkerShare
+from distgrad.reports.report import StepReport
+from distgrad.step.assignments import Assignments
 
-HALF = 1 << 16  # each entry holds so many bits of the checksum, which float32 does without rounding
+HALF = 1 << 16  # each entry holds half of the checksum's bits, plus 1, which float32 does without rounding
 WORDS = {2: tf.int16, 4: tf.int32, 8: tf.int64}  # by the size of a value in bytes
 
 
@@ -28,12 +30,16 @@ class Drift(ExtraSum):
 
     Args:
         variables: returns those that must be the same on every worker; called when they are all built.
+        assignments: what the program does to the weights between two steps; None if that is not looked at.
     """
 
     once_per_worker = True
 
-    def __init__(self, comm: Communicator, variables: Callable[[], Sequence[Any]]) -> None:
-        self._comm, self._get_variables = comm, variables
+    def __init__(
+        self, comm: Communicator, variables: Callable[[], Sequence[Any]], assignments: Assignments | None = None
+    ) -> None:
+        self._comm, self._get_variables, self._assignments = comm, variables, assignments
+        self._has_assigned = False  # the program, before the last step
 
     def shapes(self) -> list[tf.TensorShape]:
         """Return (workers, 2): two halves of each worker's checksum."""
@@ -43,18 +49,35 @@ class Drift(ExtraSum):
         """Return what a step is given: (workers, 2) float32, the checksums of this process's workers in their rows.
 
         Args:
-            compares: False gives zeros, for a step that does not compare.
+            compares: False gives zeros, for a step that does not compare; unless weights were assigned here.
         """
-        return self._compute_table() if compares else self._no_table
+        if self._assignments is not None:
+            self._has_assigned, self._assignments.noted = self._assignments.noted, False
+        return self._compute_table() if compares or self._has_assigned else self._no_table
 
     def of_worker(self, share: WorkerShare) -> list[tf.Tensor]:
         """Return this worker's row of the table."""
         return [tf.one_hot(share.worker, self._comm.size)[:, tf.newaxis] * share.checksums]
 
     def differs(self, sums: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Return () bool from the summed checksums: True if a worker's is not that of the first."""
+        """Return () bool from the summed checksums: True if the root told one, and not all others the same."""
         (table,) = sums
-        return tf.reduce_any(tf.not_equal(table, table[:1]))
+        return tf.reduce_any(tf.not_equal(table, table[:1])) & (table[0, 0] > 0)
+
+    def was_assigned_on_root(self, report: StepReport) -> bool:
+        """Return whether the root's program had set weights that others do not have. Every worker calls it.
+
+        Args:
+            report: of the step, which was not applied if so.
+        """
+        if self._assignments is None or not report.drifted:
+            return False
+        return self._comm.from_root(str(self._has_assigned)) == str(True)
+
+    def forget_assignments(self) -> None:
+        """Take the weights of now for those of all workers."""
+        if self._assignments is not None:
+            self._assignments.noted = False
 
     def blame(self, step: int) -> None:
         """Find the worker and its variable. Every worker calls it.
@@ -68,8 +91,8 @@ class Drift(ExtraSum):
         path = getattr(self._variables[index], "path", self._variables[index].name)
         raise Drifted(
             f"variable {path} on rank {rank} is not what it is on the other workers",
-            "assign weights on all workers alike, or call step.start_alike() on all of them afterwards; if nothing was "
-            "assigned, check that rank's memory, and go on from the last checkpoint",
+            "set weights on the root, or on all workers alike; if nothing was set, check that rank's memory, and go on "
+            "from the last checkpoint",
             rank=rank,
             step=step,
             everywhere=True,
@@ -81,7 +104,7 @@ class Drift(ExtraSum):
             workers = range(self._comm.span)
             whole = [_checksum(checksums([_copy(v, worker) for v in self._variables])) for worker in workers]
             words = tf.bitcast(tf.stack(whole), tf.uint32)
-            halves = tf.cast(tf.stack([words // HALF, words % HALF], 1), tf.float32)
+            halves = tf.cast(1 + tf.stack([words // HALF, words % HALF], 1), tf.float32)
             before, after = self._comm.rank, self._comm.size - self._comm.rank - self._comm.span
             return tf.pad(halves, [[before, after], [0, 0]])
 

@@ -4,7 +4,7 @@ A throw-away trace of the forward and backward pass tells which losses there are
 which gradients are dense, sparse or missing. What may differ between workers is exchanged once, here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -181,7 +181,7 @@ def make_plan(
     batch: tuple[Any, ...],
     *,
     extra: Sequence[ExtraSum],
-    compared: Callable[[], Sequence[Any]],
+    drift: Drift,
     is_eager: bool,
     keeps_gradient: bool,
     before: Trial | None = None,
@@ -190,7 +190,7 @@ def make_plan(
 
     Args:
         extra: what is summed along besides losses and moving statistics.
-        compared: returns the variables that must stay the same on all workers.
+        drift: the comparison of the workers' weights.
         is_eager: True if the step is not compiled.
         keeps_gradient: see `StepPlan`.
         before: the trial of an earlier plan for the same model, whose answers hold.
@@ -204,7 +204,6 @@ def make_plan(
     contents = _contents(comm, variables, objective, config)
     require_same_settings(comm, _settings(config, contents, objective))
     kinds = agree_on_gradients(comm, model, variables, traced, objective.groups == 1 and not is_eager)
-    drift = Drift(comm, compared)
     workers = WorkerTable(comm.size, FlatLayout(variables).dtype) if contents.by_worker else None
     return StepPlan(
         variables,

@@ -120,8 +120,9 @@ class TrainingGraph:
         gradient = self._reader.read(total, losses.counts, penalty.gradients, self._scale())
 
         finite = tf.equal(gradient.statistics.nonfinite, 0)
-        applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply"))
-        self._update(self.layout.unflatten(gradient.blocks, gradient.sparse), finite, applied)
+        alike = ~self._plan.drift.differs(extra[self._plan.drift])
+        applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply")) & alike
+        self._update(self.layout.unflatten(gradient.blocks, gradient.sparse), finite, alike, applied)
         loss, found = losses.loss + penalty.loss, gradient.statistics
         logged = losses.logged + penalty.loss
         outcome = Outcome(
@@ -131,7 +132,7 @@ class TrainingGraph:
 
         values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
         values |= {"nonfinite_workers": total.nonfinite_workers, "by_variable": gradient.by_variable}
-        values |= {"drifted": self._plan.drift.differs(extra[self._plan.drift])}
+        values |= {"drifted": ~alike}
         if self._plan.workers is not None:
             values |= {"scale": self._scale(), "summed_squares": total.moments[SQUARES]}
             values |= {"summed_after": seconds_since(began, total.blocks), "worker_table": extra[self._plan.workers][0]}
@@ -257,13 +258,13 @@ class TrainingGraph:
 
     # ---- the update
 
-    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, applied: tf.Tensor) -> None:
+    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, alike: tf.Tensor, applied: tf.Tensor) -> None:
         found = [
             gradient if exists else None for gradient, exists in zip(gradients, self._plan.kinds.exists, strict=True)
         ]
         if any(self._plan.kinds.exists):
             tf.cond(applied, lambda: apply_gradient(self._optimizer, found, self._plan.variables), lambda: None)
-        adjust_loss_scale(self._optimizer, finite)
+        adjust_loss_scale(self._optimizer, finite, alike)
 
     # ---- what is told of it
 

@@ -73,12 +73,18 @@ def _dense(gradient: Gradient) -> tf.Tensor:
     return tf.scatter_nd(gradient.indices[:, tf.newaxis], gradient.values, gradient.dense_shape)
 
 
-def adjust_loss_scale(optimizer: keras.optimizers.Optimizer, finite: tf.Tensor) -> None:
-    """Halve a dynamic loss scale after a non-finite gradient; double it after enough finite ones in a row."""
+def adjust_loss_scale(optimizer: keras.optimizers.Optimizer, finite: tf.Tensor, counts: tf.Tensor) -> None:
+    """Halve a dynamic loss scale after a non-finite gradient; double it after enough finite ones in a row.
+
+    Args:
+        finite: () bool, whether this step's gradient is.
+        counts: () bool, False for a step that is taken again.
+    """
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return
     scale, counter = optimizer.dynamic_scale, optimizer.step_counter
     grows = finite & tf.equal(counter.value, optimizer.dynamic_growth_steps - 1)
     factor = tf.where(grows, 2.0, tf.where(finite, 1.0, 0.5))
-    scale.assign(scale.value * factor)
-    counter.assign(tf.where(finite & ~grows, counter.value + 1, tf.zeros_like(counter.value)))
+    scale.assign(scale.value * tf.where(counts, factor, 1.0))
+    count = tf.where(finite & ~grows, counter.value + 1, tf.zeros_like(counter.value))
+    counter.assign(tf.where(counts, count, counter.value))

@@ -1,8 +1,7 @@
 """What a process holds after many uses of distgrad: PYTHONPATH=tests python -m measure.leaks [KIND ...]
 
 KIND: "connect and close", "steps" or "fits". Shown are file descriptors, threads and resident memory of one of two MPI
-ranks, after a tenth of the uses and after all. Memory grows with the number of steps that were made, as it does with
-that of `compile` in Keras itself: TensorFlow keeps each graph in which it has traced a Keras optimizer.
+ranks, after a tenth of the uses and after all.
 """
 
 import argparse

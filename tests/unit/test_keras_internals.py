@@ -1,6 +1,8 @@
 """Keras's and TensorFlow's private names: each one is still there, and distgrad knows them in one place only."""
 
 import ast
+import copy
+import gc
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +95,7 @@ def adapter() -> Any:
 OWNERS: dict[str, list[Callable[[], Any]]] = {
     "_all_reduce_sum_gradients": [keras.optimizers.SGD],
     "_compile_loss": [compiled],
+    "_direct_assign": [lambda: keras.Variable(1.0)],
     "_distribute_strategy": [compiled],
     "_flat_losses": [lambda: compiled()._compile_loss],
     "_flatten_layers": [compiled],
@@ -156,6 +159,36 @@ def test_a_layer_asks_for_its_moments(internals: Any) -> None:
     expected = keras.layers.BatchNormalization()(x, training=True)
     np.testing.assert_array_equal(layer(x, training=True), expected)
     assert asked == [(3, 2)]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept")  # Keras's own copy of a variable
+def test_assignments_are_told_to_whoever_still_listens(internals: Any) -> None:
+    told: list[str] = []
+
+    class Listens:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def note(self) -> None:
+            told.append(self.name)
+
+    layer = keras.layers.Dense(1)
+    layer.build((None, 2))
+    one, other = Listens("one"), Listens("other")
+    for listener in (one, other, one):
+        internals.tell_assignments(layer.kernel, listener)
+    layer.kernel.assign(np.ones((2, 1)))
+    assert sorted(told) == ["one", "other"]
+    tf.function(lambda: layer.kernel.assign(np.zeros((2, 1))))()
+    assert sorted(told) == ["one", "other"]
+    assert float(tf.reduce_sum(layer.kernel.value)) == 0.0
+    del other, listener
+    gc.collect()
+    alike = copy.deepcopy(layer)
+    alike.kernel.assign(np.ones((2, 1)))
+    assert sorted(told) == ["one", "other"]
+    layer.kernel.assign(np.ones((2, 1)))
+    assert sorted(told) == ["one", "one", "other"]
 
 
 def test_losses_are_matched_with_their_outputs(internals: Any) -> None:

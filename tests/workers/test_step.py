@@ -203,6 +203,42 @@ def test_only_the_root_prints(comm: Communicator, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ("".join(f"{reports[i]}\n" for i in (1, 3)) if comm.is_root else "")
 
 
+@pytest.mark.every_engine
+@pytest.mark.parametrize("check_every", [0, 2])
+def test_weights_that_the_root_alone_has_are_everybody_s_in_the_next_step(comm: Communicator, check_every: int) -> None:
+    """Told by the step's own sum: no other communication while nobody sets weights."""
+    model = linear(comm)
+    step = quiet(comm, model, "mse", keras.optimizers.SGD(0.25, momentum=0.5), check_every=check_every)
+    oracle = keras.models.clone_model(model)
+    rows = np.ones((2, 2), "float32"), np.zeros((2, 1), "float32")
+    step(*rows)
+    for setting in (2.0, 3.0, None, 4.0):
+        if setting is not None and comm.is_root:
+            model.set_weights([np.full(weight.shape, setting, "float32") for weight in model.get_weights()])
+        before = step.steps
+        oracle.set_weights(from_root(comm, model.get_weights))
+        expected = float(np.mean(np.square(oracle(rows[0]).numpy())))
+        report = step(*rows)
+        assert report.applied
+        assert report.loss == pytest.approx(expected)
+        assert (report.step, step.steps) == (before + 1, before + 1)
+        found = str([weight.tolist() for weight in model.get_weights()])
+        assert set(comm.exchange(found).values()) == {found}
+
+
+def test_weights_that_all_workers_set_alike_cost_no_second_step(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = linear(comm)
+    step = quiet(comm, model, "mse", "sgd")
+    rows = np.ones((2, 2), "float32"), np.zeros((2, 1), "float32")
+    step(*rows)
+    monkeypatch.setattr(comm, "broadcast", lambda _: pytest.fail("weights were sent"))
+    for _ in range(2):
+        model.set_weights([np.full(weight.shape, 2.0, "float32") for weight in model.get_weights()])
+        assert step(*rows).applied
+
+
 def test_weights_of_the_root_alone_are_everybody_s_after_start_alike(comm: Communicator) -> None:
     model = linear(comm)
     step = quiet(comm, model, "mse", keras.optimizers.SGD(0.0))
