@@ -13,6 +13,7 @@ ENDS = {
     "shares memory": "0",
     "SIGTERM": "-15",
     "SIGINT": "-2",
+    "SIGTERM at once": "-15",
     "terminated": "-15",
     "pool": "10",
 }
@@ -30,3 +31,4 @@ def test_children_end_and_the_job_goes_on(engine: str) -> None:
         f"child {kind}: {end}" for kind, end in ENDS.items()
     ]
     assert [line for job in jobs for line in job.lines("trained")] == [f"trained {len(ENDS) + 1}"] * 2
+    assert [line for job in jobs for line in job.lines("losses")] == ["losses [1.0, 1.0, 1.0]"] * 2

@@ -51,13 +51,13 @@ def sleep() -> None:
     time.sleep(300)
 
 
-def forked(does: Callable[[], object], signals: tuple[int, ...] = ()) -> str:
-    """Fork a process that does something, send it signals, and say how it ended."""
+def forked(does: Callable[[], object], signals: tuple[int, ...] = (), pause: float = 0.3) -> str:
+    """Fork a process that does something, send it signals, each after a pause, and say how it ended."""
     pid = os.fork()
     if not pid:
         does()
     for number in signals:
-        time.sleep(0.3)
+        time.sleep(pause)
         os.kill(pid, number)
     end = time.monotonic() + CHILD
     while time.monotonic() < end:
@@ -68,6 +68,12 @@ def forked(does: Callable[[], object], signals: tuple[int, ...] = ()) -> str:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return "hung"
+
+
+def at_once() -> str:
+    """Signal to children that may not have begun to run."""
+    ends = {forked(sleep, (signal.SIGTERM,), pause=0.0001 * (number % 5)) for number in range(60)}
+    return ", ".join(sorted(ends))
 
 
 def terminated() -> str:
@@ -84,6 +90,28 @@ def terminated() -> str:
 def pool() -> str:
     with fork.Pool(2) as workers:  # at its end it terminates them
         return str(sum(workers.map(abs, range(-4, 0))))
+
+
+def fit_on_rows_of_other_processes(comm: distgrad.Communicator) -> None:
+    """Let Keras fork processes that read the data; the targets are 1 if they did."""
+    import keras  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    worker = os.getpid()
+
+    class Rows(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((4, 3), "float32"), np.full((4, 2), os.getpid() != worker, "float32")
+
+    with comm.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, use_bias=False)])
+    distgrad.distribute(model, comm)
+    model.compile("sgd", "mse")
+    losses = model.fit(Rows(workers=2, use_multiprocessing=True), epochs=3, verbose=0).history["loss"]
+    print(f"losses {losses}\n", end="", flush=True)
 
 
 def main() -> None:
@@ -104,6 +132,7 @@ def main() -> None:
         "shares memory": lambda: forked(functools.partial(look_at_shared_memory, shared_bytes())),
         "SIGTERM": lambda: forked(sleep, (signal.SIGTERM,)),
         "SIGINT": lambda: forked(sleep, (signal.SIGINT, signal.SIGINT)),
+        "SIGTERM at once": at_once,
         "terminated": terminated,
         "pool": pool,
     }
@@ -113,6 +142,7 @@ def main() -> None:
             time.sleep(0.6)  # in which the others wait, and their watchdogs look
         step(x, y)
     print(f"trained {step.steps}\n", end="", flush=True)
+    fit_on_rows_of_other_processes(comm)
 
 
 if __name__ == "__main__":
