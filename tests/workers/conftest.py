@@ -4,6 +4,7 @@ The engine is chosen as a user would, by how the process was launched and by DIS
 `jobs/test_worlds.py` launches them on every engine, all files in one process of each worker.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -48,6 +49,7 @@ def comm() -> Iterator[distgrad.Communicator]:
 def _fresh_state(comm: distgrad.Communicator) -> None:
     """Let no file's tests find names, seeds or policies of those before; each worker draws numbers of its own."""
     keras.backend.clear_session()
+    gc.freeze()  # what TensorFlow keeps of the files before need not be looked through at every collection
     keras.utils.set_random_seed(comm.rank)
 
 
