@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from support.launching import Job, launch, needs_horovod, program, run
+from support.launching import Job, launch, program, run
 from support.lines import ERROR
+from support.marks import first_as_a_rule
 from support.processes import left_in_shared_memory, wait_until, with_environment
 
 CONNECT = "import distgrad; distgrad.connect({!r})"
@@ -128,9 +129,6 @@ def work(engine: str, **fields: object) -> Job:
     return launch(engine, 2, program(code))[0]
 
 
-ENGINES = ["mpi", pytest.param("horovod-gloo", marks=needs_horovod)]
-
-
 def expect_of_workers(job: Job, engine: str, status: int, code: str, *says: str) -> None:
     # horovodrun turns every failure into status 1, and repeats the workers' stderr among lines of its own.
     assert job.status == (1 if engine.startswith("horovod") else status), job.err
@@ -144,7 +142,7 @@ def expect_of_workers(job: Job, engine: str, status: int, code: str, *says: str)
 
 
 @pytest.mark.fault(13, 14)
-@pytest.mark.parametrize("engine", ENGINES)
+@first_as_a_rule("mpi", "horovod-gloo")
 def test_models_that_differ(engine: str) -> None:
     job = work(engine, units="2 + comm.rank")
     says = "variable 0 is 'model/out/kernel float32 (3, 3)' on rank 1 but 'model/out/kernel float32 (3, 2)' on rank 0"
@@ -152,7 +150,7 @@ def test_models_that_differ(engine: str) -> None:
 
 
 @pytest.mark.fault(20)
-@pytest.mark.parametrize("engine", ENGINES)
+@first_as_a_rule("mpi", "horovod-gloo")
 def test_no_rows_anywhere(engine: str) -> None:
     expect_of_workers(work(engine, rows=0), engine, 65, "DG034", "rank=- step=1", "no samples on any worker")
 

@@ -10,7 +10,7 @@ from support.launching import ROOT, horovod_installed, run
 from support.mounts import needs_mounts
 
 # Nearly everything under MPI; under the others what they have of their own; the rest in a thorough run.
-CHOSEN = {"mpi": [*range(1, 35)], "horovod-gloo": [1, 3, 5, 8], "mwms": [1, 5, 9]}
+CHOSEN = {"mpi": [*range(1, 35)], "horovod-gloo": [1, 3, 8], "mwms": [1, 9]}
 ROWS = {name: int(name.split()[0]) for name in FAULTS}
 CASES = [
     pytest.param(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from support.launching import Job, launch, needs_horovod, recipe
+from support.launching import Job, launch, recipe
 from support.lines import STEP
+from support.marks import first_as_a_rule
 
 SCRIPT = recipe("train_digits.py")
 TELLING_ALL = [SCRIPT, "--statistics", "all"]
@@ -48,14 +49,7 @@ def alone() -> list[float]:
     return check(launch("solo", 1, TELLING_ALL)[0], 1)
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "mwms",
-        pytest.param("horovod-gloo", marks=needs_horovod),
-        pytest.param("horovod-mpi", marks=[needs_horovod, pytest.mark.thorough]),
-    ],
-)
+@first_as_a_rule("horovod-gloo", "horovod-mpi", "mwms")
 def test_two_workers_train_the_digits_as_one_does(engine: str, alone: list[float]) -> None:
     root, *others = launch(engine, 2, TELLING_ALL)
     norms = check(root, 2)

@@ -44,10 +44,10 @@ def main() -> int:
     parser.add_argument("--name", nargs="+", default=(), help="of classes; errors are shown with their traceback")
     given = parser.parse_args()
     comm = distgrad.connect()
-    gc.freeze()  # what is imported stays; collecting the rest between classes is then fast
     began, found = time.perf_counter(), []
     for kind in [given.only] if given.only else BASES:
         for case in cases(kind, given.name):
+            gc.freeze()  # what is imported, and what TensorFlow keeps of other cases, is not looked through any more
             outcome = run(comm, case)
             found.append((case, outcome))
             if comm.is_root:

@@ -21,7 +21,7 @@ def one_for_every_engine(names: Iterable[str], chosen: str) -> list[object]:
 
 def first_as_a_rule(*engines: str) -> pytest.MarkDecorator:
     """Run a test of jobs on the first of these engines as a rule, and on the others with `-m thorough`."""
-    first, *others = engines
-    needs = {engine: [needs_horovod] if engine.startswith("horovod") else [] for engine in others}
-    thorough = [pytest.param(engine, marks=[*needs[engine], pytest.mark.thorough]) for engine in others]
-    return pytest.mark.parametrize("engine", [first, *thorough])
+    marks = {engine: [needs_horovod] if engine.startswith("horovod") else [] for engine in engines}
+    for engine in engines[1:]:
+        marks[engine].append(pytest.mark.thorough)
+    return pytest.mark.parametrize("engine", [pytest.param(engine, marks=marks[engine]) for engine in engines])
