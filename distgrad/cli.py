@@ -30,10 +30,20 @@ class _Commands(click.Group):
             context.exit(error.status)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+FIRST = """\
+distgrad run -np 4 train.py    train with 4 workers, by whatever is installed here
+distgrad doctor                find out what is wrong here, and whether the sums are exact
+distgrad report run.jsonl      show a run that was logged, --html page.html as a page
+distgrad --help                all commands"""
+
+
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="distgrad")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """The right global gradient sum for TensorFlow and Keras 3."""
+    if context.invoked_subcommand is None:
+        print_line(FIRST, sys.stdout)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -50,15 +60,17 @@ def main() -> None:
 @click.option("--expect-size", type=click.IntRange(1), help="Refuse to train with another number of workers (76).")
 @click.option("--oversubscribe", is_flag=True, help="Allow more workers than slots.")
 @click.option("--tag-output", is_flag=True, help="Begin each line with its worker's rank.")
+@click.option("-m", "is_module", is_flag=True, help="COMMAND is a module, as `python -m` takes it.")
 @click.option("--dry-run", "only_print", is_flag=True, help="Print the command that does the same by hand.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     *, per_host: int | None, host_list: str | None, start_timeout: float | None, only_print: bool, **chosen: Any
 ) -> None:
-    r"""Launch n workers of a script, or of a program, with whatever is installed here.
+    r"""Launch n workers of a script, module or program, with whatever is installed here.
 
     \b
     distgrad run -np 4 train.py --epochs 3
+    distgrad run -np 4 -m package.train --epochs 3
     distgrad run -H h1:2,h2:2 --max-restarts 3 train.py
     distgrad run -np 2 --backend horovod --controller gloo train.py
 

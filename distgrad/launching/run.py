@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class RunOptions(NamedTuple):
     """The options of `distgrad run`.
 
     Attributes:
-        command: a Python script or a program, and its arguments.
+        command: a Python script, module or program, and its arguments.
         size: how many workers; None: as many as there are slots.
         hosts: where they run; if empty, on this host or wherever a batch system says.
         backend: the engine, see `selection.select`.
@@ -42,6 +43,7 @@ class RunOptions(NamedTuple):
         expect_size: how many workers the script must find; None: any number.
         oversubscribe: True allows more workers than slots.
         tag_output: True begins each line of output with its worker's rank.
+        is_module: True for a module.
     """
 
     command: Sequence[str]
@@ -55,6 +57,7 @@ class RunOptions(NamedTuple):
     expect_size: int | None = None
     oversubscribe: bool = False
     tag_output: bool = False
+    is_module: bool = False
 
 
 def run(options: RunOptions, environment: Mapping[str, str]) -> int:
@@ -90,7 +93,9 @@ class _Plan:
     def __init__(self, options: RunOptions, environment: Mapping[str, str]) -> None:
         _require_no_outer_launcher(environment)
         self._options, self._environment = options, environment
-        self._worker = _worker_command(options.command, environment)
+        self._worker = (
+            _module_command(options.command) if options.is_module else _worker_command(options.command, environment)
+        )
         self.size = _job_size(options, environment)
         if options.expect_size is not None and options.expect_size != self.size:
             raise WorldMismatch(
@@ -218,6 +223,16 @@ def _worker_command(command: Sequence[str], environment: Mapping[str, str]) -> l
     if path is None:
         raise BadArgument(f"there is no program {program}", "name a .py file, or a program that is on PATH")
     return [path, *arguments]
+
+
+def _module_command(command: Sequence[str]) -> list[str]:
+    """Return a worker's command line for a module, which Python finds in the working directory, too."""
+    module = command[0]
+    if PathFinder.find_spec(module.partition(".")[0], ["", *sys.path]) is None:
+        raise BadArgument(
+            f"there is no module {module}", "name one that is installed, or that the working directory has"
+        )
+    return [sys.executable, "-m", *command]
 
 
 def _with_env(variables: Mapping[str, str], words: Sequence[str]) -> str:

@@ -64,9 +64,31 @@ def test_what_cannot_be_launched_is_said_at_once(tmp_path: Path) -> None:
     refused(distgrad("-np", 1, "-H", "h1,\x1b[31m\nh2:1", here), 64, "DG002", r"'\x1b[31m\nh2:1'")
     refused(distgrad("-H", "", here), 64, "DG002", "'' is no host")
     refused(distgrad("nowhere.py"), 64, "DG002", "there is no file nowhere.py")
+    refused(distgrad("-m", "nowhere.train"), 64, "DG002", "there is no module nowhere.train")
     refused(distgrad("-np", 2, "--expect-size", 4, here), 76, "DG005", "4 are expected")
     refused(distgrad("--backend", "tf", "-H", "h1,h2", here), 64, "DG002", "launch/clusters/tf_workers")
     assert distgrad("-np", "many", here).status == 64
+
+
+def test_without_a_command_it_shows_where_to_begin() -> None:
+    job = run([sys.executable, "-m", "distgrad"], timeout=20)
+    assert job.status == 0
+    assert [line.split()[1] for line in job.out.splitlines()] == ["run", "doctor", "report", "--help"]
+    for command in ("run", "doctor", "report"):
+        assert run([DISTGRAD, command, "--help"], timeout=20).status == 0
+
+
+def test_a_module_is_run_as_python_does(tmp_path: Path) -> None:
+    """From the working directory, with its arguments, in each worker."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "train.py").write_text("import sys; print(f'{__package__} {__name__} {sys.argv[1:]}\\n', end='')")
+    command = [DISTGRAD, "run", "-np", "2", "--backend", "mpi", "-m", "package.train", "--epochs", "3"]
+    job = finish(start(command, {}, cwd=tmp_path), 60)
+    assert job.status == 0, job.err
+    assert job.lines("package") == ["package __main__ ['--epochs', '3']"] * 2
+    shown = finish(start([*command[:2], "--dry-run", *command[2:]], {}, cwd=tmp_path), 20)
+    assert shown.out.rstrip().endswith("-m package.train --epochs 3")
 
 
 @pytest.mark.fault(22, 25)
