@@ -61,6 +61,7 @@ def main(context: click.Context) -> None:
 @click.option("--oversubscribe", is_flag=True, help="Allow more workers than slots.")
 @click.option("--tag-output", is_flag=True, help="Begin each line with its worker's rank.")
 @click.option("-m", "is_module", is_flag=True, help="COMMAND is a module, as `python -m` takes it.")
+@click.option("--verbose", is_flag=True, help="Show all that TensorFlow and the launcher print.")
 @click.option("--dry-run", "only_print", is_flag=True, help="Print the command that does the same by hand.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(

@@ -12,6 +12,7 @@
     outcome.py         how a job ended: one line and one exit status
     job_folder.py      the files through which workers and their launcher keep each other informed
     private_folder.py  folders where every user may write, used and removed only if they are one's own
+    output.py          what workers and launchers print, without what nobody needs to read
     worker_wrapper.py  the program around each worker: its output, its end, its cores and its GPU
     cleanup.py         the program that ends what is left of a job after `distgrad run`
     isolated.py        starts the two programs above without site-packages

@@ -16,10 +16,12 @@ from distgrad.launching.cleanup import MEMORY, cleanup_process, end_marked_proce
 from distgrad.launching.commands import Command
 from distgrad.launching.job_folder import JOB_MARK, Event, JobFolder
 from distgrad.launching.outcome import Outcome, outcome_of_job, workers_missing
+from distgrad.launching.output import Explanations, PassOn, pass_on, write
 
 TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed
 STOP_GRACE = 30.0  # seconds for workers to finish their step and save, after a signal
+DRAIN_LIMIT = 2.0  # seconds for the launcher's output to end after it has, unless others still hold it
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # The variables of Open MPI 4, and of 5.
 OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")
@@ -36,7 +38,8 @@ class Job:
         folder: the job's folder.
         start_timeout: seconds from the first worker that waits for the others to the last.
         on_this_host: True if all workers run on this host, so that this process sees their files in the folder.
-        remove_tags: True if the launcher writes a tag of its own before every line, which is then removed.
+        launcher: horovodrun's tags before every line are removed, and Open MPI's explanations held back.
+        verbose: True to show them, too.
     """
 
     def __init__(
@@ -47,10 +50,13 @@ class Job:
         *,
         start_timeout: float,
         on_this_host: bool,
-        remove_tags: bool,
+        launcher: str,
+        verbose: bool,
     ) -> None:
         self._commands, self._size, self._folder = commands, size, folder
-        self._start_timeout, self._on_this_host, self._remove_tags = start_timeout, on_this_host, remove_tags
+        self._start_timeout, self._on_this_host = start_timeout, on_this_host
+        self._has_tags, self._verbose = launcher.startswith("horovodrun"), verbose
+        self._explains, self._explanations = launcher.startswith(("Open MPI", "horovodrun")), Explanations()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._output_threads: list[threading.Thread] = []
         self._stop_signal: signal.Signals | None = None
@@ -64,10 +70,14 @@ class Job:
             self._start(environment)
             missing = self._watch()
             for thread in self._output_threads:
-                thread.join()
+                thread.join(DRAIN_LIMIT)
         outcome = workers_missing(self._size, missing, self._start_timeout) if missing else self._outcome()
         # One line about one failure: the worker has printed it already.
-        return outcome._replace(error=None) if self._folder.ranks("error_printed") else outcome
+        if self._folder.ranks("error_printed"):
+            return outcome._replace(error=None)
+        if outcome.status and outcome.error is None:
+            write(sys.stderr.buffer, self._explanations.held)
+        return outcome
 
     def _outcome(self) -> Outcome:
         statuses = [process.returncode for process in self._processes]
@@ -80,25 +90,29 @@ class Job:
         )
 
     def _start(self, environment: Mapping[str, str]) -> None:
-        pipe = subprocess.PIPE if self._remove_tags else None
+        output = subprocess.PIPE if self._has_tags else None
+        errors = subprocess.PIPE if self._has_tags or (self._explains and not self._verbose) else None
         for words, added in self._commands:
             # In a session of its own: a terminal's Ctrl-C comes here alone, and is passed on once.
             process = subprocess.Popen(
-                words, env={**environment, **added}, stdout=pipe, stderr=pipe, start_new_session=True
+                words, env={**environment, **added}, stdout=output, stderr=errors, start_new_session=True, bufsize=0
             )
             self._processes.append(process)
-            if process.stdout is not None and process.stderr is not None:
-                self._copy_without_tags(process.stdout, sys.stdout.buffer)
-                self._copy_without_tags(process.stderr, sys.stderr.buffer)
+            streams = {process.stdout: self._pass_on_output, process.stderr: self._pass_on_errors}
+            self._output_threads.append(threading.Thread(target=self._copy, args=(streams,), daemon=True))
+            self._output_threads[-1].start()
 
-    def _copy_without_tags(self, source: IO[bytes], target: IO[bytes]) -> None:
-        def copy() -> None:
-            for line in source:
-                target.write(TAG.sub(b"", line))
-                target.flush()
+    def _copy(self, streams: Mapping[IO[bytes] | None, PassOn]) -> None:
+        """Pass on what the launcher prints, as far as it comes by here."""
+        pass_on({stream: lines for stream, lines in streams.items() if stream is not None})
+        write(sys.stderr.buffer, self._explanations.rest())
 
-        self._output_threads.append(threading.Thread(target=copy, daemon=True))
-        self._output_threads[-1].start()
+    def _pass_on_output(self, lines: list[bytes]) -> None:
+        write(sys.stdout.buffer, [TAG.sub(b"", line) for line in lines])
+
+    def _pass_on_errors(self, lines: list[bytes]) -> None:
+        lines = [TAG.sub(b"", line) for line in lines] if self._has_tags else lines
+        write(sys.stderr.buffer, lines if self._verbose else self._explanations.without(lines))
 
     def _watch(self) -> set[int]:
         """Wait until all processes have ended, and see that they do. Returns the workers that did not start in time."""

@@ -44,6 +44,7 @@ class RunOptions(NamedTuple):
         oversubscribe: True allows more workers than slots.
         tag_output: True begins each line of output with its worker's rank.
         is_module: True for a module.
+        verbose: True shows all that TensorFlow and the launcher print.
     """
 
     command: Sequence[str]
@@ -58,6 +59,7 @@ class RunOptions(NamedTuple):
     oversubscribe: bool = False
     tag_output: bool = False
     is_module: bool = False
+    verbose: bool = False
 
 
 def run(options: RunOptions, environment: Mapping[str, str]) -> int:
@@ -113,15 +115,17 @@ class _Plan:
             if self._selection.backend == "horovod":  # horovodrun writes its environment into command lines
                 folder.write_environment(environment)
                 visible = self._environment_for_horovodrun(environment)
-            tag = "tag" if self._options.tag_output else "plain"
-            wrapper = isolated_command("distgrad.launching.worker_wrapper", str(folder.path), tag, *self._worker)
+            chosen = {"tag": self._options.tag_output, "verbose": self._options.verbose}
+            options = ",".join(name for name, is_chosen in chosen.items() if is_chosen)
+            wrapper = isolated_command("distgrad.launching.worker_wrapper", str(folder.path), options, *self._worker)
             job = Job(
                 self._commands(wrapper, visible),
                 self.size,
                 folder,
                 start_timeout=self._options.start_timeout,
                 on_this_host=self._on_this_host(),
-                remove_tags=self._selection.launcher.startswith("horovodrun"),
+                launcher=self._selection.launcher,
+                verbose=self._options.verbose,
             )
             return job.run(visible)
 

@@ -1,15 +1,13 @@
-"""The program around one worker: `main(folder, tag, *command)`, started by isolated.py.
+"""The program around one worker: `main(folder, options, *command)`, started by isolated.py.
 
 It gives the worker its cores and its GPU, passes on its output in whole lines, passes signals on to it, and records in
 the job's folder when it starts and how it ended. If the wrapper is killed, the kernel kills the worker.
 """
 
 import collections
-import contextlib
 import ctypes
 import functools
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -17,14 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import IO
 
 from distgrad.errors import DistgradError
 from distgrad.launching.job_folder import JobFolder, WorkerEnd
+from distgrad.launching.output import pass_on, without_greetings, write
 from distgrad.launching.world import World
 
 LAST_LINES = 20  # lines of standard error that are kept for the launcher
-PARTIAL_LINE_WAIT = 0.1  # seconds after which the beginning of a line is passed on by itself
 DRAIN_LIMIT = 2.0  # seconds for the output to end after the worker has, unless its own children still hold it
 FEWEST_CORES = 2  # with fewer for each worker, none is bound to cores
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -39,16 +36,17 @@ class WorkerWrapper:
         world: the worker's rank and size.
         folder: the job's folder.
         tag: True if each line of output is to begin with the rank.
+        verbose: True to pass on all that TensorFlow logs.
 
     Attributes:
         asked_to_end: True once SIGTERM or SIGINT has come.
         last_lines: the last lines of the worker's standard error.
     """
 
-    def __init__(self, world: World, folder: JobFolder, tag: bool) -> None:
+    def __init__(self, world: World, folder: JobFolder, *, tag: bool, verbose: bool) -> None:
         self.asked_to_end = False
         self.last_lines: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
-        self._world, self._folder = world, folder
+        self._world, self._folder, self._verbose = world, folder, verbose
         self._prefix = f"[{world.rank}] ".encode() if tag else b""
         self._pending: list[signal.Signals] = []  # signals that came before the worker was started
         self._worker: subprocess.Popen[bytes] | None = None
@@ -71,8 +69,8 @@ class WorkerWrapper:
             worker.send_signal(number)
         assert worker.stdout is not None
         assert worker.stderr is not None
-        streams = {worker.stdout: sys.stdout.buffer, worker.stderr: sys.stderr.buffer}
-        copying = threading.Thread(target=self._copy, args=(streams, worker.stderr), daemon=True)
+        streams = {worker.stdout: self._pass_on_output, worker.stderr: self._pass_on_errors}
+        copying = threading.Thread(target=pass_on, args=(streams,), daemon=True)
         copying.start()
         status = worker.wait()
         copying.join(DRAIN_LIMIT)
@@ -93,46 +91,16 @@ class WorkerWrapper:
         else:
             self._worker.send_signal(number)
 
-    def _copy(self, streams: Mapping[IO[bytes], IO[bytes]], errors: IO[bytes]) -> None:
-        """Pass on both streams until they end."""
-        partial = dict.fromkeys(streams, b"")  # the beginning of each stream's next line
-        with selectors.DefaultSelector() as selector:
-            for stream in streams:
-                selector.register(stream, selectors.EVENT_READ, stream)
-            while selector.get_map():
-                ready = [key.data for key, _ in selector.select(PARTIAL_LINE_WAIT if any(partial.values()) else None)]
-                for stream in ready or streams:
-                    data = os.read(stream.fileno(), 65536) if ready else b""
-                    lines, partial[stream] = _split_lines(partial[stream] + data, flush=not data)
-                    if stream is errors:
-                        self._keep(lines)
-                    self._write(lines, streams[stream])
-                    if ready and not data:
-                        selector.unregister(stream)
+    def _pass_on_output(self, lines: list[bytes]) -> None:
+        write(sys.stdout.buffer, [self._prefix + line for line in lines])
 
-    def _keep(self, lines: list[bytes]) -> None:
-        """Keep the last lines of standard error, and record an error of distgrad's among them."""
+    def _pass_on_errors(self, lines: list[bytes]) -> None:
+        """Pass on standard error, keep its last lines, and record an error of distgrad's among them."""
+        lines = lines if self._verbose else without_greetings(lines)
         self.last_lines.extend(lines)
         if any(b"distgrad: error[" in line for line in lines):
             self._folder.record(self._world.rank, "error_printed")
-
-    def _write(self, lines: list[bytes], target: IO[bytes]) -> None:
-        if lines:
-            with contextlib.suppress(OSError):  # nobody reads it any more
-                # All in one write, so that no other worker's line comes between.
-                target.write(b"".join(self._prefix + line for line in lines))
-                target.flush()
-
-
-def _split_lines(data: bytes, flush: bool) -> tuple[list[bytes], bytes]:
-    """Split into whole lines, also at a progress bar's carriage returns, and the beginning of the next.
-
-    Args:
-        flush: True makes that beginning a line, too.
-    """
-    lines = data.splitlines(keepends=True)
-    partial = lines.pop() if lines and not flush and not lines[-1].endswith((b"\n", b"\r")) else b""
-    return lines, partial
+        write(sys.stderr.buffer, [self._prefix + line for line in lines])
 
 
 def cores_of_worker(cores: list[int], world: World) -> list[int]:
@@ -174,19 +142,20 @@ def _world_or_exit() -> World:
         sys.exit(error.status)
 
 
-def main(path: str, tag: str, *command: str) -> None:
+def main(path: str, options: str, *command: str) -> None:
     """Run one worker, and end with its status.
 
     Args:
         path: the job's folder.
-        tag: "tag" if each line of output is to begin with the rank.
+        options: "tag", "verbose", both with a comma between, or none; see `WorkerWrapper`.
         command: the worker's command line.
     """
     die_with(PARENT)
     folder = JobFolder(path)
     environment = folder.read_environment() | os.environ
     world = _world_or_exit()
-    wrapper = WorkerWrapper(world, folder, tag == "tag")
+    chosen = options.split(",")
+    wrapper = WorkerWrapper(world, folder, tag="tag" in chosen, verbose="verbose" in chosen)
     folder.record(world.rank, "started", str(os.getpid()))
     status = wrapper.run(list(command), environment | _gpu_of_worker(environment, world))
     last_lines = [line.decode(errors="replace").rstrip() for line in wrapper.last_lines]

@@ -70,6 +70,36 @@ def test_what_cannot_be_launched_is_said_at_once(tmp_path: Path) -> None:
     assert distgrad("-np", "many", here).status == 64
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_greetings_and_explanations_are_kept_back(tmp_path: Path, verbose: bool) -> None:
+    """What is left of a failure is the worker's traceback, and one line."""
+    body = """
+        import tensorflow
+        if rank == 1:
+            raise ValueError("bad sample")
+        time.sleep(300)
+    """
+    job = distgrad(
+        "-np",
+        2,
+        "--backend",
+        "mpi",
+        *(["--verbose"] if verbose else []),
+        script(tmp_path, body),
+        TF_CPP_MIN_LOG_LEVEL="0",
+    )
+    assert job.status == 1
+    assert ("Primary job" in job.err) == ("oneDNN custom operations" in job.err) == verbose
+    assert job.err.count("distgrad: error[") == 1
+    if not verbose:
+        said = [line for line in job.err.splitlines() if not line.startswith("  ")]
+        assert said[:2] == ["Traceback (most recent call last):", "ValueError: bad sample"]
+        assert said[2].startswith("distgrad: error[DG063] rank=1")
+        assert all(
+            line.startswith("[1] ") for line in map(str.strip, job.err.partition(said[2])[2].splitlines()) if line
+        )
+
+
 def test_without_a_command_it_shows_where_to_begin() -> None:
     job = run([sys.executable, "-m", "distgrad"], timeout=20)
     assert job.status == 0
