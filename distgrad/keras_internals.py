@@ -7,6 +7,7 @@ module imports `keras.src` or `tensorflow.python`, or reads a private attribute 
 
 import contextlib
 import contextvars
+import itertools
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -512,3 +513,142 @@ class CountedDataset(tf.data.Dataset):
         iterator = self._iterate()
         iterator.sharing = self._sharing
         return iterator
+
+
+# ---- an optimizer of slices
+
+
+def optimizer_of_slices(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return an optimizer with the settings, the learning rate and the number of steps of another one, not built.
+
+    `Optimizer.__dict__`: what a user has set is in attributes, and some of it in no config (excluded variables, a
+    function as learning rate). The learning rate and the number of steps are the same variables, so that a callback
+    sets and reads them as before; lists and dicts are copied. Without it, a worker could not update a part of the
+    weights by the same rules.
+    """
+    twin = object.__new__(type(optimizer))
+    vars(twin).update({name: value for name, value in vars(optimizer).items() if not name.startswith("_self_")})
+    vars(twin)["_tracker"] = type(optimizer._tracker)(dict(optimizer._tracker.config))
+    forget_variables(twin)
+    for name, value in list(vars(twin).items()):
+        if type(value).__name__.startswith("Tracked"):  # by the tracker of the other one
+            setattr(twin, name, value.copy())
+    return twin
+
+
+def config_with_rate(optimizer: keras.optimizers.Optimizer, rate: float) -> dict[str, Any]:
+    """Return an optimizer's config, with another learning rate.
+
+    `Optimizer._learning_rate`, of a twin: a function as learning rate is in no config without a warning.
+    """
+    twin = optimizer_of_slices(optimizer)
+    vars(twin)["_learning_rate"] = keras.Variable(rate)
+    return dict(twin.get_config())
+
+
+def forget_variables(optimizer: keras.optimizers.Optimizer) -> None:
+    """Take an optimizer back to before it was built, but for its learning rate and number of steps.
+
+    `Optimizer._variables`, `_trainable_variables`, `_trainable_variables_indices`, `_tracker`: what `build` fills, and
+    Keras builds an optimizer once. Without it, the state of the whole model would stay in memory.
+    """
+    slots, tracker = optimizer_slots(optimizer), vars(optimizer).pop("_tracker")
+    kept = [v for v in optimizer._variables if v is optimizer._iterations or v is optimizer._learning_rate]
+    # As attributes, so that TensorFlow, which notes what they are, forgets what they were.
+    optimizer.built, optimizer._variables, optimizer._trainable_variables = False, kept, []
+    optimizer._trainable_variables_indices = {}
+    optimizer._exclude_from_weight_decay_cache = {}
+    is_variable, _ = tracker.config["variables"]
+    tracker.config["variables"] = is_variable, optimizer._variables
+    tracker.stored_ids["variables"] = set(map(id, kept))
+    optimizer._tracker = tracker
+    for name in slots:
+        setattr(optimizer, name, [])
+
+
+def optimizer_slots(optimizer: keras.optimizers.Optimizer) -> dict[str, list[keras.Variable | None]]:
+    """Return the lists in which an optimizer has a variable, or None, for each variable that it was built for.
+
+    `Optimizer.__dict__`, `_trainable_variables`: the public `variables` do not tell what belongs to which variable.
+    """
+    size = len(optimizer._trainable_variables)
+    return {
+        name: list(value)
+        for name, value in vars(optimizer).items()
+        if isinstance(value, list)
+        and name not in ("_trainable_variables", "_variables")
+        and 0 < size == len(value)
+        and all(one is None or isinstance(one, keras.Variable) for one in value)
+    }
+
+
+def optimizer_scalars(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
+    """Return the variables that an optimizer has for the whole model, besides its learning rate and number of steps.
+
+    `Optimizer.__dict__`, as above: Nadam keeps a product there.
+    """
+    known = {"_iterations", "_learning_rate"}
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.Variable) and name not in known
+    }
+
+
+def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Return whether an optimizer decays a variable's weights.
+
+    `Optimizer._use_weight_decay`: the only one that knows which were excluded.
+    """
+    return optimizer.weight_decay is not None and bool(optimizer._use_weight_decay(variable.value))
+
+
+def set_decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, value: bool) -> None:
+    """Let an optimizer decay a variable's weights or not.
+
+    `Optimizer._exclude_from_weight_decay_cache`, `_var_key`: the public method goes by names.
+    """
+    optimizer._exclude_from_weight_decay_cache[optimizer._var_key(variable)] = value
+
+
+def build_scaling(optimizer: keras.optimizers.LossScaleOptimizer) -> None:
+    """Build an optimizer that scales the loss, without the one in it.
+
+    `Optimizer.build`, replaced in the instance: the outer one calls it. Without it, the inner one would have the state
+    of the whole model for a moment.
+    """
+    vars(optimizer.inner_optimizer)["build"] = lambda _: None
+    try:
+        optimizer.build([])
+    finally:
+        del vars(optimizer.inner_optimizer)["build"]
+
+
+def replaced_methods(optimizer: keras.optimizers.Optimizer) -> set[str]:
+    """Return the names of the methods of Keras's optimizers that an instance, or a user's own class, replaces."""
+    own = itertools.takewhile(lambda kind: not is_of_keras(kind), type(optimizer).__mro__)
+    names = {name for replacing in (optimizer, *own) for name in vars(replacing)}
+    return {name for name in names if callable(getattr(keras.optimizers.Optimizer, name, None))}
+
+
+def holds_optimizers(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether an optimizer is made of others.
+
+    `Optimizer.__dict__`, as above.
+    """
+    values = keras.tree.flatten([value for value in vars(optimizer).values() if isinstance(value, (list, tuple, dict))])
+    return any(isinstance(value, keras.optimizers.Optimizer) for value in [*vars(optimizer).values(), *values])
+
+
+def saves_after(callback: keras.callbacks.Callback, batch: int) -> bool:
+    """Return whether a callback of Keras's that saves every so many batches is about to do so, after this one.
+
+    `ModelCheckpoint` and `BackupAndRestore`: `_last_batch_seen`, `_batches_seen_since_last_saving`. Without it, an
+    optimizer would have to have its whole state after each batch.
+    """
+    every = getattr(callback, "save_freq", None)
+    if isinstance(every, bool) or not isinstance(every, int):
+        return False
+    last = callback._last_batch_seen
+    more = batch + 1 if last is None or batch <= last else batch - last
+    return bool(callback._batches_seen_since_last_saving + more >= every)

@@ -141,6 +141,7 @@ FIT_ALONE = f"{DISTGRAD} fit alone"
 FITS = {f"{DISTGRAD} fit": "workers", FIT_ALONE: "one", "keras fit alone": "Keras"}
 MODELS = ("small", "deep", "wide", "cnn", "transformer")
 MLPS = ("small", "deep", "wide")
+WITH_ADAM = "wide with Adam"  # the same model, with an optimizer whose update costs more than the sum
 # Of the fits on all cores: the rows of a global batch, and the steps of a fit.
 FITTED = {
     "MLP 64": (64, 60),
@@ -175,11 +176,16 @@ TABLES = {
         (DISTGRAD, f"{DISTGRAD} core"),
     ),
     "step": Table(
-        (*(Case(model) for model in MODELS), *(Case(name, quick="200k" in name) for name in EMBEDDINGS)),
+        (
+            *(Case(model) for model in MODELS),
+            Case(WITH_ADAM),
+            *(Case(name, quick="200k" in name) for name in EMBEDDINGS),
+        ),
         (
             Contestant(DISTGRAD, DISTGRAD, "step"),
             Contestant(f"{DISTGRAD} again", DISTGRAD, "step again"),
             Contestant(f"{DISTGRAD} densified", DISTGRAD, "step densified"),
+            Contestant(f"{DISTGRAD} unsharded", DISTGRAD, "step unsharded"),
             Contestant(WITHOUT_COMMUNICATION[0], DISTGRAD, "step alone"),
             Contestant(WITHOUT_COMMUNICATION[1], DISTGRAD, "by hand"),
             *_horovod("flat", "per tensor", "grouped"),
@@ -283,6 +289,8 @@ def _has_work_on_model(case: str, contestant: Contestant) -> bool:
         return case in MLPS  # there is no torch twin of the other models
     if " fits of " in contestant.turn:
         return case in ("small", "wide")
+    if contestant.turn == "step unsharded":
+        return case == WITH_ADAM  # elsewhere it does what the step does
     if contestant.turn == "step densified":
         return case in EMBEDDINGS  # elsewhere it does what the step does
     return case != "embedding 1M" or contestant.job == DISTGRAD  # all jobs of a case are in memory at once

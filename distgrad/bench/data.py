@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distgrad.bench.cases import EMBEDDINGS, SUM_BYTES, TENSORS
+from distgrad.bench.cases import EMBEDDINGS, SUM_BYTES, TENSORS, WITH_ADAM
 
 PERIOD = 1000  # entries after which a vector repeats
 MICRO_BATCH, MICRO_BATCHES = 32, 4  # rows, and how many of them a step
 LEARNING_RATE = 0.01
 # Of the MLPs.
-HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2}
+HIDDEN_UNITS = {"small": [128] * 2, "deep": [64] * 50, "wide": [2048] * 2, WITH_ADAM: [2048] * 2}
 HIDDEN_UNITS |= {"MLP 64": [128] * 2, "MLP 512": [128] * 2, "wide MLP 256": [2048] * 2}
 VOCABULARY, LENGTH, LONG = 128, 16, 64  # the transformer's
 WORDS = 8  # indices in an example of the embeddings'

@@ -43,6 +43,7 @@ def capture(step: DistributedStep, fit: FitProgress | None) -> CheckpointContent
         BadArgument: the model is not built; on every worker.
     """
     progress = None if fit is None else fit.as_dict()
+    step.gather_optimizer()
     variables, metrics = step.variables(), _metrics(step) if progress and progress["batch"] else []
     if not variables:
         raise BadArgument("there is nothing to save", "call save() after a step", everywhere=True)

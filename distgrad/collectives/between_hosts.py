@@ -41,6 +41,17 @@ def all_sum(ranks: MPI.Intracomm, vector: np.ndarray, fill: Fill) -> None:
                 next(segments[number], None)
 
 
+def all_gather(ranks: MPI.Intracomm, vector: np.ndarray, first: int, last: int) -> None:
+    """Give all ranks the entries that each of them has, in place.
+
+    Args:
+        vector: the same dtype on every rank.
+        first, last: this rank has entries first..last-1, of which no other rank has any.
+    """
+    places = np.array(ranks.allgather((first, last - first)))
+    ranks.Allgatherv(MPI.IN_PLACE, [vector, (places[:, 1], places[:, 0])])
+
+
 def _sum_segment(ranks: MPI.Intracomm, vector: np.ndarray, start: int, stop: int, fill: Fill) -> Iterator[None]:
     """Sum one segment in place; yield where it has to wait for other ranks, so that later segments go on."""
     segment = vector[start:stop]

@@ -18,7 +18,7 @@ from mpi4py import MPI
 
 from distgrad.collectives import between_hosts
 from distgrad.collectives.free_memory import free_memory
-from distgrad.collectives.window import Seat, Window, view
+from distgrad.collectives.window import Seat, Slices, Window, view
 from distgrad.errors import ModelMismatch, TooLittleMemory, warn
 from distgrad.native.layout import Event
 
@@ -48,6 +48,7 @@ class SharedWindow(Window):
     ) -> None:
         self._world, self._neighbours = world, host
         self._splits: list[MPI.Intracomm] = []
+        self._published_capacity = 0  # bytes
         self._join(host)
         super().__init__(world.size, on_error, page)
 
@@ -64,6 +65,30 @@ class SharedWindow(Window):
         self._owners_of_shard = self._split(host.rank if host.rank < owners else MPI.UNDEFINED)
         hosts = self._world.allreduce(int(host.rank == 0), op=MPI.SUM)
         self._seat = Seat(host.rank, host.size, owners, between_hosts=hosts > 1)
+        self._hosts = hosts
+
+    @property
+    def slices(self) -> Slices:
+        """The slices of publications: those of the owners of one shard stand side by side."""
+        owners = self._owners_of_shard
+        own = None if owners == MPI.COMM_NULL else self._seat.rank * self._hosts + owners.rank
+        return Slices(own, self._seat.owners * self._hosts, on_one_host=self._hosts == 1)
+
+    def reserve_publication(self, entries: int, dtype: tf.DType) -> bool:
+        needed = entries * dtype.size
+        if needed <= self._published_capacity:
+            return True
+        try:
+            fd = self._open_shared_memory(self._bytes_for(needed, 0))
+        except NoSharedMemory:
+            return False
+        self._published_capacity = needed
+        is_mapped = self._core.distgrad_window_map_published(self._address, fd, needed)
+        if fd >= 0:
+            os.close(fd)
+        if not is_mapped:
+            raise MemoryError(f"no memory for vectors of {needed} bytes")
+        return True
 
     def _split(self, color: int) -> MPI.Intracomm:
         """The ranks of the same color, as an MPI communicator."""
@@ -93,6 +118,8 @@ class SharedWindow(Window):
             )
         elif event is Event.VOTE:
             self._nonfinite_workers()[:] = self._world.allgather(a)
+        elif event is Event.PUBLISH_BETWEEN_HOSTS:
+            self._publish_between_hosts(a, b)
         else:
             super()._handle(event, a, b)
 
@@ -163,6 +190,13 @@ class SharedWindow(Window):
                 raise IndexError(f"entries {first + start} to {first + stop} are not of the sum")
 
         between_hosts.all_sum(self._owners_of_shard, shard, fill)
+
+    def _publish_between_hosts(self, first: int, last: int) -> None:
+        """Give the owners of the same shard entries first..last-1 of a publication, and get theirs."""
+        dtype = tf.dtypes.as_dtype(self._core.distgrad_window_published_type(self._address))
+        capacity = self._published_capacity // dtype.size
+        vector = view(self._core.distgrad_window_published(self._address), capacity, dtype)
+        between_hosts.all_gather(self._owners_of_shard, vector, first, last)
 
 
 def _attempt(open_memory: Callable[[], int]) -> OpenedMemory:

@@ -33,6 +33,27 @@ class Seat(NamedTuple):
     between_hosts: bool = False
 
 
+class Slices(NamedTuple):
+    """The slices of a vector that ranks publish together, one each.
+
+    Attributes:
+        own: the number of this rank's slice, None if it has none.
+        total: how many slices there are; they stand one after the other.
+        on_one_host: whether all of them are.
+    """
+
+    own: int | None
+    total: int
+    on_one_host: bool
+
+
+class Part(NamedTuple):
+    """A part of a rank's own slice: the entry of the vector where it begins, and its values, 1-D."""
+
+    first: int
+    values: tf.Tensor
+
+
 class SparseVariable(NamedTuple):
     """A large variable of which a step touches few rows.
 
@@ -97,6 +118,43 @@ class Window:
         if size * dtype.size > self._capacity:
             self._grow(size * dtype.size)
 
+    @property
+    def slices(self) -> Slices | None:
+        """The slices of vectors that ranks can publish; None where a rank is alone with its memory."""
+        return None
+
+    def reserve_publication(self, entries: int, dtype: tf.DType) -> bool:
+        """Make room for publications of so many entries. Every rank calls it, where there are slices.
+
+        Returns:
+            Whether there is room, the same on every rank.
+        """
+        raise NotImplementedError
+
+    def publish(self, parts: Sequence[Part], bounds: Sequence[int]) -> tf.Tensor:
+        """Give all ranks a vector of which each has a slice. A sum must come before each publication.
+
+        Args:
+            parts: of this rank's slice, in ascending order; what lies between them may come to be anything.
+            bounds: (total + 1,) where each slice begins, and the end of the last one.
+
+        Returns:
+            (bounds[-1],) the vector, which may be the window's own memory. It stays as it is as long as any tensor
+            aliases it.
+        """
+        assert self.slices is not None
+        own = self.slices.own
+        first, last = (0, 0) if own is None else (bounds[own], bounds[own + 1])
+        published = self.run(
+            "publish",
+            [part.values for part in parts],
+            entries=bounds[-1],
+            first=first,
+            last=last,
+            starts=[part.first for part in parts],
+        )
+        return tf.ensure_shape(published, [bounds[-1]])
+
     def sparse_variable(self, name: str, shape: tf.TensorShape) -> SparseVariable:
         """Make a place where the core collects the gradients of a variable of this shape, row by row.
 
@@ -148,7 +206,7 @@ class Window:
             raise MemoryError(f"no memory for vectors of {self._capacity} bytes")
 
     def _bytes_for(self, needed: int, ranks: int) -> int:
-        """Bytes of memory that so many ranks need for vectors of so many bytes."""
+        """Bytes of memory that so many ranks need for vectors of so many bytes; 0 ranks for results alone."""
         return int(self._core.distgrad_window_bytes(_whole_pages(needed), ranks))
 
     def _nonfinite_workers(self) -> np.ndarray:

@@ -4,15 +4,19 @@ A callback that decides (EarlyStopping, ReduceLROnPlateau, a LambdaCallback) run
 and so decides the same. One that writes runs on the root alone.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from distgrad.checkpoint.checkpoint import Checkpoint
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument
 from distgrad.fit.data import FitData
-from distgrad.keras_internals import initial_epoch, set_initial_epoch
+from distgrad.keras_internals import initial_epoch, saves_after, set_initial_epoch
+from distgrad.step import DistributedStep
+from distgrad.step.update import inner_optimizer
 
 WRITERS = (
     keras.callbacks.BackupAndRestore,
@@ -22,6 +26,20 @@ WRITERS = (
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
+)
+
+MANY = 1 << 60  # batches
+# Those that save no optimizer.
+NOT_SAVING = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.TerminateOnNaN,
+    Checkpoint,  # which gathers by itself
 )
 
 
@@ -115,6 +133,52 @@ class StartAlike(keras.callbacks.Callback):
         """Set the first epoch now, and the weights before the next step."""
         set_initial_epoch(self.model, int(self._comm.from_root(str(initial_epoch(self.model)))))
         self._start_alike()
+
+
+class GatherOptimizer(keras.callbacks.Callback):
+    """Gives the root's optimizer its whole state where another callback may save it, and at the end.
+
+    Keras saves from the root alone, when no other worker can be asked. So it comes before all other callbacks: after
+    the batches after which Keras's own callbacks save, after each epoch if there are callbacks that may save then, and
+    at the end of training. An optimizer with moving averages of the weights has them on every worker after each epoch
+    and before each validation: there they are assigned.
+
+    Args:
+        step: takes the steps of this fit.
+        callbacks: the user's that run on the root; those of other workers are not looked at.
+    """
+
+    def __init__(self, step: DistributedStep, callbacks: list[keras.callbacks.Callback]) -> None:
+        super().__init__()
+        self._step, self._callbacks = step, callbacks
+        self._averages = bool(inner_optimizer(step.optimizer).use_ema)
+
+    def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Learn from the root's callbacks when they may save."""
+        saving = [callback for callback in self._callbacks if type(callback) not in (*NOT_SAVING, WarmUp)]
+        when = json.dumps([bool(saving), any(saves_after(callback, MANY) for callback in saving)])
+        self._every_epoch, self._within_epochs = json.loads(self._step.comm.from_root(when))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Gather if a callback of the root's saves now."""
+        if self._within_epochs:
+            saves = any(saves_after(callback, batch) for callback in self._callbacks)
+            if json.loads(self._step.comm.from_root(json.dumps(saves))):
+                self._step.gather_optimizer()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Gather if a callback of the root's may save now, or the averages are about to be assigned."""
+        if self._every_epoch or self._averages:
+            self._step.gather_optimizer(everywhere=self._averages)
+
+    def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Gather if the averages may be assigned now."""
+        if self._averages:
+            self._step.gather_optimizer(everywhere=True)
+
+    def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Gather the end."""
+        self._step.gather_optimizer()
 
 
 class WarmUp(keras.callbacks.Callback):

@@ -15,7 +15,7 @@ import tensorflow as tf
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.data.batch import one_row_at_least, row_count, rows_of_zeros
-from distgrad.errors import note
+from distgrad.errors import note, warn
 from distgrad.fit.own_passes import Passes
 from distgrad.fit.own_reduction import Applied, Reduction
 from distgrad.fit.own_step import PART, Runner, intercepted, optimizers_of
@@ -55,6 +55,8 @@ class OwnTrainStep(GivenAsKeras, DistributedStep):
     _plans = 0
 
     def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
+        if self._config.shard_update is True and self.comm.is_root:
+            warn(f"the update is not sharded: {type(self.model).__name__}.train_step is the model's own")
         runner = Runner(self.comm, self.model, self.model.train_step, self.takes_tuples)
         optimizers = _optimizers_in_scope(self.comm, self.model)
         with intercepted(list(optimizers.values())):

@@ -18,7 +18,7 @@ from distgrad.checkpoint.fit_progress import FitProgress
 from distgrad.collectives import agreement
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import FitMismatch, UnsupportedModel
-from distgrad.fit.callbacks import EpochBegin, EpochEnd, StartAlike, running_callbacks
+from distgrad.fit.callbacks import EpochBegin, EpochEnd, GatherOptimizer, StartAlike, running_callbacks
 from distgrad.fit.data import FitData, fit_data
 from distgrad.fit.functions import StepFunction, test_function, train_function
 from distgrad.keras_internals import CountedDataset, leave_strategy, split_rows
@@ -103,9 +103,11 @@ class Trainer:
         loop = ("epochs", "initial_epoch", "steps_per_epoch", "validation_steps", "validation_freq")
         self._require_same([f"{name}={given[name]}" for name in loop], training, given["callbacks"])
         step = self._begin(training, given["callbacks"])
+        running = running_callbacks(given["callbacks"], self._comm.is_root)
         given["callbacks"] = [
+            GatherOptimizer(step, running),
             EpochEnd(training, validation),
-            *running_callbacks(given["callbacks"], self._comm.is_root),
+            *running,
             EpochBegin(training, validation),
             StartAlike(self._comm, step.start_alike),
         ]
@@ -150,7 +152,11 @@ class Trainer:
         given = self._arguments("train_on_batch", args, kwargs)
         self._require_company("train_on_batch")
         share_weights(self._comm, self._model)
+        self.make_train_function()
+        step = cast(StepFunction[DistributedStep], self._model.train_function).step
+        step.shard_only_if_told()  # else the state would have to be gathered for each batch
         logs = self._keras("train_on_batch", given | {"return_dict": True})
+        step.gather_optimizer()
         return logs if given["return_dict"] else _metrics_in_order(self._model, logs)
 
     # ---- what Keras calls

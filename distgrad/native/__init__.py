@@ -14,11 +14,13 @@
     meeting.h, .cpp         how ranks wait for one another
     sum_request.h, .cpp     what is asked of a sum
     window.h, .cpp          the sum
+    publication.h, .cpp     a vector of which each rank gives a part
     accumulate.h, .cpp      the gradients of micro-batches, added up in a window's slot
 
     tensorflow.h            the part of TensorFlow's C API that is used
     kernels.h, .cpp         TensorFlow operations on that API; window_kernel.h, those on a window
     sum_op.cpp              DistgradSum
+    publish_op.cpp          DistgradPublish
     accumulate_ops.cpp      DistgradAdd, AddRows, CollectRows: micro-batches
     check_ops.cpp           DistgradRequireShape, RequireRows: gradients that go through no window
     statistics_ops.cpp      DistgradMoments, Statistics, CopyTo, SquaredChange, NoteMicroBatch, WorkerRow
@@ -59,10 +61,13 @@ _FUNCTIONS = {
     "distgrad_window_bytes": _Signature(_LONG, (_LONG, _INT)),
     "distgrad_window_range_moments_bytes": _Signature(_LONG, (_LONG, _INT)),
     "distgrad_window_map": _Signature(_BOOL, (_ADDRESS, _INT, _LONG, _INT, _INT, _INT, _BOOL)),
+    "distgrad_window_map_published": _Signature(_BOOL, (_ADDRESS, _INT, _LONG)),
     "distgrad_window_close": _Signature(None, (_ADDRESS,)),
     "distgrad_window_sparse_variable": _Signature(_ADDRESS, (_ADDRESS, _TEXT, _LONG, _LONG)),
     "distgrad_window_sum_slots": _Signature(_BOOL, (_ADDRESS, _LONG, _LONG)),
     "distgrad_window_result": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_window_published": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_window_published_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_votes": _Signature(_ADDRESS, (_ADDRESS,)),
     "distgrad_end_children_at_once": _Signature(None, ()),

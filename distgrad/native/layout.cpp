@@ -27,6 +27,7 @@ constexpr LayoutEntry kLayout[] = {
     {"Event.MISMATCH", kMismatch},
     {"Event.VOTE", kVote},
     {"Event.OTHER_PARTS", kOtherParts},
+    {"Event.PUBLISH_BETWEEN_HOSTS", kPublishBetweenHosts},
     SIZE(StatusPage),
     FIELD(StatusPage, sum_count),
     FIELD(StatusPage, waiting),

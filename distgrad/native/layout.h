@@ -14,11 +14,12 @@ constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment 
 
 // What the core asks of Python in the midst of a sum. Python returns 0 where it succeeded.
 enum Event : std::int32_t {
-  kGrow = 0,             // a: bytes that a vector needs. Every rank asks alike.
-  kSumBetweenHosts = 1,  // sum this rank's shard, entries a..b of the result, over the hosts
-  kMismatch = 2,         // local rank a brings b entries, unlike local rank 0
-  kVote = 3,             // a: whether this rank's own vector is not finite. Every rank asks alike.
-  kOtherParts = 4,       // local rank a describes b ranges and tables, or others, unlike local rank 0
+  kGrow = 0,                 // a: bytes that a vector needs. Every rank asks alike.
+  kSumBetweenHosts = 1,      // sum this rank's shard, entries a..b of the result, over the hosts
+  kMismatch = 2,             // local rank a brings b entries, unlike local rank 0
+  kVote = 3,                 // a: whether this rank's own vector is not finite. Every rank asks alike.
+  kOtherParts = 4,           // local rank a describes b ranges and tables, or others, unlike local rank 0
+  kPublishBetweenHosts = 5,  // give the other hosts entries a..b of the publication, and get theirs
 };
 using Callback = std::int32_t (*)(std::int32_t event, std::int64_t a, std::int64_t b);
 

@@ -24,6 +24,7 @@ class Event(enum.IntEnum):
         MISMATCH: an error: local rank a brings b entries, unlike local rank 0.
         VOTE: an exchange of votes: a is 1 if this rank's own vector is not finite.
         OTHER_PARTS: an error: local rank a describes b ranges and tables, or others, unlike local rank 0.
+        PUBLISH_BETWEEN_HOSTS: entries a..b of the publication for the other hosts, and theirs.
     """
 
     GROW = 0
@@ -31,6 +32,7 @@ class Event(enum.IntEnum):
     MISMATCH = 2
     VOTE = 3
     OTHER_PARTS = 4
+    PUBLISH_BETWEEN_HOSTS = 5
 
 
 class StatusPage(enum.IntEnum):

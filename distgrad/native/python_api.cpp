@@ -34,6 +34,12 @@ EXPORT bool distgrad_window_map(Window* window, std::int32_t fd, std::int64_t ca
   return false;
 }
 
+EXPORT bool distgrad_window_map_published(Window* window, std::int32_t fd, std::int64_t capacity) try {
+  return window->map_published(fd, capacity);
+} catch (const std::exception&) {
+  return false;
+}
+
 EXPORT void distgrad_window_close(Window* window) { window->close(); }
 
 EXPORT SparseVariable* distgrad_window_sparse_variable(Window* window, const char* name, std::int64_t rows,
@@ -50,6 +56,10 @@ EXPORT bool distgrad_window_sum_slots(Window* window, std::int64_t first, std::i
 }
 
 EXPORT const void* distgrad_window_result(Window* window) { return window->result(); }
+EXPORT const void* distgrad_window_published(Window* window) { return window->published(); }
+EXPORT std::int32_t distgrad_window_published_type(Window* window) {
+  return static_cast<std::int32_t>(window->published_type());
+}
 EXPORT std::int32_t distgrad_window_type(Window* window) { return static_cast<std::int32_t>(window->type()); }
 EXPORT float* distgrad_window_votes(Window* window) { return window->votes().data(); }
 }

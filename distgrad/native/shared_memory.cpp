@@ -28,7 +28,7 @@ std::int64_t bytes_of_seats(int ranks) { return whole_pages(ranks * static_cast<
 }  // namespace
 
 std::int64_t SharedMemory::bytes(std::int64_t capacity, int ranks) {
-  if (ranks < 1 || capacity < 0 || capacity > kMost / (ranks + kResults)) return -1;
+  if (ranks < 0 || capacity < 0 || capacity > kMost / (ranks + kResults)) return -1;
   return bytes_of_seats(ranks) + whole_pages(capacity) * (ranks + kResults);
 }
 

@@ -25,9 +25,10 @@ constexpr int kResults = kLendable + 1;  // the last one is never lent, only cop
 // sees it an acquire (meeting.cpp), so that whoever has met the rank sees what it wrote. What stands in its slot and in
 // its shard of the result is published in the same way.
 //
-// Nor does a rank overwrite what another still reads, because two meetings make a sum: `entries` to `lent_results` are
+// Nor does a rank overwrite what another still reads, because two meetings make a sum: `entries` to `lent_published` are
 // read between the first and the second meeting and written between the second and the next first one; `shard_moments`
-// and shards are the other way round, but for results that are lent.
+// and shards are the other way round, but for results that are lent. A publication has one meeting, behind which
+// `publications` is read; it is written before the next one, which the two meetings of a sum precede.
 struct alignas(kAlignment) Seat {
   std::atomic<std::uint32_t> arrived;   // counts meetings; what a sleeping rank waits on
   std::atomic<std::uint32_t> sleepers;  // how many ranks sleep until this one arrives, or are about to
@@ -36,7 +37,9 @@ struct alignas(kAlignment) Seat {
   std::uint64_t digest;                 // of what else must be the same on all ranks
   std::int64_t parts;                   // how many ranges and tables it describes one by one
   DataType type;
-  std::uint32_t lent_results;  // a bit for each result that its tensors alias
+  std::uint32_t lent_results;    // a bit for each result that its tensors alias
+  std::uint32_t lent_published;  // likewise of the vectors that are published
+  std::uint64_t publications;    // how many it has made
   Moments shard_moments;
 };
 
@@ -49,8 +52,8 @@ static_assert(sizeof(Seat) % kAlignment == 0);
 // alone.
 class SharedMemory {
  public:
-  // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector. Nothing is mapped where
-  // there is too little memory, or the file is too short.
+  // Of a file, or without one (`fd` -1) of this process alone. `capacity`: bytes of a vector; `ranks`: 0 for results
+  // alone. Nothing is mapped where there is too little memory, or the file is too short.
   SharedMemory(int fd, std::int64_t capacity, int ranks);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;

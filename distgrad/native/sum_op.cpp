@@ -70,31 +70,15 @@ class SumKernel : WindowKernel {
     }
   }
 
-  // A part of the result: lent, or copied.
+  // A part of the result: lent, until the next sum, which uses this one, too; or copied.
   void set_summed(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place,
                   std::string_view what) {
     std::size_t bytes = size_of(static_cast<DataType>(type));
     for (std::int64_t dimension : shape) bytes *= dimension;
     std::unique_ptr<Lease> lease = borrow_ && bytes ? window_->lease() : nullptr;
-    if (lease) return lend(context, index, type, shape, place, bytes, std::move(lease));
+    if (lease) return window_->hold(lend(context, index, type, shape, place, bytes, std::move(lease)));
     const Tensor copy = allocate_output(context, index, type, shape, bytes, what);
     if (bytes) std::memcpy(TF_TensorData(copy.get()), place, bytes);
-  }
-
-  // The result where it stands. TensorFlow computes in place where it sees the last use of a tensor, and would write
-  // into what the other ranks are still reading; until the next sum, the window uses this one, too.
-  void lend(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape, char* place,
-            std::size_t bytes, std::unique_ptr<Lease> lease) {
-    Status status;
-    const auto release = [](void*, std::size_t, void* lease) { delete static_cast<Lease*>(lease); };
-    const int rank = static_cast<int>(shape.size());
-    TF_Tensor* tensor = TF_NewTensor(type, shape.data(), rank, place, bytes, release, lease.get());
-    if (!tensor) throw no_memory("a tensor");
-    static_cast<void>(lease.release());  // it is the tensor's now
-    std::shared_ptr<TF_Tensor> alias(tensor, TF_DeleteTensor);
-    TF_SetOutput(context, index, alias.get(), status);
-    if (!status.ok()) throw Problem(status.message());
-    window_->hold(std::move(alias));
   }
 
   std::int64_t placed_, divided_, described_;

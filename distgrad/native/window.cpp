@@ -38,7 +38,9 @@ bool Window::map(int fd, std::int64_t capacity, int rank, int ranks, int owners,
 void Window::close() {
   const Use use(mutex_);
   held_.clear();
+  held_published_.reset();
   memory_.reset();
+  published_.reset();
   for (const auto& variable : sparse_variables_) variable->free_memory();
 }
 
@@ -203,25 +205,39 @@ void Window::copy_in_sparse(const SumRequest& request) {
   }
 }
 
-// Meets the others and finds out whether all bring the same kind of vector, and which result is free.
+namespace {
+
+// The first result that no tensor of any rank aliases; the one that is never lent, if there is no other.
+int free_result(std::uint32_t lent) {
+  int number = 0;
+  while (number < kLendable && lent >> number & 1) ++number;
+  return number;
+}
+
+}  // namespace
+
+// Meets the others and finds out whether all bring the same kind of vector, and which result is free, and which vector
+// for a publication.
 void Window::agree(const SumRequest& request) {
   Seat& own = memory_->seat(rank_);
   own.entries = entries_, own.sparse_bytes = sparse_bytes_, own.type = type_;
   own.digest = request.digest(), own.parts = static_cast<std::int64_t>(request.described_one_by_one());
   own.lent_results = memory_->lent_results();
+  own.lent_published = published_ ? published_->lent_results() : 0;
   meet();
   const Seat& first = memory_->seat(0);
-  std::uint32_t lent = 0;
+  std::uint32_t lent = 0, lent_published = 0;
   for (int rank = 0; rank < ranks_; ++rank) {
     const Seat& seat = memory_->seat(rank);
     if (seat.entries != first.entries || seat.type != first.type) refuse(kMismatch, rank, seat.entries);
     if (seat.digest != first.digest) refuse(kOtherParts, rank, seat.parts);
     lent |= seat.lent_results;
+    lent_published |= seat.lent_published;
   }
   // The same on every rank, since all have read the same seats.
-  result_number_ = 0;
-  while (result_number_ < kLendable && lent >> result_number_ & 1) ++result_number_;
+  result_number_ = free_result(lent);
   result_ = memory_->result(result_number_);
+  published_number_ = free_result(lent_published);
 }
 
 void Window::refuse(Event event, int rank, std::int64_t brought) {

@@ -17,6 +17,7 @@
 
 #include "data_type.h"
 #include "layout.h"
+#include "publication.h"
 #include "row_lists.h"
 #include "shared_memory.h"
 #include "sparse_variable.h"
@@ -25,6 +26,8 @@
 #include "vector_math.h"
 
 namespace distgrad {
+
+constexpr int kNotChosen = -1;  // of the vectors for a publication
 
 class Window {
  public:
@@ -65,6 +68,14 @@ class Window {
   // such entries.
   bool sum_slots(std::int64_t first, std::int64_t last);
 
+  // Use this memory, of results alone, for publications of so many bytes. Every rank of the host does, between two sums.
+  // False where there is no such memory.
+  bool map_published(int fd, std::int64_t capacity);
+
+  // Gives this rank's part of a vector, and waits for the others' parts. Throws a Problem. A sum must have been made
+  // since the last publication.
+  void publish(const Publication& publication);
+
   // Bytes that are needed behind a vector so many of whose ranges are described one by one.
   static std::int64_t range_moments_bytes(std::size_t ranges, int ranks);
 
@@ -85,6 +96,15 @@ class Window {
   // Keeps something until the next sum.
   void hold(std::shared_ptr<void> thing) { held_.push_back(std::move(thing)); }
 
+  // ---- what came of the last publication
+
+  char* published() const { return published_place_; }
+  DataType published_type() const { return published_type_; }
+  // Null where the vector is the one that is never lent.
+  std::unique_ptr<Lease> lease_published();
+  // Keeps something until the end of the next publication.
+  void hold_published(std::shared_ptr<void> thing) { held_published_ = std::move(thing); }
+
  private:
   // One sum, in order.
   void try_sum(const SumRequest& request);
@@ -99,6 +119,11 @@ class Window {
   void sum_shard(const SumRequest& request);
   void gather_moments(const SumRequest& request);
   bool own_vector_is_bad(const SumRequest& request) const;
+
+  // One publication.
+  void require_possible(const Publication& publication) const;
+  void copy_in(const Publication& publication);
+  void publish_between_hosts(Range own);
 
   // This rank's shard.
   std::int64_t boundary(int shard) const;
@@ -143,6 +168,16 @@ class Window {
   std::uint32_t meetings_ = 0;
   Caller filler_ = 0;  // whose gradients stand in the slot, and of which type they are
   DataType filled_type_ = DataType::kFloat;
+
+  // Publications.
+  std::shared_ptr<SharedMemory> published_;
+  int published_rank_ = 0, published_ranks_ = 1;  // what this rank was when that was mapped
+  int published_number_ = kNotChosen;             // the vector in it that the next publication is to take
+  int last_published_number_ = 0;
+  char* published_place_ = nullptr;
+  DataType published_type_ = DataType::kFloat;
+  std::uint64_t publications_ = 0;
+  std::shared_ptr<void> held_published_;
 
   // The sum that is under way, or the last one.
   DataType type_ = DataType::kFloat;

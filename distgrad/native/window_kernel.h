@@ -2,12 +2,31 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <thread>
+#include <utility>
 
 #include "kernels.h"
 #include "window.h"
 
 namespace distgrad {
+
+// Gives out memory where it stands, as an output that has a lease of it. Returns a second reference to the output, to be
+// held for as long as the memory must not change: TensorFlow computes in place where it sees the last use of a tensor,
+// and would write into what the other ranks are still reading.
+inline std::shared_ptr<void> lend(TF_OpKernelContext* context, int index, TF_DataType type, const Shape& shape,
+                                  char* place, std::size_t bytes, std::unique_ptr<Lease> lease) {
+  Status status;
+  const auto release = [](void*, std::size_t, void* lease) { delete static_cast<Lease*>(lease); };
+  const int rank = static_cast<int>(shape.size());
+  TF_Tensor* tensor = TF_NewTensor(type, shape.data(), rank, place, bytes, release, lease.get());
+  if (!tensor) throw no_memory("a tensor");
+  static_cast<void>(lease.release());  // it is the tensor's now
+  std::shared_ptr<TF_Tensor> alias(tensor, TF_DeleteTensor);
+  TF_SetOutput(context, index, alias.get(), status);
+  if (!status.ok()) throw Problem(status.message());
+  return alias;
+}
 
 class WindowKernel {
  public:

@@ -27,6 +27,7 @@ class StepConfig:
     log_every: int = 0
     log_format: str = "text"
     jit_compile: bool = False
+    shard_update: bool | str = "auto"
 
     def __post_init__(self) -> None:
         _require(self.micro_batch_size is None or self.micro_batch_size > 0, self, "micro_batch_size", "1 or more")
@@ -36,6 +37,8 @@ class StepConfig:
         _require(self.max_skipped is None or self.max_skipped > 0, self, "max_skipped", "1 or more, or None")
         _require(self.check_every >= 0, self, "check_every", "0 or more")
         _require(self.log_every >= 0, self, "log_every", "0 or more")
+        is_wish = isinstance(self.shard_update, bool) or self.shard_update == "auto"
+        _require(is_wish, self, "shard_update", 'True, False or "auto"')
 
 
 def groups_of(patterns: Mapping[str, str] | None) -> dict[str, re.Pattern[str]]:

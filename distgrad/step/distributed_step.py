@@ -13,6 +13,7 @@ Every worker runs this; all the communication of a step is one sum of one vector
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
@@ -41,7 +42,9 @@ from distgrad.step.config import StepConfig, groups_of
 from distgrad.step.drift import Drift
 from distgrad.step.guards import Guards
 from distgrad.step.optimizer_scope import optimizer_in_scope
-from distgrad.step.plan import make_plan
+from distgrad.step.plan import StepPlan, make_plan
+from distgrad.step.sharded_update import ShardedUpdate
+from distgrad.step.sharding import sharded_update
 from distgrad.step.start import begin, build_model, compile_for_any_rows, require_built_in_rows
 from distgrad.step.training_graph import Flags, StepOutput, TrainingGraph
 
@@ -111,6 +114,10 @@ class DistributedStep:
         log_file: where every step is appended as a JSON line: a path, or a `distgrad.seeing.LogFile`.
         listeners: who hears every report, on the root alone: functions, or those of `distgrad.seeing`.
         jit_compile: compile a micro-batch's forward and backward pass with XLA.
+        shard_update: True lets each worker update its own slice of the weights, and have the optimizer's state for that
+            alone: under MPI on CPUs. "auto" does so where it is faster. The weights come out the same, and
+            checkpoints are those of one process. Under `fit`, the root's optimizer has the whole state at the end, and
+            where a callback may save it; in a loop, after `gather_optimizer`. At any other time it has none.
 
     Raises:
         BadArgument, UnsupportedLoss: on every worker, before anything is sent.
@@ -135,6 +142,7 @@ class DistributedStep:
         log_file: str | Path | LogFile | None = None,
         listeners: Sequence[Listener | Callable[[StepReport], Any]] = (),
         jit_compile: bool = False,
+        shard_update: bool | str = "auto",
     ) -> None:
         self._config = StepConfig(
             micro_batch_size,
@@ -147,6 +155,7 @@ class DistributedStep:
             log_every,
             log_format,
             jit_compile,
+            shard_update,
         )
         self.model, self.comm = model, comm
         self._objective = loss if isinstance(loss, Objective) else Objective(loss, model)
@@ -159,7 +168,8 @@ class DistributedStep:
         self.steps = 0  # how many were taken, before a resume included
         self.cursor = DataCursor()
         self.checkpoint: Saves | None = None  # where it was saved to or resumed from
-        self._restore: Restore = comm.broadcast
+        self._restore: Restore | None = None  # of what was saved, before the next step
+        self._sharded: ShardedUpdate | None = None
         self._has_joined = self._is_in_sync = False
         self._trial: Trial | None = None
         self._first_trace: Any = None  # of the compiled step
@@ -230,10 +240,29 @@ class DistributedStep:
         """Before the next step, give every worker the root's weights and optimizer state again."""
         self._is_in_sync = False
 
+    def shard_only_if_told(self) -> None:
+        """Take shard_update="auto" for False, unless the first step is taken already."""
+        if self._config.shard_update == "auto" and not self._has_joined:
+            self._config = replace(self._config, shard_update=False)
+
+    def gather_optimizer(self, everywhere: bool = False) -> None:
+        """Give the root's optimizer its whole state, until the next step: to be saved with the model, for example.
+
+        Where the update is not sharded, every worker's has it at all times. Every worker calls it.
+
+        Args:
+            everywhere: True gives it to every worker's optimizer.
+        """
+        if self._sharded is not None:
+            self._sharded.state.gather(everywhere)
+
     # ---- what a checkpoint asks for
 
     def variables(self) -> list[keras.Variable]:
-        """Return the weights and the optimizer's state, the loss scale included; none before the model is built."""
+        """Return the weights and the optimizer's state, the loss scale included; none before the model is built.
+
+        Where the update is sharded, only the root has all of the state, and only after `gather_optimizer`.
+        """
         return self._state() if self.model.built else []
 
     def go_to(self, step: int, cursor: DataCursor, restore: Restore) -> None:
@@ -243,6 +272,8 @@ class DistributedStep:
             restore: called once before the next step with `variables()`: sets them to the same values on every worker.
         """
         self.steps, self.cursor, self._restore, self._is_in_sync = step, cursor, restore, False
+        if self._sharded is not None:
+            self._sharded.state.build_whole()
 
     def join(self, batch: tuple[Any, ...]) -> None:
         """Before the first step: make sure that all workers mean the same thing, start alike, and trace the step."""
@@ -257,9 +288,7 @@ class DistributedStep:
         self.join(batch)
         if self._plan.trial.goes_on and self._plan.trial.ask(batch):
             self._join(batch)
-        if not self._is_in_sync:
-            self._synchronize()
-        self._restore = self.comm.broadcast
+        self._prepare_state()
         if self._last is not None:
             self._last.expire()
         before = self._updates.before() if self._compares_updates() else None
@@ -368,24 +397,59 @@ class DistributedStep:
             keeps_gradient=self.keeps_gradient,
             before=self._trial,
         )
-        return plan, TrainingGraph(self.comm, self.optimizer, self._config, plan)
+        self._sharded = self._shard(plan)
+        plan = plan if self._sharded is None else plan.without_sparse()
+        return plan, TrainingGraph(self.comm, self.optimizer, self._config, plan, self._sharded)
+
+    def _shard(self, plan: StepPlan) -> ShardedUpdate | None:
+        if self._sharded is not None:  # a plan that has changed, in the midst of a training
+            self._sharded.state.gather(everywhere=False)
+        return sharded_update(
+            self.comm,
+            self.optimizer,
+            self._config.shard_update,
+            plan.variables,
+            plan.kinds.exists,
+            has_sparse=bool(plan.kinds.sparse),
+        )
+
+    def _prepare_state(self) -> None:
+        """Before a step: let all workers start alike, if they are to, and each have its own part of the state."""
+        if not self._is_in_sync:
+            self._synchronize()
+        elif self._sharded is not None:
+            self._sharded.state.release()
+        self._restore = None
 
     def _synchronize(self) -> None:
         """Give all workers the same weights and optimizer state."""
-        self._restore(self._state())
+        if self._restore is not None:
+            if self._sharded is not None:
+                self._sharded.state.build_whole()
+            self._restore(self._state())
+        elif self._sharded is None:
+            self.comm.broadcast(self._state())
+        else:
+            self.comm.broadcast([*self._weights(), *self._sharded.shared])
+        if self._sharded is not None:
+            self._sharded.start()
         self._plan.drift.forget_assignments()
         self._is_in_sync = True
 
+    def _weights(self) -> list[keras.Variable]:
+        of_rows = set(map(id, states_of_rows(self.model)))
+        return [variable for variable in self.model.variables if id(variable) not in of_rows]
+
     def _state(self) -> list[keras.Variable]:
         with self.comm.scope():
-            if not self.optimizer.built:
+            if not self.optimizer.built and self._sharded is None:
                 self.optimizer.build(self.model.trainable_variables)
-        of_rows = set(map(id, states_of_rows(self.model)))
-        return [*(v for v in self.model.variables if id(v) not in of_rows), *self.optimizer.variables]
+        return [*self._weights(), *self.optimizer.variables]
 
     def _compared(self) -> list[keras.Variable]:
         """Return what must stay the same on all workers: no random numbers, and no counters of layers."""
-        return [*self._compared_of_model(), *self.optimizer.variables]
+        of_optimizer = self.optimizer.variables if self._sharded is None else self._sharded.shared
+        return [*self._compared_of_model(), *of_optimizer]
 
     def _compared_of_model(self) -> list[keras.Variable]:
         of_rows = set(map(id, states_of_rows(self.model)))

@@ -5,7 +5,7 @@ which gradients are dense, sparse or missing. What may differ between workers is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -172,6 +172,10 @@ class StepPlan:
     is_synchronized: bool
     keeps_gradient: bool
 
+    def without_sparse(self) -> "StepPlan":
+        """Return the plan in which the gradients of all variables are dense."""
+        return replace(self, kinds=replace(self.kinds, sparse=()))
+
 
 def make_plan(
     comm: Communicator,
@@ -290,4 +294,5 @@ def _settings(config: StepConfig, contents: Contents, objective: Objective) -> l
         *objective.settings(),
         f"check_every={config.check_every}",
         f"max_skipped={config.max_skipped}",
+        f"shard_update={config.shard_update}",
     ]

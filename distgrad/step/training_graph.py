@@ -7,7 +7,6 @@ update           the optimizer clips and applies it, unless the step is skipped
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -18,9 +17,8 @@ from distgrad.collectives.moments import SQUARES
 from distgrad.collectives.vectors import Division, Vector
 from distgrad.data.batch import one_row_at_least, row_count, zero_unless
 from distgrad.gradients.accumulate import LocalSums, MicroBatch, over_micro_batches
-from distgrad.gradients.checks import Gradient
 from distgrad.gradients.flat_vector import SCALARS, WEIGHT_TERMS, FlatLayout, Scalars
-from distgrad.gradients.global_gradient import GradientReader
+from distgrad.gradients.global_gradient import GlobalGradient, GradientReader
 from distgrad.gradients.micro_batch import LossSum, Scaling, change_values, regularization, tensor_of
 from distgrad.gradients.window_accumulator import accumulator_for
 from distgrad.objective.batch_normalization import moments_over_workers
@@ -32,6 +30,7 @@ from distgrad.reports.graph_clock import seconds_since, start_clock
 from distgrad.reports.report import GlobalGradientEntries
 from distgrad.step.config import StepConfig
 from distgrad.step.plan import Batch, StepPlan
+from distgrad.step.sharded_update import ShardedUpdate
 from distgrad.step.update import adjust_loss_scale, apply_gradient, loss_scale
 
 
@@ -87,9 +86,15 @@ class TrainingGraph:
     """
 
     def __init__(
-        self, comm: Communicator, optimizer: keras.optimizers.Optimizer, config: StepConfig, plan: StepPlan
+        self,
+        comm: Communicator,
+        optimizer: keras.optimizers.Optimizer,
+        config: StepConfig,
+        plan: StepPlan,
+        sharded: ShardedUpdate | None,
     ) -> None:
         self._comm, self._optimizer, self._config, self._plan = comm, optimizer, config, plan
+        self._sharded = sharded
         groups = plan.objective.groups
         self.sent = FlatLayout([*plan.variables] * groups, plan.kinds.sparse)
         self.layout = self.sent if groups == 1 else FlatLayout(plan.variables)
@@ -122,7 +127,7 @@ class TrainingGraph:
         finite = tf.equal(gradient.statistics.nonfinite, 0)
         alike = ~self._plan.drift.differs(extra[self._plan.drift])
         applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply")) & alike
-        self._update(self.layout.unflatten(gradient.blocks, gradient.sparse), finite, alike, applied)
+        self._update(gradient, finite, alike, applied)
         loss, found = losses.loss + penalty.loss, gradient.statistics
         logged = losses.logged + penalty.loss
         outcome = Outcome(
@@ -130,9 +135,8 @@ class TrainingGraph:
         )
         logs = self._plan.extra.settle(extra, outcome)
 
-        values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied}
+        values = {**scalars._asdict(), **found._asdict(), "loss": loss, "applied": applied, "drifted": ~alike}
         values |= {"nonfinite_workers": total.nonfinite_workers, "by_variable": gradient.by_variable}
-        values |= {"drifted": ~alike}
         if self._plan.workers is not None:
             values |= {"scale": self._scale(), "summed_squares": total.moments[SQUARES]}
             values |= {"summed_after": seconds_since(began, total.blocks), "worker_table": extra[self._plan.workers][0]}
@@ -258,13 +262,16 @@ class TrainingGraph:
 
     # ---- the update
 
-    def _update(self, gradients: Sequence[Gradient], finite: tf.Tensor, alike: tf.Tensor, applied: tf.Tensor) -> None:
-        found = [
-            gradient if exists else None for gradient, exists in zip(gradients, self._plan.kinds.exists, strict=True)
-        ]
+    def _update(self, gradient: GlobalGradient, finite: tf.Tensor, alike: tf.Tensor, applied: tf.Tensor) -> None:
         if any(self._plan.kinds.exists):
-            tf.cond(applied, lambda: apply_gradient(self._optimizer, found, self._plan.variables), lambda: None)
+            apply = self._apply_whole if self._sharded is None else self._sharded.apply
+            tf.cond(applied, lambda: apply(gradient), lambda: None)
         adjust_loss_scale(self._optimizer, finite, alike)
+
+    def _apply_whole(self, gradient: GlobalGradient) -> None:
+        gradients = self.layout.unflatten(gradient.blocks, gradient.sparse)
+        found = [one if exists else None for one, exists in zip(gradients, self._plan.kinds.exists, strict=True)]
+        apply_gradient(self._optimizer, found, self._plan.variables)
 
     # ---- what is told of it
 

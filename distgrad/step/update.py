@@ -22,6 +22,11 @@ def loss_scale(optimizer: keras.optimizers.Optimizer) -> Any:
     return optimizer.loss_scale_factor
 
 
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer that updates the weights: the one within one that scales the loss."""
+    return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
 def apply_gradient(
     optimizer: keras.optimizers.Optimizer, gradients: Sequence[Gradient], variables: Sequence[Any]
 ) -> None:
@@ -32,8 +37,7 @@ def apply_gradient(
             cast to its dtype. None for a variable without one, as Keras gives it.
         variables: all that are trained.
     """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
+    optimizer = inner_optimizer(optimizer)
     # Keras divides by a static factor itself.
     factor = optimizer.loss_scale_factor or 1.0
     if not _leaves_other_rows_alone(optimizer):

@@ -4,6 +4,8 @@
 //     harness processes N    N ranks, processes that are forked
 //     harness checks         what operations are given, and two threads that use one window
 //
+// Each round is a sum, and then, in some rounds, a publication.
+//
 // All entries are small integers and all divisors powers of two, so that every sum is exact in every type. Each rank
 // draws the same plan of a round from the round's number, and knows so what every other rank brings.
 #include <signal.h>
@@ -76,6 +78,7 @@ void require(bool holds, const char* what, int round = 0) {
 // ---- ranks
 
 constexpr int kMostRanks = 8, kFiles = 12;
+constexpr std::int64_t kPublished = 3000;  // entries
 
 // What all ranks share besides the core's memory.
 struct World {
@@ -96,8 +99,15 @@ struct Rank {
     require(window->map(files[file], capacity, rank, ranks, ranks, false), "memory is mapped");
   }
 
+  // In the last of the files, which the window does not grow into.
+  void map_published() {
+    const std::int64_t bytes = kPublished * sizeof(double);
+    require(!ftruncate(files[kFiles - 1], SharedMemory::bytes(bytes, 0)), "the file for publications grows");
+    require(window->map_published(files[kFiles - 1], bytes), "memory for publications is mapped");
+  }
+
   void grow(std::int64_t bytes) {
-    require(++file < kFiles, "there are files for so much growth");
+    require(++file < kFiles - 1, "there are files for so much growth");
     map(bytes);
   }
 
@@ -305,10 +315,33 @@ class Round {
   std::vector<T> expected_;
 };
 
+// ---- publications: each rank gives a slice, in two parts
+
+bool publishes(int round) { return round % 3 > 0; }
+std::int64_t boundary(int slice, int ranks) { return kPublished * slice / ranks; }
+std::int64_t published_value(int round, std::int64_t i) { return (i * 3 + round * 7) % 101; }
+
+bool is_published(const double* found, int round) {
+  for (std::int64_t i = 0; i < kPublished; ++i) {
+    if (found[i] != static_cast<double>(published_value(round, i))) return false;
+  }
+  return true;
+}
+
+void publish(Rank& rank, int round) {
+  const std::int64_t first = boundary(rank.rank, rank.ranks), last = boundary(rank.rank + 1, rank.ranks);
+  std::vector<double> values;
+  for (std::int64_t i = first; i < last; ++i) values.push_back(static_cast<double>(published_value(round, i)));
+  const std::int64_t half = (last - first) / 2;
+  const Part parts[]{{first, {values.data(), half}}, {first + half, {values.data() + half, last - first - half}}};
+  rank.window->publish({DataType::kDouble, kPublished, {first, last}, {parts[0], parts[1]}});
+  require(is_published(reinterpret_cast<const double*>(rank.window->published()), round), "what is published", round);
+}
+
 // ---- results that are lent: another thread reads them while the rank goes on
 
 struct Loan {
-  std::unique_ptr<Lease> lease;
+  std::unique_ptr<Lease> lease, lease_published;
   std::function<bool()> is_intact;
 };
 
@@ -329,7 +362,7 @@ void read_loans(Loans& loans) {
     while (!(loan = loans.slots[round].load(std::memory_order_acquire))) std::this_thread::yield();
     if (loan == Loans::nothing()) continue;
     require(loan->is_intact(), "a result that is lent stays as it is", static_cast<int>(round));
-    loan->lease.reset();
+    loan->lease.reset(), loan->lease_published.reset();
     delete loan;
   }
 }
@@ -338,11 +371,15 @@ template <typename T>
 Loan* run_round(Rank& rank, int number, const std::array<SparseVariable*, 2>& tables) {
   Round<T> round(rank, number, tables);
   round.run();
+  if (publishes(number)) publish(rank, number);
   std::unique_ptr<Lease> lease = number % 2 && !round.plan().has_nan ? rank.window->lease() : nullptr;
-  if (!lease) return Loans::nothing();
-  const T* place = reinterpret_cast<const T*>(rank.window->result());
-  return new Loan{std::move(lease), [place, expected = round.expected()] {
-                    return std::equal(expected.begin(), expected.end(), place);
+  std::unique_ptr<Lease> published = publishes(number) ? rank.window->lease_published() : nullptr;
+  if (!lease && !published) return Loans::nothing();
+  const T* place = lease ? reinterpret_cast<const T*>(rank.window->result()) : nullptr;
+  const double* all = published ? reinterpret_cast<const double*>(rank.window->published()) : nullptr;
+  return new Loan{std::move(lease), std::move(published), [place, all, number, expected = round.expected()] {
+                    return (!place || std::equal(expected.begin(), expected.end(), place)) &&
+                           (!all || is_published(all, number));
                   }};
 }
 
@@ -351,6 +388,7 @@ void run_rank(World* world, const int* files, int number, int ranks, int rounds)
   current = &rank;
   rank.window = std::make_unique<Window>(answer, ranks, &world->pages[number]);
   rank.map(4096);
+  rank.map_published();
   const std::array<SparseVariable*, 2> tables{rank.window->add_sparse_variable("a", kRows, kWidth),
                                               rank.window->add_sparse_variable("b", kRows, kWidth)};
   Loans loans(rounds);
@@ -468,6 +506,34 @@ void check_gradients() {
   close(file);
 }
 
+void check_publications() {
+  Window& window = lone_window();
+  const std::vector<float> ones(1024, 1);
+  const auto publish = [&](std::int64_t entries, Range own, std::int64_t first, std::int64_t size) {
+    window.publish({DataType::kFloat, entries, own, {{first, {ones.data(), size}}}});
+  };
+  const auto sum = [&] {
+    SumRequest request;
+    request.pieces = {{ones.data(), 1}}, request.terms = {1};
+    window.sum(request);
+  };
+  refused("no memory for a publication", [&] { publish(1024, {0, 1024}, 0, 1024); });
+  require(window.map_published(-1, 4096), "memory for publications");
+  refused("follows a sum", [&] { publish(1024, {0, 1024}, 0, 1024); });
+  sum();
+  refused("has no place", [&] { publish(1025, {0, 1024}, 0, 1024); });
+  refused("has no place", [&] { publish(1024, {-1, 1024}, -1, 1024); });
+  refused("has no place", [&] { publish(1024, {512, 1024}, 0, 512); });
+  refused("has no place", [&] { publish(1024, {0, 512}, 1, 512); });
+  refused("has no place", [&] { publish(1024, {0, 512}, INT64_MAX, 1); });
+  publish(1024, {0, 1024}, 0, 1024);
+  require(std::equal(ones.begin(), ones.end(), reinterpret_cast<float*>(window.published())), "what is published");
+  refused("follows a sum", [&] { publish(1024, {0, 1024}, 0, 1024); });
+  require(!window.map_published(-1, std::int64_t{1} << 50), "more memory than there is");
+  sum();
+  publish(1024, {0, 1024}, 0, 1024);
+}
+
 void check_threads() {
   Window& window = lone_window();
   const auto sums = [&window](int thread) {
@@ -522,6 +588,6 @@ int main(int count, char** words) {
   alarm(120);
   if (mode == "threads") run_threads(ranks, rounds);
   if (mode == "processes") run_processes(ranks, rounds);
-  if (mode == "checks") check_gradients(), check_threads(), check_threads_of_ranks();
+  if (mode == "checks") check_gradients(), check_publications(), check_threads(), check_threads_of_ranks();
   std::printf("ok %s\n", mode.c_str());
 }

@@ -14,6 +14,7 @@ HARNESS = Path(__file__).with_name("harness.cpp")
 SOURCES = (
     "accumulate.cpp",
     "meeting.cpp",
+    "publication.cpp",
     "row_lists.cpp",
     "shared_memory.cpp",
     "sparse_variable.cpp",

@@ -56,7 +56,9 @@ def test_every_contestant_has_a_job_and_every_job_a_contestant() -> None:
 @pytest.mark.parametrize(("turn", "whole"), [("step", False), ("step densified", True)])
 def test_what_is_called_densified_sums_whole_tables(turn: str, whole: bool) -> None:
     model = models.build("embedding 20k")
-    step = DistributedStep(model, models.loss(), by_hand.sgd(model), comm=connect("solo"), log_every=0)
+    step = DistributedStep(
+        model, models.loss(), by_hand.optimizer_of("embedding 20k", model), comm=connect("solo"), log_every=0
+    )
     with ALTERED.get(turn, contextlib.nullcontext)():
         report = step(*by_hand.batch("embedding 20k", 0, 1))
     table = next(entries for path, entries in report.entries().items() if "embeddings" in path)

@@ -4,6 +4,7 @@ import ast
 import copy
 import gc
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,25 +93,47 @@ def adapter() -> Any:
     return adapters.get_data_adapter(np.ones((3, 2)), np.ones(3))
 
 
+def excluding() -> keras.optimizers.Optimizer:
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
+def saving() -> list[Callable[[], Any]]:
+    return [lambda: keras.callbacks.ModelCheckpoint("a.keras"), lambda: keras.callbacks.BackupAndRestore("a")]
+
+
+# Read or set in other ways than as attributes.
+SET_BY_NAME = ("_all_reduce_sum_gradients", "_fn", "_keras_mask")
 OWNERS: dict[str, list[Callable[[], Any]]] = {
     "_all_reduce_sum_gradients": [keras.optimizers.SGD],
+    "_batches_seen_since_last_saving": saving(),
     "_compile_loss": [compiled],
     "_direct_assign": [lambda: keras.Variable(1.0)],
     "_distribute_strategy": [compiled],
+    "_exclude_from_weight_decay_cache": [excluding],
     "_flat_losses": [lambda: compiled()._compile_loss],
     "_flatten_layers": [compiled],
     "_fn": [keras.metrics.MeanSquaredError],
     "_initial_epoch": [compiled],
     "_inputs": [adapter, shuffle],
+    "_iterations": [keras.optimizers.SGD],
     "_keras_mask": [lambda: keras.layers.Embedding(3, 1, mask_zero=True)(np.ones((2, 2)))],
+    "_last_batch_seen": saving(),
+    "_learning_rate": [keras.optimizers.SGD],
     "_loss_tracker": [compiled],
     "_maybe_symbolic_build": [compiled],
     "_metrics": [lambda: compiled()._compile_loss],
     "_moments": [keras.layers.BatchNormalization],
     "_seed": [shuffle],
     "_seed2": [shuffle],
+    "_tracker": [keras.optimizers.SGD],
     "_trainable_variables": [lambda: compiled().optimizer],
+    "_trainable_variables_indices": [keras.optimizers.SGD],
+    "_use_weight_decay": [keras.optimizers.SGD],
     "_value": [lambda: keras.Variable(1.0)],
+    "_var_key": [keras.optimizers.SGD],
+    "_variables": [keras.optimizers.SGD],
 }
 
 
@@ -122,7 +145,7 @@ def test_a_private_attribute_is_there(name: str) -> None:
 
 
 def test_all_of_them_are_tried() -> None:
-    assert private_attributes(ROOM) | {"_keras_mask", "_fn", "_all_reduce_sum_gradients"} == set(OWNERS)
+    assert private_attributes(ROOM) | {*SET_BY_NAME} == set(OWNERS)
 
 
 # ---- they mean what they are taken for
@@ -246,6 +269,69 @@ def test_shuffles_are_found_and_iterators_counted(internals: Any) -> None:
     assert dataset.iterators == 2
     assert (len(dataset), dataset.element_spec.dtype) == (7, tf.int64)
     assert internals.CountedDataset(shuffle(), None).cardinality() == tf.data.UNKNOWN_CARDINALITY
+
+
+def test_an_optimizer_of_slices(internals: Any) -> None:
+    optimizer, variables = excluding(), [keras.Variable(np.ones(3), name=name) for name in ("kernel", "bias")]
+    optimizer.build(variables)
+    twin = internals.optimizer_of_slices(optimizer)
+    assert not twin.built
+    assert twin.variables == [optimizer.iterations, optimizer.learning_rate]
+    assert [internals.decays(twin, variable) for variable in variables] == [True, False]
+    part = keras.Variable(np.ones(2), name="kernel")
+    twin.build([part])
+    internals.set_decays(twin, part, False)
+    assert not internals.decays(twin, part)
+    twin.apply([np.zeros(2)], [part])
+    assert part.numpy().tolist() == [1, 1]
+    assert int(optimizer.iterations.numpy()) == 1
+    assert {name: len(slots) for name, slots in internals.optimizer_slots(twin).items()} == {
+        "_momentums": 1,
+        "_velocities": 1,
+    }
+    assert len(optimizer.variables) == 6
+    states = list(map(weakref.ref, optimizer.variables[2:]))
+    internals.forget_variables(optimizer)
+    gc.collect()
+    assert [state() for state in states] == [None] * 4
+    optimizer.build(variables[:1])
+    assert len(optimizer.variables) == 4
+
+
+def test_what_else_optimizers_have(internals: Any) -> None:
+    rated = keras.optimizers.Adam(lambda: 0.5, beta_1=0.7)
+    config = internals.config_with_rate(rated, 0.25)
+    assert (config["learning_rate"], config["beta_1"], float(rated.learning_rate)) == (0.25, 0.7, 0.5)
+    nadam = keras.optimizers.Nadam()
+    nadam.build([keras.Variable(np.ones(2))])
+    assert list(internals.optimizer_scalars(nadam)) == ["_u_product"]
+    scaling = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    internals.build_scaling(scaling)
+    assert (scaling.built, scaling.inner_optimizer.built, int(scaling.step_counter.numpy())) == (True, False, 0)
+    assert internals.holds_optimizers(scaling)
+    assert not internals.holds_optimizers(nadam)
+    own = type("Own", (keras.optimizers.SGD,), {"update_step": lambda *_: None, "more": 3})
+    assert internals.replaced_methods(own()) == {"update_step"}
+    assert not internals.replaced_methods(nadam)
+    nadam.apply = print
+    assert internals.replaced_methods(nadam) == {"apply"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
+def test_callbacks_that_save_every_so_many_batches(internals: Any, tmp_path: Path) -> None:
+    callback = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}-{batch}.keras", save_freq=3)
+    foretold = []
+
+    class Foretelling(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            foretold.append(internals.saves_after(callback, batch))
+
+    model = compiled()
+    how = {"batch_size": 1, "epochs": 2, "verbose": 0, "callbacks": [Foretelling(), callback]}
+    model.fit(np.ones((4, 2)), [np.ones((4, 1))] * 2, **how)
+    assert foretold == [False, False, True, False, False, True, False, False]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not internals.saves_after(keras.callbacks.ModelCheckpoint(tmp_path / "a.keras"), 9)
 
 
 # ---- and nobody else knows them

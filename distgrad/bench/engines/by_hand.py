@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad.bench import models
+from distgrad.bench.cases import WITH_ADAM
 from distgrad.bench.data import LEARNING_RATE, MICRO_BATCH, MICRO_BATCHES, examples, project
 from distgrad.bench.worker import Prepared
 
@@ -25,9 +26,10 @@ def batch(case: str, rank: int, micro_batches: int = MICRO_BATCHES) -> tuple[tf.
     return tf.constant(x), tf.constant(y)
 
 
-def sgd(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return the optimizer that all steps use."""
-    optimizer = keras.optimizers.SGD(LEARNING_RATE)
+def optimizer_of(case: str, model: keras.Model) -> keras.optimizers.Optimizer:
+    """Return the optimizer that all steps of a case use."""
+    kind = keras.optimizers.Adam if case == WITH_ADAM else keras.optimizers.SGD
+    optimizer = kind(LEARNING_RATE)
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -61,7 +63,7 @@ def local_sums(model: keras.Model, x: tf.Tensor, y: tf.Tensor, *, add: bool = Tr
 def prepare(case: str, rank: int, size: int, reduce: Reduce) -> Prepared:
     """Prepare a step over `size` ranks, whose sums `reduce` adds; size 1 and the identity are for one rank alone."""
     model = models.build(case)
-    optimizer = sgd(model)
+    optimizer = optimizer_of(case, model)
     x, y = batch(case, rank)
     global_batch = float(size * MICRO_BATCH * MICRO_BATCHES)
 
@@ -88,12 +90,14 @@ def oracle(case: str, size: int) -> Prepared:
     """Prepare, as evidence, what a step must do to the weights: one process, the whole global batch, float64."""
     with _float64():
         model = models.build(case)
+        optimizer = optimizer_of(case, model)
     batches = [batch(case, rank) for rank in range(size)]
     x, y = (tf.concat(of_ranks, 0) for of_ranks in zip(*batches, strict=True))
     with tf.GradientTape() as tape:
         loss = models.loss()(y, model(x, training=True))
     gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-    return Prepared(lambda: None, project([-LEARNING_RATE * tf.convert_to_tensor(g).numpy() for g in gradients]))
+    dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    return Prepared(lambda: None, evidence(model, lambda: optimizer.apply(dense, model.trainable_variables)))
 
 
 @contextlib.contextmanager

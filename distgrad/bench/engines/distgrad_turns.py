@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from distgrad.bench import models
 from distgrad.bench.data import MICRO_BATCH, MICRO_BATCHES, check, split, vector_of_rank
-from distgrad.bench.engines.by_hand import batch, evidence, sgd
+from distgrad.bench.engines.by_hand import batch, evidence, optimizer_of
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.communicator import Communicator
 from distgrad.step import DistributedStep
@@ -43,7 +43,7 @@ def step(
     """
     with comm.scope():
         model = models.build(case)
-        optimizer = sgd(model)
+        optimizer = optimizer_of(case, model)
     take = DistributedStep(
         model, models.loss(), optimizer, comm=comm, micro_batch_size=MICRO_BATCH, **{"log_every": 0, **options}
     )

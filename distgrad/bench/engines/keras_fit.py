@@ -10,7 +10,7 @@ import distgrad
 from distgrad.bench import models
 from distgrad.bench.cases import FITTED
 from distgrad.bench.data import MICRO_BATCH, examples
-from distgrad.bench.engines.by_hand import batch, evidence, sgd
+from distgrad.bench.engines.by_hand import batch, evidence, optimizer_of
 from distgrad.bench.worker import Prepared
 from distgrad.collectives.communicator import Communicator
 
@@ -35,7 +35,7 @@ def plain(case: str, rank: int, steps: int) -> Prepared:
 def _turn(model: keras.Model, case: str, rank: int, steps: int) -> Any:
     """Return a call of `fit` with `steps` steps, on one batch that is in memory."""
     if not model.compiled:
-        model.compile(sgd(model), models.loss())
+        model.compile(optimizer_of(case, model), models.loss())
     dataset = tf.data.Dataset.from_tensors(batch(case, rank)).repeat(steps)
 
     def turn() -> Any:

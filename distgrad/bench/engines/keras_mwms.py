@@ -42,7 +42,7 @@ class KerasMwms(distgrad_turns.CommunicatorRank):
     def _step(self, turn: str, case: str) -> Prepared:
         with self._strategy.scope():
             model = models.build(case)
-            optimizer = by_hand.sgd(model)
+            optimizer = by_hand.optimizer_of(case, model)
         x, y = by_hand.batch(case, self.rank)
         global_batch = float(self.size * MICRO_BATCH * MICRO_BATCHES)
 
