@@ -23,7 +23,10 @@ bool is_shorter(int file, std::int64_t bytes) {
   return fstat(file, &status) || status.st_size < bytes;
 }
 
-std::int64_t bytes_of_seats(int ranks) { return whole_pages(ranks * static_cast<std::int64_t>(sizeof(Seat))); }
+// And of small vectors.
+std::int64_t bytes_of_seats(int ranks) {
+  return whole_pages(ranks * (static_cast<std::int64_t>(sizeof(Seat)) + kTurns * kSmall));
+}
 
 }  // namespace
 

@@ -1,7 +1,8 @@
 // The memory that the ranks of one host share.
 //
 //     seats     one a rank: how often it has arrived, what it brings, what it found in its shard
-//     slots     one a rank: its vector
+//     small     two a rank, for sums in turn: its vector, if that is small
+//     slots     one a rank: its vector, if not
 //     results   a few: each rank writes its shard of the sum into one of them
 #pragma once
 
@@ -16,6 +17,19 @@ namespace distgrad {
 
 constexpr int kLendable = 2;             // results that tensors may alias
 constexpr int kResults = kLendable + 1;  // the last one is never lent, only copied from
+constexpr int kTurns = 2;                // sums in turn write to other places
+constexpr std::int64_t kSmall = 16384;   // bytes of the largest vector that is small
+
+// What a rank brings to a sum.
+struct Brought {
+  std::int64_t entries;       // of the vector
+  std::int64_t sparse_bytes;  // that its lists of rows take
+  std::uint64_t digest;       // of what else must be the same on all ranks
+  std::int64_t parts;         // how many ranges and tables it describes one by one
+  DataType type;
+  std::uint32_t lent_results;    // a bit for each result that its tensors alias
+  std::uint32_t lent_published;  // likewise of the vectors that are published
+};
 
 // Where a rank tells the others about itself, on cache lines of its own. Memory is new when it is mapped, so that all
 // of it is zeros at first.
@@ -25,21 +39,17 @@ constexpr int kResults = kLendable + 1;  // the last one is never lent, only cop
 // sees it an acquire (meeting.cpp), so that whoever has met the rank sees what it wrote. What stands in its slot and in
 // its shard of the result is published in the same way.
 //
-// Nor does a rank overwrite what another still reads, because two meetings make a sum: `entries` to `lent_published` are
-// read between the first and the second meeting and written between the second and the next first one; `shard_moments`
-// and shards are the other way round, but for results that are lent. A publication has one meeting, behind which
-// `publications` is read; it is written before the next one, which the two meetings of a sum precede.
+// Nor does a rank overwrite what another still reads. Every sum has a meeting behind which `brought` and small vectors are
+// read: what a rank read of one sum, it has read before it arrives at the next sum's meeting, so before anybody writes for
+// the sum after that, which takes the same turn. A sum of vectors that are not small has a second meeting: slots are read
+// between the two, and written between the second and the next first one; `shard_moments` and shards are the other way
+// round, but for results that are lent. A publication has one meeting, behind which `publications` is read; it is written
+// before the next one, which a sum's meeting precedes.
 struct alignas(kAlignment) Seat {
   std::atomic<std::uint32_t> arrived;   // counts meetings; what a sleeping rank waits on
   std::atomic<std::uint32_t> sleepers;  // how many ranks sleep until this one arrives, or are about to
-  std::int64_t entries;                 // of the vector it brings
-  std::int64_t sparse_bytes;            // that its lists of rows take
-  std::uint64_t digest;                 // of what else must be the same on all ranks
-  std::int64_t parts;                   // how many ranges and tables it describes one by one
-  DataType type;
-  std::uint32_t lent_results;    // a bit for each result that its tensors alias
-  std::uint32_t lent_published;  // likewise of the vectors that are published
-  std::uint64_t publications;    // how many it has made
+  Brought brought[kTurns];
+  std::uint64_t publications;  // how many it has made
   Moments shard_moments;
 };
 
@@ -63,6 +73,7 @@ class SharedMemory {
   int ranks() const { return ranks_; }
   std::int64_t capacity() const { return capacity_; }
   Seat& seat(int rank) { return reinterpret_cast<Seat*>(base_)[rank]; }
+  char* small(int rank, int turn) { return base_ + sizeof(Seat) * ranks_ + kSmall * (kTurns * rank + turn); }
   char* slot(int rank) { return base_ + seat_bytes_ + capacity_ * rank; }
   char* result(int number) { return base_ + seat_bytes_ + capacity_ * (ranks_ + number); }
 

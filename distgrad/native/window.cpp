@@ -12,6 +12,7 @@ namespace distgrad {
 
 // Entries. A shard begins at a multiple, which is a cache line or more, so that no two ranks write into one.
 constexpr std::int64_t kShardGrain = 64;
+constexpr std::int64_t kSmallTogether = 2 * kSmall;  // bytes of the small vectors of all ranks, each of which adds them
 constexpr std::int64_t kMostEntries = std::int64_t{1} << 44;  // of a variable: more than any machine has room for
 
 // ---- memory
@@ -119,10 +120,14 @@ void Window::sum(const SumRequest& request) {
 void Window::try_sum(const SumRequest& request) {
   require_possible(request);
   bring(request);
-  sum_shard(request);
-  meet();
+  if (is_small_) {
+    sum_small(request);
+  } else {
+    sum_shard(request);
+    meet();
+    gather_moments(request);
+  }
   require_one_thread();
-  gather_moments(request);
   std::fill(votes_.begin(), votes_.end(), 0.0f);
   if (moments_.nonfinite > 0 && callback_(kVote, own_vector_is_bad(request), 0)) throw Problem("the vote failed");
 }
@@ -145,9 +150,11 @@ void Window::require_possible(const SumRequest& request) const {
 // Brings this rank's vector to where the others find theirs, in more memory if that is needed.
 void Window::bring(const SumRequest& request) {
   for (;;) {
+    turn_ = (turn_ + 1) % kTurns;
     lay_out(request);
-    if (sparse_offset_ + sparse_bytes_ <= memory_->capacity()) copy_in(request);
+    if (is_small_ || sparse_offset_ + sparse_bytes_ <= memory_->capacity()) copy_in(request);
     agree(request);
+    if (is_small_) return;
     const std::int64_t bytes = needed(request);
     if (bytes <= memory_->capacity()) return;
     // The number of rows varies from step to step.
@@ -163,6 +170,7 @@ void Window::lay_out(const SumRequest& request) {
   for (const Piece& piece : request.pieces) entries_ += piece.entries;
   sharded_ = entries_, sparse_bytes_ = 0, sparse_offset_ = entries_ * size;
   sparse_sums_.clear();
+  is_small_ = !alone() && !between_hosts_ && request.sparse.empty() && sparse_offset_ * ranks_ <= kSmallTogether;
   if (request.sparse.empty()) return;
   sparse_offset_ = aligned(sparse_offset_);
   for (SparseVariable* variable : request.sparse) {
@@ -180,8 +188,12 @@ void Window::lay_out(const SumRequest& request) {
 void Window::copy_in(const SumRequest& request) {
   with_type(type_, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    T* place = reinterpret_cast<T*>(slot());
-    if (!request.filled) std::memset(place, 0, request.placed * sizeof(T));
+    T* place = reinterpret_cast<T*>(vector_of(rank_));
+    if (!request.filled) {
+      std::memset(place, 0, request.placed * sizeof(T));
+    } else if (is_small_) {
+      std::memcpy(place, slot(), request.placed * sizeof(T));
+    }
     copy_in_sparse<T>(request);
     if (alone()) return;  // nobody else reads the slot: the pieces may stay where they are
     place += request.placed;
@@ -219,24 +231,24 @@ int free_result(std::uint32_t lent) {
 // Meets the others and finds out whether all bring the same kind of vector, and which result is free, and which vector
 // for a publication.
 void Window::agree(const SumRequest& request) {
-  Seat& own = memory_->seat(rank_);
+  Brought& own = memory_->seat(rank_).brought[turn_];
   own.entries = entries_, own.sparse_bytes = sparse_bytes_, own.type = type_;
   own.digest = request.digest(), own.parts = static_cast<std::int64_t>(request.described_one_by_one());
   own.lent_results = memory_->lent_results();
   own.lent_published = published_ ? published_->lent_results() : 0;
   meet();
-  const Seat& first = memory_->seat(0);
+  const Brought& first = memory_->seat(0).brought[turn_];
   std::uint32_t lent = 0, lent_published = 0;
   for (int rank = 0; rank < ranks_; ++rank) {
-    const Seat& seat = memory_->seat(rank);
-    if (seat.entries != first.entries || seat.type != first.type) refuse(kMismatch, rank, seat.entries);
-    if (seat.digest != first.digest) refuse(kOtherParts, rank, seat.parts);
-    lent |= seat.lent_results;
-    lent_published |= seat.lent_published;
+    const Brought& brought = memory_->seat(rank).brought[turn_];
+    if (brought.entries != first.entries || brought.type != first.type) refuse(kMismatch, rank, brought.entries);
+    if (brought.digest != first.digest) refuse(kOtherParts, rank, brought.parts);
+    lent |= brought.lent_results;
+    lent_published |= brought.lent_published;
   }
   // The same on every rank, since all have read the same seats.
-  result_number_ = free_result(lent);
-  result_ = memory_->result(result_number_);
+  result_number_ = is_small_ ? kLendable : free_result(lent);
+  result_ = is_small_ ? small_result_ : memory_->result(result_number_);
   published_number_ = free_result(lent_published);
 }
 
@@ -250,11 +262,19 @@ void Window::refuse(Event event, int rank, std::int64_t brought) {
 std::int64_t Window::needed(const SumRequest& request) const {
   std::int64_t bytes = sparse_offset_ + range_moments_bytes(request.described_one_by_one(), ranks_);
   if (between_hosts_) return bytes + sparse_bytes_;
-  for (int rank = 0; rank < ranks_; ++rank) bytes += memory_->seat(rank).sparse_bytes;
+  for (int rank = 0; rank < ranks_; ++rank) bytes += memory_->seat(rank).brought[turn_].sparse_bytes;
   return bytes;
 }
 
-// ---- one's own shard
+// ---- the sum itself
+
+// All of it, as every other rank does.
+void Window::sum_small(const SumRequest& request) {
+  divisor_ = find_divisor(request);
+  range_moments_.assign(request.ranges.size(), Moments{});
+  moments_ = finish_vector(request, {0, entries_}, range_moments_.data());
+}
+
 
 // Sums and finishes what this rank owns. Between hosts the sum is made first, the divisor is read from it, and then it
 // is divided where it stands; within one host the divisor is summed first, and everything else is done in one pass.
@@ -304,7 +324,7 @@ double Window::find_divisor(const SumRequest& request) const {
       const std::int64_t entry = entries_ - others + term - 1;
       T sum = between_hosts_ ? reinterpret_cast<const T*>(result_)[entry] : T{};
       for (int rank = 0; rank < ranks_ && !between_hosts_; ++rank) {
-        sum += alone() ? own_entry<T>(request, entry) : reinterpret_cast<const T*>(memory_->slot(rank))[entry];
+        sum += alone() ? own_entry<T>(request, entry) : reinterpret_cast<const T*>(vector_of(rank))[entry];
       }
       divisor += request.terms[term] * static_cast<double>(sum);
     }
@@ -382,7 +402,7 @@ Moments Window::sum_slots(std::int64_t first, std::int64_t last, const Finish& f
   return with_type(type_, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     std::vector<const T*> slots;
-    for (int rank = 0; rank < ranks_; ++rank) slots.push_back(reinterpret_cast<const T*>(memory_->slot(rank)) + first);
+    for (int rank = 0; rank < ranks_; ++rank) slots.push_back(reinterpret_cast<const T*>(vector_of(rank)) + first);
     T* out = reinterpret_cast<T*>(result_) + first;
     return sum_vectors(out, slots.data(), ranks_, last - first, finish, is_large());
   });
@@ -466,7 +486,7 @@ bool Window::own_vector_is_bad(const SumRequest& request) const {
   if (alone()) return true;  // whose else
   return with_type(type_, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    double bad = moments_of(reinterpret_cast<const T*>(slot()), request.described).nonfinite;
+    double bad = moments_of(reinterpret_cast<const T*>(vector_of(rank_)), request.described).nonfinite;
     if (between_hosts_) {
       bad += moments_of(reinterpret_cast<const T*>(slot() + sparse_offset_), sparse_bytes_ / sizeof(T)).nonfinite;
       return bad > 0;

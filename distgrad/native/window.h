@@ -1,7 +1,7 @@
 // One rank's window on the memory that the ranks of its host share, and the sum that they make through it.
 //
 // A sum is: fill one's own slot, meet, add one's own shard over all slots in rank order, meet, read the whole result
-// where it stands.
+// where it stands. Of small vectors every rank adds all by itself, which takes less time than a second meeting.
 //
 // In a slot, lists of the sparse variables' touched rows stand behind the vector. Between hosts, where all vectors must
 // have the same size, whole variables stand there; then every row counts as touched.
@@ -117,6 +117,7 @@ class Window {
   void agree(const SumRequest& request);
   std::int64_t needed(const SumRequest& request) const;
   void sum_shard(const SumRequest& request);
+  void sum_small(const SumRequest& request);
   void gather_moments(const SumRequest& request);
   bool own_vector_is_bad(const SumRequest& request) const;
 
@@ -152,6 +153,8 @@ class Window {
   Moments* moments_of_owner(int owner, std::size_t ranges) const;
   RowLists lists_of(int rank, const SparseVariables& sparse) const;
   std::vector<RowLists> lists_of_all(const SparseVariables& sparse) const;
+  // Where a rank's vector stands.
+  char* vector_of(int rank) const { return is_small_ ? memory_->small(rank, turn_) : memory_->slot(rank); }
   bool alone() const { return ranks_ == 1 && !between_hosts_; }
   bool is_large() const { return entries_ * size_of(type_) >= kLarge; }
 
@@ -181,6 +184,8 @@ class Window {
 
   // The sum that is under way, or the last one.
   DataType type_ = DataType::kFloat;
+  bool is_small_ = false;
+  int turn_ = 0;
   std::int64_t entries_ = 0;        // of the vector
   std::int64_t sparse_offset_ = 0;  // the byte of the slot where the sparse variables begin behind it
   std::int64_t sparse_bytes_ = 0;   // how many bytes they take in this rank's slot
@@ -188,6 +193,7 @@ class Window {
   double divisor_ = 1;
   int result_number_ = 0;
   char* result_ = nullptr;
+  alignas(kAlignment) char small_result_[kSmall];
   std::vector<SparseSum> sparse_sums_;
   Moments moments_;
   std::vector<Moments> range_moments_;

@@ -64,8 +64,8 @@ MUTATIONS = (
     Mutation(
         "a result that is lent is written again",
         "window.cpp",
-        "result_number_ = free_result(lent);",
-        "result_number_ = 0;",
+        "kLendable : free_result(lent);",
+        "kLendable : 0;",
         MEMORY,
         ("processes", 3),
     ),
@@ -80,10 +80,18 @@ MUTATIONS = (
     Mutation(
         "no meeting behind the shards",
         "window.cpp",
-        "sum_shard(request);\n  meet();",
+        "sum_shard(request);\n    meet();",
         "sum_shard(request);",
         MEMORY,
         ("processes", 3),
+    ),
+    Mutation(
+        "small vectors of sums in a row stand in one place",
+        "window.cpp",
+        "turn_ = (turn_ + 1) % kTurns;",
+        "",
+        THREADS,
+        ("threads", 3),
     ),
     Mutation(
         "a vector that is lent is published into again",
