@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrad.errors import UnsupportedLoss
-from distgrad.objective import losses
+from distgrad.objective import terms
 
 REDUCTIONS = ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"]
 
@@ -46,7 +46,7 @@ def test_numerator_over_divisor_is_keras_however_the_batch_is_cut(
 
     edges = [0, *sorted({min(7, sum(cuts[: i + 1])) for i in range(len(cuts))} - {7}), 7]
     parts = [slice(*edge) for edge in itertools.pairwise(edges)]
-    sums = [losses.summed(loss, cut(y_true, p), prediction(p), cut(sample_weight, p))[:2] for p in parts]
+    sums = [terms.summed(loss, cut(y_true, p), prediction(p), cut(sample_weight, p))[:2] for p in parts]
     numerator = sum(float(numerator) for numerator, _ in sums)
     divisor = sum(float(divisor) for _, divisor in sums) if loss.reduction != "sum" else 1.0
     whole = slice(0, 7)
@@ -57,17 +57,17 @@ def test_numerator_over_divisor_is_keras_however_the_batch_is_cut(
 def test_names_functions_and_objects_mean_what_they_mean_to_compile() -> None:
     y_true, y_pred = tf.constant([[1.0], [0.0]]), tf.constant([[0.25], [0.5]])
     for loss in ("mse", "MeanSquaredError", keras.losses.mean_squared_error, keras.losses.MeanSquaredError()):
-        numerator, divisor, *_ = losses.summed(losses.resolve(loss), y_true, y_pred, None)
+        numerator, divisor, *_ = terms.summed(terms.resolve(loss), y_true, y_pred, None)
         assert (float(numerator), int(divisor)) == (0.75**2 + 0.5**2, 2)
 
 
 def test_labels_without_a_last_axis_meet_predictions_with_one() -> None:
-    loss = losses.resolve(lambda y_true, y_pred: tf.abs(y_true - y_pred))
-    term = losses.summed(loss, tf.constant([1, 2]), tf.constant([[0.0], [0.0]]), tf.constant([1.0, 3.0]))
+    loss = terms.resolve(lambda y_true, y_pred: tf.abs(y_true - y_pred))
+    term = terms.summed(loss, tf.constant([1, 2]), tf.constant([[0.0], [0.0]]), tf.constant([1.0, 3.0]))
     assert (float(term.total), int(term.weight)) == (7.0, 2)
 
 
 @pytest.mark.parametrize("loss", [None, ["mse", "mse"], {"a": "mse"}, 3])
 def test_what_is_no_single_loss_is_refused(loss: Any) -> None:
     with pytest.raises(UnsupportedLoss, match="is no loss"):
-        losses.resolve(loss)
+        terms.resolve(loss)
