@@ -51,5 +51,8 @@ EXPORT bool distgrad_window_sum_slots(Window* window, std::int64_t first, std::i
 
 EXPORT const void* distgrad_window_result(Window* window) { return window->result(); }
 EXPORT std::int32_t distgrad_window_type(Window* window) { return static_cast<std::int32_t>(window->type()); }
+EXPORT std::int32_t distgrad_window_compression(Window* window) { return window->compression(); }
+EXPORT std::int64_t distgrad_window_divided(Window* window) { return window->divided(); }
+EXPORT double distgrad_window_host_divisor(Window* window) { return window->host_divisor(); }
 EXPORT float* distgrad_window_votes(Window* window) { return window->votes().data(); }
 }

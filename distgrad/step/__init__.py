@@ -4,6 +4,7 @@ distributed_step.py   the public `DistributedStep`: the order of events, seen fr
 training_graph.py     the step inside the compiled graph
 update.py             the gradient into the optimizer
 config.py, plan.py    the settings of a step; what it learns of a model before it is traced
+wire.py               what its gradients cross the wire between hosts as
 start.py              all workers build the model and compare settings and versions
 optimizer_scope.py    the optimizer under tf.distribute
 same_weights.py       the root's weights on every worker, sent where they differ

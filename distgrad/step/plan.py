@@ -290,4 +290,5 @@ def _settings(config: StepConfig, contents: Contents, objective: Objective) -> l
         *objective.settings(),
         f"check_every={config.check_every}",
         f"max_skipped={config.max_skipped}",
+        f"compression={config.compression}",
     ]

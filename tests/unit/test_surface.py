@@ -58,6 +58,7 @@ def test_signatures() -> None:
         "*log_file=None",
         "*listeners=()",
         "*jit_compile=False",
+        "*compression='none'",
     ]
     assert signature(distgrad.Checkpoint) == ["directory", "comm", "keep=3", "*every=None"]
     assert signature(distgrad.Checkpoint.save) == signature(distgrad.Checkpoint.resume) == ["self", "step"]
