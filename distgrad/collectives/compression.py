@@ -89,7 +89,11 @@ class Compression:
         Args:
             counts: () bool.
         """
-        tf.cond(counts, lambda: None, lambda: tf.numpy_function(self._undo, [], [], stateful=True))
+
+        def undo() -> None:
+            tf.numpy_function(self._undo, [], [], stateful=True)
+
+        tf.cond(counts, lambda: None, undo)
 
     def _undo(self) -> None:
         if self.rounds:

@@ -46,21 +46,29 @@ DISTGRAD_INLINE void add_wide(float* __restrict sum, const BFloat16* __restrict 
   for (std::size_t i = 0; i < count; ++i) sum[i] += wide(part[i]);
 }
 
+DISTGRAD_INLINE void store_wide(float* __restrict values, const BFloat16* __restrict rounded, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) values[i] = wide(rounded[i]);
+}
+
 // One of each for every generation of processors.
 struct Loops {
   void (*round)(BFloat16* rounded, const float* values, std::size_t count, const float* before, float* after,
                 float divisor);
   void (*add)(float* sum, const BFloat16* part, std::size_t count);
+  void (*widen)(float* values, const BFloat16* rounded, std::size_t count);
 };
 
-#define DISTGRAD_DEFINE_LOOPS(Generation, TARGET)                                                                   \
-  struct Generation {                                                                                               \
-    TARGET static void round(BFloat16* rounded, const float* values, std::size_t count, const float* before,        \
-                             float* after, float divisor) {                                                         \
-      round_entries(rounded, values, count, before, after, divisor);                                                \
-    }                                                                                                               \
-    TARGET static void add(float* sum, const BFloat16* part, std::size_t count) { add_wide(sum, part, count); }     \
-    static constexpr Loops kLoops{round, add};                                                                      \
+#define DISTGRAD_DEFINE_LOOPS(Generation, TARGET)                                                                     \
+  struct Generation {                                                                                                 \
+    TARGET static void round(BFloat16* rounded, const float* values, std::size_t count, const float* before,          \
+                             float* after, float divisor) {                                                           \
+      round_entries(rounded, values, count, before, after, divisor);                                                  \
+    }                                                                                                                 \
+    TARGET static void add(float* sum, const BFloat16* part, std::size_t count) { add_wide(sum, part, count); }       \
+    TARGET static void widen(float* values, const BFloat16* rounded, std::size_t count) {                             \
+      store_wide(values, rounded, count);                                                                             \
+    }                                                                                                                 \
+    static constexpr Loops kLoops{round, add, widen};                                                                 \
   };
 
 DISTGRAD_DEFINE_LOOPS(Baseline, )
@@ -102,8 +110,7 @@ void round_sum_with_feedback(BFloat16* rounded, const BFloat16* parts, int part_
 }
 
 void widen(float* values, const BFloat16* rounded, std::size_t count) {
-  std::fill_n(values, count, 0.0f);
-  loops().add(values, rounded, count);
+  loops().widen(values, rounded, count);
 }
 
 }  // namespace distgrad
