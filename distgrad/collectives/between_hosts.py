@@ -22,7 +22,7 @@ from mpi4py import MPI
 # receiver, whose answer would queue behind the data that is going the other way, and one direction would lie idle.
 BLOCK = 60_000
 SMALL = 60_000  # bytes of a vector that one call sums faster than two rounds, since only latency counts
-FINE = 2_000  # bytes of a block that take less time on the wire than a message costs the processor
+FINE = 10_000  # bytes of a block that take about as long on a fast wire as its message costs the processors
 UNDER_WAY = 32  # blocks: 2 MB, more than a fast cable carries until Python comes to the next one
 
 Fill = Callable[[int, int], None]
@@ -50,7 +50,7 @@ def all_sum(ranks: MPI.Intracomm, vector: np.ndarray, fill: Fill) -> None:
 
 def goes_in_blocks(ranks: int, size: int) -> bool:
     """Return whether vectors of so many bytes are summed block by block."""
-    return size > max(SMALL, ranks.bit_length() * FINE * ranks // 8)
+    return size > max(SMALL, ranks * FINE)
 
 
 def overlap(segments: Sequence[Iterator[None]], ranks: int) -> None:
@@ -116,7 +116,15 @@ def _halve_and_double(ranks: MPI.Intracomm, vector: np.ndarray, power: int, too_
         kept, given = (low, high) if number < other else (high, low)
         halves.append((partner, kept, given))
         received = np.empty_like(kept)
-        ranks.Sendrecv(given, partner, recvbuf=received, source=partner)
+        _swap(ranks, given, received, partner)
         kept += received
     for partner, kept, given in reversed(halves):
-        ranks.Sendrecv(kept, partner, recvbuf=given, source=partner)
+        _swap(ranks, kept, given, partner)
+
+
+def _swap(ranks: MPI.Intracomm, given: np.ndarray, received: np.ndarray, partner: int) -> None:
+    """Send a vector to another rank and receive one from it, in messages of a block each."""
+    step = BLOCK // given.itemsize
+    receives = [ranks.Irecv(received[start : start + step], partner) for start in range(0, received.size, step)]
+    sends = [ranks.Isend(given[start : start + step], partner) for start in range(0, given.size, step)]
+    MPI.Request.Waitall(receives + sends)

@@ -19,11 +19,11 @@ MODES = ("none", "bf16")
 
 
 class Task(NamedTuple):
-    """A training: its program, its arguments, and the start of the line whose number is its result."""
+    """A training: its program, its arguments, and what its result stands behind in what it prints."""
 
     script: Path
     arguments: tuple[str, ...]
-    line: str
+    before: str
 
 
 TASKS = {
@@ -38,8 +38,7 @@ def result(hosts: Hosts, task: Task, seed: int, mode: str) -> float:
     with tempfile.TemporaryDirectory() as folder:  # MPI's own: jobs of other namespaces take the same names in /tmp
         job = hosts.run(1, words, timeout=900, OMPI_MCA_orte_tmpdir_base=folder)
     assert job.status == 0, job.err[-3000:]
-    (line,) = job.lines(task.line)
-    return float(line.removeprefix(task.line).split()[0])
+    return float(job.out.split(task.before)[1].split()[0])
 
 
 def main() -> None:
