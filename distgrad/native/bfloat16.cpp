@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kChunk = 1024;  // entries that are added up before they are rounded: they stay in the cache
 
 constexpr int kHalf = 16;                         // bits that are cut off
-constexpr std::uint32_t kAlmostHalf = 0x7fff;     // of the last bit that stays: rounds up, unless it is less than half
+constexpr std::uint32_t kAlmostHalf = 0x7fff;     // of the last bit that stays; with that bit added, ties go to even
 constexpr std::uint32_t kInfinity = 0x7f800000;   // and above it NaN, without the sign
 constexpr std::uint32_t kMagnitude = 0x7fffffff;  // all bits but the sign
 constexpr std::uint32_t kQuiet = 0x40;            // a bit of a NaN that stays one whatever else is cut off
@@ -38,7 +38,8 @@ DISTGRAD_INLINE void round_entries(BFloat16* __restrict rounded, const float* __
   for (std::size_t i = 0; i < count; ++i) {
     const float value = values[i] + before[i] * divisor;
     rounded[i] = rounded_bits(value);
-    after[i] = (value - wide(rounded[i])) / divisor;
+    const float lost = value - wide(rounded[i]);
+    after[i] = lost - lost == 0 ? lost / divisor : 0;
   }
 }
 

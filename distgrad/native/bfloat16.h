@@ -1,7 +1,8 @@
 // Entries of float32 as bfloat16, the upper half of their bits, in which they cross the wire between hosts.
 //
 // Rounding is to the nearest, and to the even one of two that are as near. NaN and infinities stay what they are. What
-// rounding takes away is kept, and added to the same entry of the next vector.
+// rounding takes away is kept, and added to the same entry of the next vector; but nothing of an entry that is not
+// finite, or no longer is when it is rounded.
 #pragma once
 
 #include <cstddef>

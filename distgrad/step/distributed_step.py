@@ -112,10 +112,10 @@ class DistributedStep:
         log_format: "text" or "json" lines, or "live": a view that stays on the terminal.
         log_file: where every step is appended as a JSON line: a path, or a `distgrad.seeing.LogFile`.
         listeners: who hears every report, on the root alone: functions, or those of `distgrad.seeing`.
+        jit_compile: compile a micro-batch's forward and backward pass with XLA.
         compression: "bf16" sends gradients between hosts (under MPI) as bfloat16, half the bytes, and adds to each
             step's what rounding took away from the last one's; "auto" does so where it is faster, which the first
             steps find out; "none" does not. After a resume it begins with nothing to be added.
-        jit_compile: compile a micro-batch's forward and backward pass with XLA.
 
     Raises:
         BadArgument, UnsupportedLoss: on every worker, before anything is sent.

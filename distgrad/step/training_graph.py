@@ -93,10 +93,10 @@ class TrainingGraph:
         optimizer: keras.optimizers.Optimizer,
         config: StepConfig,
         plan: StepPlan,
-        compression: Compression | None = None,
+        compression: Compression | None,
     ) -> None:
-        self._compression = compression
         self._comm, self._optimizer, self._config, self._plan = comm, optimizer, config, plan
+        self._compression = compression
         groups = plan.objective.groups
         self.sent = FlatLayout([*plan.variables] * groups, plan.kinds.sparse)
         self.layout = self.sent if groups == 1 else FlatLayout(plan.variables)

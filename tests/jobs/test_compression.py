@@ -1,6 +1,7 @@
 """Sums between hosts, rounded or by halves: ranks of this host, told apart as if they were on several."""
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -60,10 +61,10 @@ def test_what_rounding_takes_away_is_not_lost(hosts: str) -> None:
     check(launch("mpi", 4, apart(hosts, code))[0], 4)
 
 
-def test_steps() -> None:
+def test_steps(tmp_path: Path) -> None:
     """Skipped steps, a resume, and the choice of "auto"."""
     code = """
-        import tempfile
+        import sys
         import keras
         import distgrad
         from support.steps import product, quiet, weights
@@ -96,7 +97,7 @@ def test_steps() -> None:
         assert 1e-5 < error < 2.0**-5, error
 
         # After a resume nothing is left to be added, in the same process or in another.
-        folder = comm.from_root(tempfile.mkdtemp())
+        folder = sys.argv[1]
         again, other = new("bf16"), new("bf16")
         train(again, batches[:3])
         distgrad.Checkpoint(folder, comm).save(again)
@@ -118,7 +119,7 @@ def test_steps() -> None:
         assert np.abs(found - exact).max() < 2.0**-4
         print("all right", flush=True)
     """
-    job = launch("mpi", 2, apart("01", code))[0]
+    job = launch("mpi", 2, [*apart("01", code), tmp_path])[0]
     check(job, 2)
     assert job.err.count("compression='auto' chooses '") == 1
     assert job.err.count("compression='bf16' has no effect: gradients of float64 go as they are") == 1

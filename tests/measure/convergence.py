@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from support.hosts import Hosts, two_hosts
+from support.hosts import Hosts, joined_hosts
 from support.launching import recipe
 
 SEEDS = 5
@@ -45,7 +45,7 @@ def main() -> None:
     seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS)
     print("| | " + " | ".join(f"{mode}, mean ± deviation" for mode in MODES) + " | bf16 - none, by seed |")
     print("|---|---|---|---|", flush=True)
-    with two_hosts() as hosts:
+    with joined_hosts() as hosts:
         for name, task in TASKS.items():
             found = {mode: [] for mode in MODES}
             for seed in seeds:

@@ -30,7 +30,7 @@ mpi4py.rc.initialize = False  # which only the workers need
 from mpi4py import MPI  # noqa: E402
 
 from distgrad.collectives import between_hosts  # noqa: E402
-from support.hosts import two_hosts  # noqa: E402
+from support.hosts import joined_hosts  # noqa: E402
 
 MEGABITS = 1000
 MEASURED_HOSTS = (2, 4)
@@ -226,7 +226,7 @@ def _sum(world: MPI.Intracomm, way: str, size: int) -> float:
 
 def measured(hosts: int) -> dict[str, object]:
     """What the workers found, on so many hosts."""
-    with two_hosts(MEGABITS, hosts) as joined, tempfile.TemporaryDirectory() as folder:
+    with joined_hosts(MEGABITS, hosts) as joined, tempfile.TemporaryDirectory() as folder:
         job = joined.run(1, [__file__, "worker"], timeout=300, OMPI_MCA_orte_tmpdir_base=folder)
         assert job.status == 0, job.err[-3000:]
         return json.loads(job.lines("found")[0].removeprefix("found"))

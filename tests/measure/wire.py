@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from support.hosts import ADDRESSES, Hosts, two_hosts
+from support.hosts import ADDRESSES, Hosts, joined_hosts
 
 MEGABITS = 1000
 BYTES = 100_000_000
@@ -92,7 +92,7 @@ def measure(hosts: Hosts, what: str) -> list[float]:
 
 def main() -> None:
     times: dict[str, list[float]] = {what: [] for what in NAMES}
-    with two_hosts(MEGABITS) as hosts:
+    with joined_hosts(MEGABITS) as hosts:
         for _ in range(ROUNDS):
             for what, taken in times.items():
                 taken.extend(measure(hosts, what))

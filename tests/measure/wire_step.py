@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from support.hosts import Hosts, two_hosts
+from support.hosts import Hosts, joined_hosts
 
 MEGABITS = 1000
 CASE, ROWS = "wide", 128
@@ -91,7 +91,7 @@ def measure(hosts: Hosts, backend: str, compression: str) -> list[float]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    with two_hosts(MEGABITS) as hosts:
+    with joined_hosts(MEGABITS) as hosts:
         for _ in range(rounds):
             for name, contestant in CONTESTANTS.items():
                 times[name].extend(measure(hosts, *contestant))

@@ -93,7 +93,7 @@ def mpirun(ranks: int, command: Sequence[str], count: int = 2) -> list[str]:
 
 
 @contextlib.contextmanager
-def two_hosts(megabits: int | None = None, count: int = 2) -> Iterator[Hosts]:
+def joined_hosts(megabits: int | None = None, count: int = 2) -> Iterator[Hosts]:
     """Two hosts, and between them a cable that carries so many Mbit/s each way; or more, each with a cable to a switch.
 
     Raises:

@@ -58,6 +58,14 @@ def test_what_rounding_takes_away_is_added_the_next_time(values: np.ndarray, div
     assert_same(second, nearest(np.float32(0) + kept * np.float32(divisor)))
 
 
+def test_nothing_is_kept_of_what_is_not_finite() -> None:
+    values = np.float32([np.nan, np.inf, -np.inf, np.finfo(np.float32).max, 1.001])
+    found, kept = rounded(values, np.zeros_like(values), 1.0)
+    assert_same(found, nearest(values))
+    assert kept[:4].tolist() == [0] * 4
+    assert kept[4] != 0
+
+
 def test_without_a_divisor_all_stays_as_it_was() -> None:
     values, before = np.float32([0.0, 1.001, 3.0]), np.float32([0.5, -0.25, 0.0])
     for divisor in (0.0, -1.0, np.nan, np.inf):
