@@ -19,6 +19,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=64, help="rows of the global batch, over all workers")
     parser.add_argument("--micro-batch-size", type=int, default=10, help="rows a worker differentiates at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images")
+    parser.add_argument("--compression", default="none", help="of gradients between hosts: none, bf16 or auto")
     parser.add_argument("--log-format", choices=("text", "json", "live"), default="text")
     parser.add_argument("--log-file", help="JSON lines for `distgrad report`")
     parser.add_argument("--statistics", nargs="*", default=(), help="what else to tell of each step; 'all' for all")
@@ -41,9 +43,10 @@ def main() -> None:
         x, x_test, y, y_test = train_test_split(images, digits.target, test_size=360, random_state=0)
 
         # One seed for all workers, so that they shuffle alike and share out the same global batches.
-        dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=1).batch(options.batch_size)
+        dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=1 + options.seed)
+        dataset = dataset.batch(options.batch_size)
 
-        keras.utils.set_random_seed(0)
+        keras.utils.set_random_seed(options.seed)
         with comm.scope():
             model = keras.Sequential(
                 [
@@ -63,6 +66,7 @@ def main() -> None:
             log_format=options.log_format,
             log_file=options.log_file,
             statistics=options.statistics,
+            compression=options.compression,
             listeners=[Alarms()],
         )
         for _ in range(options.epochs):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.hosts import CannotMake, Hosts, two_hosts
+from support.hosts import CannotMake, Hosts, joined_hosts
 from support.launching import run
 
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.
@@ -42,7 +42,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hosts() -> Iterator[Hosts]:
     """Two hosts, if this system makes namespaces for us."""
     try:
-        with two_hosts() as made:
+        with joined_hosts() as made:
             yield made
     except CannotMake as error:
         pytest.skip(str(error))

@@ -12,6 +12,8 @@
     shared_window.py   the same memory for all MPI ranks of a host
     free_memory.py     how much memory a process may still take
     between_hosts.py   the sum between hosts
+    rounded_sums.py    the same as bfloat16
+    compression.py     whether a vector goes that way
     vectors.py         vectors in pieces, the division of their sum, and what is known of it
     moments.py         sum, sum of squares, largest entry and non-finite count of a vector
     agreement.py       the check that all workers mean the same, before the first sum

@@ -9,15 +9,21 @@ there is too little of it, or none, every rank goes on as if it were alone on it
 Where there is too little for that, too, the job ends before it is killed.
 """
 
+import itertools
 import os
+import time
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+import numpy as np
 import tensorflow as tf
 from mpi4py import MPI
 
 from distgrad.collectives import between_hosts
+from distgrad.collectives.compression import Compression
 from distgrad.collectives.free_memory import free_memory
+from distgrad.collectives.rounded_sums import RoundedSums
 from distgrad.collectives.window import Seat, Slices, Window, view
 from distgrad.errors import ModelMismatch, TooLittleMemory, warn
 from distgrad.native.layout import Event
@@ -49,6 +55,8 @@ class SharedWindow(Window):
         self._world, self._neighbours = world, host
         self._splits: list[MPI.Intracomm] = []
         self._published_capacity = 0  # bytes
+        self._compressions = weakref.WeakValueDictionary[int, Compression]()
+        self._numbers = itertools.count(1)
         self._join(host)
         super().__init__(world.size, on_error, page)
 
@@ -96,6 +104,13 @@ class SharedWindow(Window):
         if split != MPI.COMM_NULL:
             self._splits.append(split)
         return split
+
+    def compression(self, measures: bool) -> Compression | None:
+        if self._world.size == self._neighbours.size:
+            return None
+        number = next(self._numbers)
+        found = self._compressions[number] = Compression(number, RoundedSums(), measures)
+        return found
 
     # ---- what the core asks for in the midst of a sum; but for a mismatch, of every rank alike
 
@@ -189,7 +204,27 @@ class SharedWindow(Window):
             if not self._core.distgrad_window_sum_slots(self._address, first + start, first + stop):
                 raise IndexError(f"entries {first + start} to {first + stop} are not of the sum")
 
-        between_hosts.all_sum(self._owners_of_shard, shard, fill)
+        compression = self._compressions.get(self._core.distgrad_window_compression(self._address))
+        if compression is None:
+            between_hosts.all_sum(self._owners_of_shard, shard, fill)
+            return
+        began = time.perf_counter()
+        divided = shard[: max(0, self._core.distgrad_window_divided(self._address) - first)]
+        self._sum_compressed(compression, shard, divided, fill)
+        compression.took(time.perf_counter() - began)
+
+    def _sum_compressed(
+        self, compression: Compression, shard: np.ndarray, divided: np.ndarray, fill: between_hosts.Fill
+    ) -> None:
+        """Sum a shard, of which the `divided` entries, its first, may be compressed, and all others are exact."""
+        ranks, count = self._owners_of_shard, divided.size
+        if not compression.rounds or not between_hosts.goes_in_blocks(ranks.size, divided.nbytes):
+            between_hosts.all_sum(ranks, shard, fill)
+            return
+        divisor = self._core.distgrad_window_host_divisor(self._address)
+        compression.sums.all_sum(ranks, divided, fill, divisor)
+        if count < shard.size:
+            between_hosts.all_sum(ranks, shard[count:], lambda start, stop: fill(count + start, count + stop))
 
     def _publish_between_hosts(self, first: int, last: int) -> None:
         """Give the owners of the same shard entries first..last-1 of a publication, and get theirs."""

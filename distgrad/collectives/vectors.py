@@ -22,12 +22,15 @@ class Division(NamedTuple):
         describe: True to have moments and non-finite workers found; else they are zeros.
         ranges: [first, last) of divided entries in ascending order, each to be described by itself. All entries
             between them are zero.
+        compression: number of the way in which the divided entries cross the wire between hosts (compression.py); 0 if
+            they go as they are, which all others do.
     """
 
     undivided: int
     terms: tf.Tensor
     describe: bool = True
     ranges: Sequence[tuple[int, int]] = ()
+    compression: int = 0
 
     def divisor(self, undivided: tf.Tensor) -> tf.Tensor:
         """() float64 the divisor, from the entries of the sum that are not divided."""

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgrad import native
+from distgrad.collectives.compression import Compression
 from distgrad.native.layout import Event
 
 
@@ -154,6 +155,14 @@ class Window:
             starts=[part.first for part in parts],
         )
         return tf.ensure_shape(published, [bounds[-1]])
+
+    def compression(self, measures: bool) -> Compression | None:
+        """Make a way in which sums of a vector cross the wire; None where none does. Every rank calls it.
+
+        Args:
+            measures: see `Compression`.
+        """
+        return None
 
     def sparse_variable(self, name: str, shape: tf.TensorShape) -> SparseVariable:
         """Make a place where the core collects the gradients of a variable of this shape, row by row.

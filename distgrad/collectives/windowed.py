@@ -58,6 +58,7 @@ class Windowed(Communicator):
             placed=vector.entries,
             divided=divided,
             described=divided if division.describe else 0,
+            compression=division.compression,
             borrow=int(borrow),
             starts=[first for first, _ in ranges],
             stops=[last for _, last in ranges],

@@ -103,7 +103,8 @@ class OwnTestStep(GivenAsKeras, Evaluation):
 def _unused(config: StepConfig) -> list[str]:
     """Return the arguments of `DistributedStep` that were given and that a step of the model's own has no use for."""
     given = {"groups": config.groups, "statistics": config.statistics, "jit_compile": config.jit_compile}
-    return [name for name, value in given.items() if value] + ["reduction"] * (config.reduction != "mean")
+    others = {"reduction": config.reduction != "mean", "compression": config.compression == "bf16"}
+    return [name for name, value in (given | others).items() if value]
 
 
 def _try_step(

@@ -8,6 +8,7 @@
     data_type.h             types of entries
     simd.h                  a few entries in a register
     vector_math.h, .cpp     adding vectors, and their moments
+    bfloat16.h, .cpp        float32 as bfloat16, and what rounding takes away
     sparse_variable.h, .cpp gradients of variables of which few rows are touched
     row_lists.h, .cpp       those rows as a rank shows them to the others, and their sum
     shared_memory.h, .cpp   the memory of a host's ranks: seats, slots, results
@@ -49,6 +50,7 @@ from distgrad.native.layout import require_same
 Callback = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
 
 _ADDRESS, _INT, _LONG, _BOOL, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_bool, ctypes.c_char_p
+_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
 
 
 class _Signature(NamedTuple):
@@ -70,6 +72,12 @@ _FUNCTIONS = {
     "distgrad_window_published_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_type": _Signature(_INT, (_ADDRESS,)),
     "distgrad_window_votes": _Signature(_ADDRESS, (_ADDRESS,)),
+    "distgrad_window_compression": _Signature(_INT, (_ADDRESS,)),
+    "distgrad_window_divided": _Signature(_LONG, (_ADDRESS,)),
+    "distgrad_window_host_divisor": _Signature(_DOUBLE, (_ADDRESS,)),
+    "distgrad_round": _Signature(None, (_ADDRESS, _ADDRESS, _LONG, _ADDRESS, _ADDRESS, _FLOAT)),
+    "distgrad_round_sum": _Signature(None, (_ADDRESS, _ADDRESS, _INT, _LONG, _ADDRESS, _ADDRESS, _FLOAT)),
+    "distgrad_widen": _Signature(None, (_ADDRESS, _ADDRESS, _LONG)),
     "distgrad_end_children_at_once": _Signature(None, ()),
     "distgrad_end_mpi": _Signature(None, (_ADDRESS, _ADDRESS, _TEXT)),
     "distgrad_at_exit": _Signature(None, (_ADDRESS, _ADDRESS, _ADDRESS, _TEXT)),

@@ -61,5 +61,8 @@ EXPORT std::int32_t distgrad_window_published_type(Window* window) {
   return static_cast<std::int32_t>(window->published_type());
 }
 EXPORT std::int32_t distgrad_window_type(Window* window) { return static_cast<std::int32_t>(window->type()); }
+EXPORT std::int32_t distgrad_window_compression(Window* window) { return window->compression(); }
+EXPORT std::int64_t distgrad_window_divided(Window* window) { return window->divided(); }
+EXPORT double distgrad_window_host_divisor(Window* window) { return window->host_divisor(); }
 EXPORT float* distgrad_window_votes(Window* window) { return window->votes().data(); }
 }

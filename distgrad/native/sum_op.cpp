@@ -20,6 +20,7 @@ class SumKernel : WindowKernel {
         described_(integer(construction, "described")),
         starts_(integers(construction, "starts")),
         stops_(integers(construction, "stops")),
+        compression_(static_cast<std::int32_t>(integer(construction, "compression"))),
         borrow_(integer(construction, "borrow")) {
     if (starts_.size() != stops_.size()) throw Problem("attributes of different lengths");
     for (std::int64_t address : integers(construction, "sparse")) {
@@ -44,6 +45,7 @@ class SumKernel : WindowKernel {
     request.type = static_cast<DataType>(TF_TensorType(pieces[0].get()));
     request.placed = placed_, request.divided = divided_, request.described = described_, request.sparse = sparse_;
     request.filled = value_of<bool>(input(context, kFilled));
+    request.compression = compression_;
     request.caller = caller(context);
     const Tensor divisor = input(context, kDivisor);
     const double* terms = data_of<double>(divisor);
@@ -83,6 +85,7 @@ class SumKernel : WindowKernel {
 
   std::int64_t placed_, divided_, described_;
   std::vector<std::int64_t> starts_, stops_;
+  std::int32_t compression_;
   bool borrow_;
   SparseVariables sparse_;
 };
@@ -97,6 +100,7 @@ const bool registered = [] {
       .attr("described: int")
       .attr("starts: list(int)")
       .attr("stops: list(int)")
+      .attr("compression: int")
       .attr("borrow: int")
       .attr("sparse: list(int)")
       .attr("K: int >= 0")

@@ -38,6 +38,8 @@ struct SumRequest {
   // The divisor is terms[0] + terms[1] * a + terms[2] * b ..., where a, b, ... are the last entries of the sum; but 1
   // where that is 0.
   std::vector<double> terms;
+  // Of what is divided, between hosts: 0 sums it as it is, any other number is Python's name of a way to compress it.
+  std::int32_t compression = 0;
   Caller caller = 0;
 
   // A number for all that must be the same on every rank besides the size and dtype of the vector.

@@ -270,7 +270,8 @@ std::int64_t Window::needed(const SumRequest& request) const {
 
 // All of it, as every other rank does.
 void Window::sum_small(const SumRequest& request) {
-  divisor_ = find_divisor(request);
+  const double divisor = find_divisor(request, true);
+  divisor_ = divisor == 0 ? 1 : divisor;
   range_moments_.assign(request.ranges.size(), Moments{});
   moments_ = finish_vector(request, {0, entries_}, range_moments_.data());
 }
@@ -281,8 +282,12 @@ void Window::sum_small(const SumRequest& request) {
 void Window::sum_shard(const SumRequest& request) {
   const bool owns = rank_ < owners_;
   const Range shard = owns ? Range{boundary(rank_), boundary(rank_ + 1)} : Range{0, 0};
-  if (between_hosts_) sum_between_hosts(shard.first, shard.last);
-  divisor_ = find_divisor(request);
+  if (between_hosts_) {
+    compression_ = request.compression, divided_ = request.divided, host_divisor_ = find_divisor(request, true);
+    sum_between_hosts(shard.first, shard.last);
+  }
+  const double divisor = find_divisor(request, !between_hosts_);
+  divisor_ = divisor == 0 ? 1 : divisor;
   locate_sparse_sums(request);
   if (!owns) return;
   Moments* of_ranges = moments_of_owner(rank_, request.described_one_by_one());
@@ -313,8 +318,8 @@ bool Window::sum_slots(std::int64_t first, std::int64_t last) {
   return true;
 }
 
-// The same on every rank: from the slots, added in rank order, or between hosts from the result.
-double Window::find_divisor(const SumRequest& request) const {
+// The same on every rank: of this host from the slots, added in rank order, and of all hosts from the result.
+double Window::find_divisor(const SumRequest& request, bool of_host) const {
   double divisor = request.terms.empty() ? 1 : request.terms[0];
   const std::int64_t others = static_cast<std::int64_t>(request.terms.size()) - 1;
   with_type(type_, [&](auto tag) {
@@ -322,14 +327,14 @@ double Window::find_divisor(const SumRequest& request) const {
     for (std::int64_t term = 1; term <= others; ++term) {
       if (request.terms[term] == 0) continue;  // whose entry may be NaN
       const std::int64_t entry = entries_ - others + term - 1;
-      T sum = between_hosts_ ? reinterpret_cast<const T*>(result_)[entry] : T{};
-      for (int rank = 0; rank < ranks_ && !between_hosts_; ++rank) {
+      T sum = of_host ? T{} : reinterpret_cast<const T*>(result_)[entry];
+      for (int rank = 0; rank < ranks_ && of_host; ++rank) {
         sum += alone() ? own_entry<T>(request, entry) : reinterpret_cast<const T*>(vector_of(rank))[entry];
       }
       divisor += request.terms[term] * static_cast<double>(sum);
     }
   });
-  return divisor == 0 ? 1 : divisor;
+  return divisor;
 }
 
 // Finds the union of the ranks' rows, on every rank alike, and where in the result their sums will stand.

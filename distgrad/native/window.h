@@ -76,6 +76,12 @@ class Window {
   // since the last publication.
   void publish(const Publication& publication);
 
+  // Within kSumBetweenHosts only: how what is divided is compressed, how many entries that are, and by what this host's
+  // part of them would be divided, 0 for nothing.
+  std::int32_t compression() const { return compression_; }
+  std::int64_t divided() const { return divided_; }
+  double host_divisor() const { return host_divisor_; }
+
   // Bytes that are needed behind a vector so many of whose ranges are described one by one.
   static std::int64_t range_moments_bytes(std::size_t ranges, int ranks);
 
@@ -129,7 +135,7 @@ class Window {
   // This rank's shard.
   std::int64_t boundary(int shard) const;
   void sum_between_hosts(std::int64_t first, std::int64_t last);
-  double find_divisor(const SumRequest& request) const;
+  double find_divisor(const SumRequest& request, bool of_host) const;
   void locate_sparse_sums(const SumRequest& request);
   Moments finish_range(const SumRequest& request, Range range, bool describes);
   Moments finish_vector(const SumRequest& request, Range shard, Moments* of_ranges);
@@ -191,6 +197,9 @@ class Window {
   std::int64_t sparse_bytes_ = 0;   // how many bytes they take in this rank's slot
   std::int64_t sharded_ = 0;        // entries that the owners share out: the vector, between hosts the variables, too
   double divisor_ = 1;
+  std::int32_t compression_ = 0;
+  std::int64_t divided_ = 0;
+  double host_divisor_ = 1;
   int result_number_ = 0;
   char* result_ = nullptr;
   alignas(kAlignment) char small_result_[kSmall];

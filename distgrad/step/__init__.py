@@ -7,6 +7,7 @@ sharding.py           whether each worker updates its own slice of the weights
 sharded_update.py     the update by slices; slices.py, which these are
 sharded_state.py      the optimizer's state, in slices and whole; slice_transfer.py, how it gets there
 config.py, plan.py    the settings of a step; what it learns of a model before it is traced
+wire.py               what its gradients cross the wire between hosts as
 start.py              all workers build the model and compare settings and versions
 optimizer_scope.py    the optimizer under tf.distribute
 same_weights.py       the root's weights on every worker, sent where they differ

@@ -8,6 +8,8 @@ from distgrad.errors import BadArgument
 from distgrad.reports.groups import pattern_of
 from distgrad.reports.outputs import FORMATS
 
+COMPRESSIONS = ("none", "bf16", "auto")
+
 
 @dataclass(frozen=True)
 class StepConfig:
@@ -28,6 +30,7 @@ class StepConfig:
     log_format: str = "text"
     jit_compile: bool = False
     shard_update: bool | str = "auto"
+    compression: str = "none"
 
     def __post_init__(self) -> None:
         _require(self.micro_batch_size is None or self.micro_batch_size > 0, self, "micro_batch_size", "1 or more")
@@ -35,6 +38,7 @@ class StepConfig:
         _require(self.on_nonfinite in ("skip", "raise", "apply"), self, "on_nonfinite", '"skip", "raise" or "apply"')
         _require(self.log_format in FORMATS, self, "log_format", '"text", "json" or "live"')
         _require(self.max_skipped is None or self.max_skipped > 0, self, "max_skipped", "1 or more, or None")
+        _require(self.compression in COMPRESSIONS, self, "compression", '"none", "bf16" or "auto"')
         _require(self.check_every >= 0, self, "check_every", "0 or more")
         _require(self.log_every >= 0, self, "log_every", "0 or more")
         is_wish = isinstance(self.shard_update, bool) or self.shard_update == "auto"

@@ -295,4 +295,5 @@ def _settings(config: StepConfig, contents: Contents, objective: Objective) -> l
         f"check_every={config.check_every}",
         f"max_skipped={config.max_skipped}",
         f"shard_update={config.shard_update}",
+        f"compression={config.compression}",
     ]

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from distgrad.collectives.communicator import Communicator
+from distgrad.collectives.compression import Compression
 from distgrad.collectives.moments import SQUARES
 from distgrad.collectives.vectors import Division, Vector
 from distgrad.data.batch import one_row_at_least, row_count, zero_unless
@@ -91,10 +92,12 @@ class TrainingGraph:
         optimizer: keras.optimizers.Optimizer,
         config: StepConfig,
         plan: StepPlan,
+        *,
         sharded: ShardedUpdate | None,
+        compression: Compression | None,
     ) -> None:
         self._comm, self._optimizer, self._config, self._plan = comm, optimizer, config, plan
-        self._sharded = sharded
+        self._sharded, self._compression = sharded, compression
         groups = plan.objective.groups
         self.sent = FlatLayout([*plan.variables] * groups, plan.kinds.sparse)
         self.layout = self.sent if groups == 1 else FlatLayout(plan.variables)
@@ -128,6 +131,8 @@ class TrainingGraph:
         alike = ~self._plan.drift.differs(extra[self._plan.drift])
         applied = (scalars.examples > 0) & (finite | (self._config.on_nonfinite == "apply")) & alike
         self._update(gradient, finite, alike, applied)
+        if self._compression is not None:
+            self._compression.undo_unless(applied)
         loss, found = losses.loss + penalty.loss, gradient.statistics
         logged = losses.logged + penalty.loss
         outcome = Outcome(
@@ -235,7 +240,8 @@ class TrainingGraph:
     def _division(self) -> Division:
         by_variable = self._plan.contents.by_variable and self._plan.objective.groups == 1
         ranges = self.sent.ranges() if by_variable else []
-        return Division(SCALARS + self._plan.extra.entries, self._divisor(), ranges=ranges)
+        number = 0 if self._compression is None else self._compression.number
+        return Division(SCALARS + self._plan.extra.entries, self._divisor(), ranges=ranges, compression=number)
 
     def _divisor(self) -> tf.Tensor:
         """Return the terms of the divisor: N times the loss scale, or that alone."""

@@ -33,6 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=64, help="letters of a row")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--compression", default="none", help="of gradients between hosts: none, bf16 or auto")
     return parser.parse_args()
 
 
@@ -79,7 +81,7 @@ def write(model: keras.Model, start: str, count: int, context: int) -> str:
 
 def main() -> None:
     options = arguments()
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(options.seed)
     with comm.scope():
         model = transformer(options.context, options.width, options.layers)
     step = distgrad.DistributedStep(
@@ -89,8 +91,9 @@ def main() -> None:
         comm=comm,
         micro_batch_size=options.micro_batch_size,
         log_every=0,
+        compression=options.compression,
     )
-    text, rng, console = source_text(), np.random.default_rng(0), rich.console.Console()
+    text, rng, console = source_text(), np.random.default_rng(options.seed), rich.console.Console()
     with rich.progress.Progress(console=console, disable=not (comm.is_root and console.is_terminal)) as progress:
         task = progress.add_task("", total=options.steps)
         for number in range(1, options.steps + 1):

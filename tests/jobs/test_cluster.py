@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support import slurm
-from support.hosts import ADDRESSES, PLACES, CannotMake, two_hosts
+from support.hosts import ADDRESSES, PLACES, CannotMake, joined_hosts
 from support.launching import BIN, CLEAN, ROOT, Job, finish, recipe, run
 from support.lines import ERROR, STEP
 
@@ -93,7 +93,7 @@ def test_two_hosts_and_one_of_them_is_lost(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.touch()
     try:
-        with two_hosts() as hosts:
+        with joined_hosts() as hosts:
             agent = tmp_path / "agent"  # the other host's, as long as it is there
             agent.write_text(
                 f'#!/bin/sh\n[ "$1" = {ADDRESSES[0]} ] || [ -e {there} ] || exit 255\nexec {hosts.ssh} "$@"\n'

@@ -1,4 +1,4 @@
-"""Two hosts on one: network namespaces, joined by a cable of known speed that counts its bytes and can be cut.
+"""Two hosts on one, or more: network namespaces, joined by cables of known speed that count their bytes and can be cut.
 
 To the programs in it a namespace is a host of its own: what they send to the other one goes through the kernel's TCP
 and over the cable, whose speed `tc` limits, and they do not see its processes. It takes root, and iproute2.
@@ -19,7 +19,7 @@ from distgrad.launching.hosts import Host
 from support.launching import CLEAN, Job, finish, start
 
 CABLE = "cable0"  # the name of either end
-SUBNET = "10.77.0.0/30"  # it meets no other network, so that every pair of hosts can have the same
+SUBNET = "10.77.0.0/28"  # it meets no other network, so that every pair of hosts can have the same
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PLACES = ",".join(f"{address}:1" for address in ADDRESSES)  # a worker on each, as launchers want to be told
 # Runs within a worker: how much its host has sent so far.
@@ -34,7 +34,7 @@ while :; do
         *) [ -z "$address" ] || break; address="$1"; shift ;;
     esac
 done
-exec ip netns exec "{name}-${{address##*.}}" unshare --pid --fork --mount-proc sh -c "$*"
+exec ip netns exec "{name}-${{address##*.}}" unshare --uts --pid --fork --mount-proc sh -c "{begin}$*"
 """
 NAMESPACES = Path("/etc/netns")  # whose files `ip netns exec` puts in the place of those of /etc
 
@@ -44,14 +44,14 @@ class CannotMake(Exception):
 
 
 class Hosts:
-    """Two namespaces, while they exist.
+    """Namespaces, while they exist.
 
     Attributes:
         ssh: a program that runs commands on either.
     """
 
-    def __init__(self, name: str, ssh: Path) -> None:
-        self.names = [f"{name}-{number}" for number in (1, 2)]
+    def __init__(self, name: str, ssh: Path, count: int) -> None:
+        self.names = [f"{name}-{number}" for number in range(1, count + 1)]
         self.ssh = ssh
         self._settings = {
             "PATH": f"{ssh.parent}:{CLEAN['PATH']}",
@@ -65,7 +65,7 @@ class Hosts:
 
     def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
         """Run a Python command line with so many ranks on each host."""
-        return finish(self.start(mpirun(ranks, command), DISTGRAD_BACKEND=backend, **env), timeout)
+        return finish(self.start(mpirun(ranks, command, len(self.names)), DISTGRAD_BACKEND=backend, **env), timeout)
 
     def start(self, words: Sequence[str], host: int = 0, **env: str) -> subprocess.Popen[str]:
         """Start any program on a host, in whose environment it stands how launchers reach the other one."""
@@ -86,15 +86,15 @@ class Hosts:
             _ip("-n", self.names[0], "link", "set", CABLE, "up")
 
 
-def mpirun(ranks: int, command: Sequence[str]) -> list[str]:
-    """What runs a Python command line with so many ranks on each host."""
-    hosts = [Host(address, ranks) for address in ADDRESSES]
-    return list(open_mpi_4(JobSpec(["python", *command], 2 * ranks, hosts, oversubscribe=False))[0].words)
+def mpirun(ranks: int, command: Sequence[str], count: int = 2) -> list[str]:
+    """What runs a Python command line with so many ranks on each of so many hosts."""
+    hosts = [Host(_address(number), ranks) for number in range(count)]
+    return list(open_mpi_4(JobSpec(["python", *command], count * ranks, hosts, oversubscribe=False))[0].words)
 
 
 @contextlib.contextmanager
-def two_hosts(megabits: int | None = None) -> Iterator[Hosts]:
-    """Two hosts, and between them a cable that carries so many Mbit/s each way.
+def joined_hosts(megabits: int | None = None, count: int = 2) -> Iterator[Hosts]:
+    """Two hosts, and between them a cable that carries so many Mbit/s each way; or more, each with a cable to a switch.
 
     Raises:
         CannotMake: no root, no `ip`, or no right to make namespaces.
@@ -104,23 +104,29 @@ def two_hosts(megabits: int | None = None) -> Iterator[Hosts]:
     with tempfile.TemporaryDirectory() as folder:
         ssh = Path(folder, "ssh")
         name = f"distgrad-{os.getpid()}"
-        ssh.write_text(SSH.format(name=name))
+        # Open MPI takes three daemons with one host's name for one.
+        ssh.write_text(SSH.format(name=name, begin="hostname host${address##*.}; " if count > len(ADDRESSES) else ""))
         ssh.chmod(0o700)
-        hosts = Hosts(name, ssh)
+        hosts = Hosts(name, ssh, count)
+        switch = f"{name}-switch"
         try:
-            _plug(hosts.names, megabits)
+            _plug(hosts.names, switch, megabits)
             yield hosts
         finally:
-            _unplug(hosts.names)
+            _unplug([*hosts.names, switch])
 
 
-def _plug(names: Sequence[str], megabits: int | None) -> None:
+def _plug(names: Sequence[str], switch: str, megabits: int | None) -> None:
     for name in names:
         _ip("netns", "add", name)
         (NAMESPACES / name).mkdir(parents=True)
-    _ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
-    for name, address in zip(names, ADDRESSES, strict=True):
-        _ip("-n", name, "address", "add", f"{address}/30", "dev", CABLE)
+    if len(names) == len(ADDRESSES):
+        _ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
+    else:
+        _plug_into_switch(names, switch)
+    for number, name in enumerate(names):
+        address = _address(number)
+        _ip("-n", name, "address", "add", f"{address}/{SUBNET.partition('/')[2]}", "dev", CABLE)
         # Gloo listens where its host's name leads, and both have this one's.
         (NAMESPACES / name / "hosts").write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
         for device in ("lo", CABLE):
@@ -128,6 +134,20 @@ def _plug(names: Sequence[str], megabits: int | None) -> None:
         if megabits is not None:
             limit = f"tc qdisc add dev {CABLE} root tbf rate {megabits}mbit burst 256kb latency 50ms"
             _ip("netns", "exec", name, *limit.split())
+
+
+def _plug_into_switch(names: Sequence[str], switch: str) -> None:
+    _ip("netns", "add", switch)
+    _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
+    _ip("-n", switch, "link", "set", "bridge0", "up")
+    for number, name in enumerate(names):
+        port = f"port{number}"
+        _ip("link", "add", CABLE, "netns", name, "type", "veth", "peer", "name", port, "netns", switch)
+        _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
+
+
+def _address(number: int) -> str:
+    return f"10.77.0.{number + 1}"
 
 
 def _unplug(names: Sequence[str]) -> None:

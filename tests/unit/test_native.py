@@ -157,6 +157,7 @@ def summed(window: Window, placed: int, tables: Sequence[SparseVariable] = ()) -
         placed=placed,
         divided=0,
         described=0,
+        compression=0,
         borrow=0,
         starts=[],
         stops=[],
@@ -171,7 +172,8 @@ def test_a_sum_is_checked() -> None:
 
         def add(**changed: Any) -> None:
             usual = {"placed": 0, "divided": 0, "described": 0, "borrow": 0, "starts": [], "stops": [], "sparse": []}
-            comm.window.run("sum", True, changed.pop("terms", [1.0]), [tf.ones(4)], **usual | changed, K=0)
+            terms = changed.pop("terms", [1.0])
+            comm.window.run("sum", True, terms, [tf.ones(4)], **usual | changed, compression=0, K=0)
 
         add()
         for changed in (

@@ -59,6 +59,7 @@ def test_signatures() -> None:
         "*listeners=()",
         "*jit_compile=False",
         "*shard_update='auto'",
+        "*compression='none'",
     ]
     assert signature(distgrad.Checkpoint) == ["directory", "comm", "keep=3", "*every=None"]
     assert signature(distgrad.Checkpoint.save) == signature(distgrad.Checkpoint.resume) == ["self", "step"]
