@@ -55,6 +55,8 @@ class Hosts:
         self.ssh = ssh
         self._settings = {
             "PATH": f"{ssh.parent}:{CLEAN['PATH']}",
+            # Its folder is named after its process, whose number is small here: others' jobs may have the same.
+            "OMPI_MCA_orte_tmpdir_base": str(ssh.parent),
             "OMPI_MCA_plm": "rsh",
             "OMPI_MCA_plm_rsh_agent": str(ssh),
             "OMPI_MCA_btl": "tcp,self",  # the hosts have one name and one memory, which must not be used
@@ -101,7 +103,7 @@ def joined_hosts(megabits: int | None = None, count: int = 2) -> Iterator[Hosts]
     """
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise CannotMake("network namespaces take root and the ip command")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ssh = Path(folder, "ssh")
         name = f"distgrad-{os.getpid()}"
         # Open MPI takes three daemons with one host's name for one.
