@@ -21,7 +21,7 @@ from distgrad.launching.output import Explanations, PassOn, pass_on, write
 TICK = 0.05  # seconds between two looks
 LAUNCHER_GRACE = 8.0  # seconds for a launcher to end a job of which a worker has failed
 STOP_GRACE = 30.0  # seconds for workers to finish their step and save, after a signal
-DRAIN_LIMIT = 2.0  # seconds for the launcher's output to end after it has, unless others still hold it
+DRAIN_LIMIT = 15.0  # seconds for the launcher's output to end after it has, unless others still hold it
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # The variables of Open MPI 4, and of 5.
 OPEN_MPI_FOLDER = ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base")

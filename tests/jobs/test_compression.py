@@ -102,8 +102,11 @@ def test_steps(tmp_path: Path) -> None:
         folder = sys.argv[1]
         again, other = new("bf16"), new("bf16")
         train(again, batches[:3])
-        distgrad.Checkpoint(folder, comm).save(again)
+        checkpoint = distgrad.Checkpoint(folder, comm)
+        checkpoint.save(again)
         train(again, batches[3:6])
+        checkpoint.wait()
+        comm.barrier()
         results = []
         for step in (again, other):
             assert distgrad.Checkpoint(folder, comm).resume(step)

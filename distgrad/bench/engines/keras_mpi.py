@@ -73,7 +73,7 @@ class KerasMpi(distgrad_turns.CommunicatorRank):
         # Made before, as what they cost is not the sum's: all is in the slot, nothing is divided or described.
         inputs = tf.constant(True), tf.ones(1, tf.float64), [tf.zeros(0)]
         options: dict[str, Any] = {"placed": size, "divided": 0, "described": 0, "borrow": 1}
-        without: dict[str, Any] = {"starts": [], "stops": [], "sparse": [], "K": 0}
+        without: dict[str, Any] = {"compression": 0, "starts": [], "stops": [], "sparse": [], "K": 0}
 
         def turn() -> tf.Tensor:
             return window.run("sum", *inputs, **options, **without).flat
