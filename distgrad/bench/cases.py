@@ -185,7 +185,7 @@ TABLES = {
             Contestant(DISTGRAD, DISTGRAD, "step"),
             Contestant(f"{DISTGRAD} again", DISTGRAD, "step again"),
             Contestant(f"{DISTGRAD} densified", DISTGRAD, "step densified"),
-            Contestant(f"{DISTGRAD} unsharded", DISTGRAD, "step unsharded"),
+            Contestant(f"{DISTGRAD} sharded", DISTGRAD, "step sharded"),
             Contestant(WITHOUT_COMMUNICATION[0], DISTGRAD, "step alone"),
             Contestant(WITHOUT_COMMUNICATION[1], DISTGRAD, "by hand"),
             *_horovod("flat", "per tensor", "grouped"),
@@ -289,7 +289,7 @@ def _has_work_on_model(case: str, contestant: Contestant) -> bool:
         return case in MLPS  # there is no torch twin of the other models
     if " fits of " in contestant.turn:
         return case in ("small", "wide")
-    if contestant.turn == "step unsharded":
+    if contestant.turn == "step sharded":
         return case == WITH_ADAM  # elsewhere it does what the step does
     if contestant.turn == "step densified":
         return case in EMBEDDINGS  # elsewhere it does what the step does

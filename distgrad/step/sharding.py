@@ -32,8 +32,10 @@ from distgrad.step.update import inner_optimizer
 
 AUTO = "auto"
 # Entries that a worker is spared to update, and variables of the optimizer's for each one of the model's, from which on
-# a step was faster for it on two workers. Plain gradient descent was not, and momentum alone made no difference.
-PAYS, MUCH_STATE = 1 << 18, 2
+# it is done by itself. Steps of two workers were faster from 2^18 entries on; but the end of a `fit` costs more, and
+# the optimizer has no state to look at meanwhile. Plain gradient descent was not faster, and momentum alone made no
+# difference.
+PAYS, MUCH_STATE = 1 << 22, 2
 OWN_RULE = {"__init__", "build", "update_step", "get_config", "from_config"}  # what looks at one variable at a time
 # A made-up variable, and how often it is updated. Neither its entries nor a third of them fill registers.
 SHAPE, ENTRIES, STEPS = (9, 37), 9 * 37, 30

@@ -15,6 +15,7 @@ from keras import optimizers
 import distgrad
 from distgrad import Communicator, DistributedStep
 from distgrad.errors import BadArgument, Drifted, SettingsMismatch
+from distgrad.step import sharding
 from support.marks import usual_ones
 from support.steps import COLLECTIVES, no_flags
 
@@ -316,14 +317,24 @@ WIDE = np.ones((4, 800), "float32"), np.ones((4, 700), "float32")
 
 @by_slices
 @pytest.mark.usefixtures("several_processes")
-@pytest.mark.parametrize(("optimizer", "is_sharded"), [("adam", True), ("sgd", False)])
+@pytest.mark.parametrize(
+    ("optimizer", "pays", "is_sharded", "variables"),
+    [("adam", 1 << 17, True, 2), ("adam", 1 << 20, False, 2 + 2 * 2), ("sgd", 1 << 17, False, 2)],
+)
 def test_it_is_done_by_itself_where_it_pays(
-    comm: Communicator, capsys: pytest.CaptureFixture[str], optimizer: str, is_sharded: bool
+    comm: Communicator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+    pays: int,
+    is_sharded: bool,
+    variables: int,
 ) -> None:
+    monkeypatch.setattr(sharding, "PAYS", pays)
     step = DistributedStep(wide(), "mse", optimizer, comm=comm, log_every=0)
     step(*WIDE)
     said = SAID in capsys.readouterr().err
-    assert (said, len(step.optimizer.variables)) == (is_sharded and comm.is_root, 2)
+    assert (said, len(step.optimizer.variables)) == (is_sharded and comm.is_root, variables)
 
 
 @by_slices

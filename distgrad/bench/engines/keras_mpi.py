@@ -23,7 +23,7 @@ CACHED = 1 << 17  # entries of float32 that stay in a core's own cache while oth
 OPTIONS: dict[str, dict[str, Any]] = {
     "step with all statistics": {"statistics": "all", "log_every": LOGGED_EVERY},
     "step without guards": {"check_every": 0, "max_skipped": None},
-    "step unsharded": {"shard_update": False},
+    "step sharded": {"shard_update": True},
     "step compared": {"check_every": 1},  # weights are compared in every step instead of every hundredth
 }
 
