@@ -161,7 +161,7 @@ class GatherOptimizer(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Gather if a callback of the root's saves now."""
-        if self._within_epochs:
+        if self._within_epochs and self._step.is_sharded:
             saves = any(saves_after(callback, batch) for callback in self._callbacks)
             if json.loads(self._step.comm.from_root(json.dumps(saves))):
                 self._step.gather_optimizer()

@@ -55,7 +55,7 @@ class OwnTrainStep(GivenAsKeras, DistributedStep):
     _plans = 0
 
     def _prepare(self, batch: tuple[Any, ...]) -> tuple["OwnPlan", "OwnTrainGraph"]:
-        if self._config.shard_update is True and self.comm.is_root:
+        if self._config.shard_update is True and self._plans == 0 and self.comm.is_root:
             warn(f"the update is not sharded: {type(self.model).__name__}.train_step is the model's own")
         runner = Runner(self.comm, self.model, self.model.train_step, self.takes_tuples)
         optimizers = _optimizers_in_scope(self.comm, self.model)

@@ -253,6 +253,11 @@ class DistributedStep:
         if self._config.shard_update == "auto" and not self._has_joined:
             self._config = replace(self._config, shard_update=False)
 
+    @property
+    def is_sharded(self) -> bool:
+        """True if each worker updates its own slice of the weights; known from the first step on."""
+        return self._sharded is not None
+
     def gather_optimizer(self, everywhere: bool = False) -> None:
         """Give the root's optimizer its whole state, until the next step: to be saved with the model, for example.
 

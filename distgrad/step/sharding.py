@@ -65,10 +65,11 @@ def sharded_update(
     window, layout = _window_of(comm, wish), FlatLayout(variables)
     if window is None or (wish == AUTO and (has_sparse or not _pays(window, layout.entries))):
         return None
-    least_state = MUCH_STATE if wish == AUTO else 0
-    reason, freedom = _agree(comm, inner_optimizer(optimizer), variables, least_state)
-    if not all(exists):
-        reason = f"variable {variables[list(exists).index(False)].path} has no gradient"
+    if all(exists):
+        least_state = MUCH_STATE if wish == AUTO else 0
+        reason, freedom = _agree(comm, inner_optimizer(optimizer), variables, least_state)
+    else:
+        reason, freedom = f"variable {variables[list(exists).index(False)].path} has no gradient", Freedom.NONE
     if not reason and not window.reserve_publication(layout.entries, layout.dtype):
         reason = "there is no shared memory for all weights"
     if reason:
