@@ -17,14 +17,18 @@ from distgrad.errors import DistgradError, ModelMismatch, SettingsMismatch
 Agreed = TypeVar("Agreed")
 
 
-class Workers(Protocol):
-    """A communicator, as far as an agreement needs one."""
-
-    _agreed: dict[str, Any]  # what all workers are known to have agreed on, by this worker's text
+class Exchange(Protocol):
+    """A communicator, as far as texts are exchanged by it."""
 
     def exchange(self, text: str) -> Mapping[int, str]:
         """Give every process every process's text, by rank."""
         ...
+
+
+class Workers(Exchange, Protocol):
+    """A communicator, as far as an agreement needs one."""
+
+    _agreed: dict[str, Any]  # what all workers are known to have agreed on, by this worker's text
 
 
 def require_same_variables(comm: Workers, variables: Sequence[Any]) -> None:

@@ -259,7 +259,7 @@ class Communicator:
 
     def _bytes_of_root(self, data: bytes) -> bytes:
         """Return the root's data, followed by up to 3 more bytes; every process gives data of the same length."""
-        words = np.frombuffer(data + bytes(-len(data) % 4), np.int32)
+        words = words_of(data)
         # In parts: a buffer need not become as large as the largest variable, of which a step may touch little.
         parts = [words[start : start + BUNDLE] for start in range(0, max(1, words.size), BUNDLE)]
         return b"".join(self.process_sum(part if self.is_root else np.zeros_like(part)).tobytes() for part in parts)
@@ -282,6 +282,11 @@ class Communicator:
 def is_replica(comm: Communicator) -> bool:
     """Return whether this code is run by one replica of the communicator's strategy; False if it has none."""
     return comm.backend == "tf" and tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+
+
+def words_of(data: bytes) -> np.ndarray:
+    """Return data as int32, in sums of which, with zeros of the other workers, every bit arrives as it was."""
+    return np.frombuffer(data + bytes(-len(data) % 4), np.int32)
 
 
 def _bundles(variables: Sequence[Any]) -> Iterator[list[Any]]:

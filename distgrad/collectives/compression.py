@@ -2,11 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+from distgrad.collectives.agreement import Exchange
 
 WARM_UP = 2  # sums each way that do not count
 MEASURED = 5  # sums each way that do
@@ -24,14 +26,6 @@ class Sums(Protocol):
 
     def undo(self) -> None:
         """Keep what was kept before the last sum, which did not count."""
-
-
-class Exchange(Protocol):
-    """A communicator, as far as a decision needs one."""
-
-    def exchange(self, text: str) -> Mapping[int, str]:
-        """Give every process every process's text, by rank."""
-        ...
 
 
 class Decision(NamedTuple):

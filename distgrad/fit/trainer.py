@@ -152,8 +152,7 @@ class Trainer:
         given = self._arguments("train_on_batch", args, kwargs)
         self._require_company("train_on_batch")
         share_weights(self._comm, self._model)
-        self.make_train_function()
-        step = cast(StepFunction[DistributedStep], self._model.train_function).step
+        step = self._train_function().step
         step.shard_only_if_told()  # else the state would have to be gathered for each batch
         logs = self._keras("train_on_batch", given | {"return_dict": True})
         step.gather_optimizer()
@@ -199,10 +198,13 @@ class Trainer:
         names = [f"callback={type(callback).__name__}" for callback in running_callbacks(callbacks, is_root=False)]
         agreement.require_same(self._comm, [*settings, *data.settings, *names], "argument", FitMismatch)
 
+    def _train_function(self) -> StepFunction[DistributedStep]:
+        self.make_train_function()
+        return cast(StepFunction[DistributedStep], self._model.train_function)
+
     def _begin(self, training: FitData, callbacks: Any) -> DistributedStep:
         """Tell the train function and the checkpoints of this call of `fit`, and return what will take its steps."""
-        self.make_train_function()
-        function = cast(StepFunction[DistributedStep], self._model.train_function)
+        function = self._train_function()
         function.progress = FitProgress(function.step, training.order)
         for callback in running_callbacks(callbacks, is_root=True):
             if isinstance(callback, Checkpoint):

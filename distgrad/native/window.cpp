@@ -270,8 +270,7 @@ std::int64_t Window::needed(const SumRequest& request) const {
 
 // All of it, as every other rank does.
 void Window::sum_small(const SumRequest& request) {
-  const double divisor = find_divisor(request, true);
-  divisor_ = divisor == 0 ? 1 : divisor;
+  set_divisor(find_divisor(request, true));
   range_moments_.assign(request.ranges.size(), Moments{});
   moments_ = finish_vector(request, {0, entries_}, range_moments_.data());
 }
@@ -286,8 +285,7 @@ void Window::sum_shard(const SumRequest& request) {
     compression_ = request.compression, divided_ = request.divided, host_divisor_ = find_divisor(request, true);
     sum_between_hosts(shard.first, shard.last);
   }
-  const double divisor = find_divisor(request, !between_hosts_);
-  divisor_ = divisor == 0 ? 1 : divisor;
+  set_divisor(find_divisor(request, !between_hosts_));
   locate_sparse_sums(request);
   if (!owns) return;
   Moments* of_ranges = moments_of_owner(rank_, request.described_one_by_one());

@@ -136,6 +136,8 @@ class Window {
   std::int64_t boundary(int shard) const;
   void sum_between_hosts(std::int64_t first, std::int64_t last);
   double find_divisor(const SumRequest& request, bool of_host) const;
+  // Nothing is divided by 0.
+  void set_divisor(double found) { divisor_ = found == 0 ? 1 : found; }
   void locate_sparse_sums(const SumRequest& request);
   Moments finish_range(const SumRequest& request, Range range, bool describes);
   Moments finish_vector(const SumRequest& request, Range shard, Moments* of_ranges);

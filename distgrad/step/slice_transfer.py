@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from distgrad.collectives.communicator import BUNDLE, Communicator
-
-WORD = np.dtype(np.int32)
+from distgrad.collectives.communicator import BUNDLE, Communicator, words_of
 
 
 def bring_together(comm: Communicator, own: bytes, number: int | None, count: int, keeps: bool) -> list[bytes]:
@@ -27,14 +25,14 @@ def bring_together(comm: Communicator, own: bytes, number: int | None, count: in
         The bytes of each slice, followed by up to 3 more.
     """
     lengths = np.zeros(count, np.int64)
-    words = _words(own if number is not None else b"")
+    words = words_of(own if number is not None else b"")
     if number is not None:
         lengths[number] = words.size
     lengths = comm.process_sum(lengths)
     start = 0 if number is None else int(lengths[:number].sum())
-    kept = [np.zeros(0, WORD)]
+    kept = [np.zeros(0, np.int32)]
     for first, last in _parts(int(lengths.sum())):
-        part = np.zeros(last - first, WORD)
+        part = np.zeros(last - first, np.int32)
         _overlap(part, first, words, start)
         part = comm.process_sum(part)
         if keeps:
@@ -54,19 +52,15 @@ def send_out(comm: Communicator, slices: Sequence[bytes], number: int | None) ->
     Returns:
         The bytes of this worker's slice, followed by up to 3 more; none if it has none.
     """
-    words = [_words(data) for data in slices]
+    words = [words_of(data) for data in slices]
     lengths = json.loads(comm.from_root(json.dumps([one.size for one in words])))
-    whole = np.concatenate(words) if words else np.zeros(0, WORD)
-    own = np.zeros(0 if number is None else lengths[number], WORD)
+    whole = np.concatenate(words) if words else np.zeros(0, np.int32)
+    own = np.zeros(0 if number is None else lengths[number], np.int32)
     start = sum(lengths[:number])
     for first, last in _parts(sum(lengths)):
-        part = comm.process_sum(whole[first:last] if comm.is_root else np.zeros(last - first, WORD))
+        part = comm.process_sum(whole[first:last] if comm.is_root else np.zeros(last - first, np.int32))
         _overlap(own, start, part, first)
     return own.tobytes()
-
-
-def _words(data: bytes) -> np.ndarray:
-    return np.frombuffer(data + bytes(-len(data) % WORD.itemsize), WORD)
 
 
 def _parts(total: int) -> Iterator[tuple[int, int]]:

@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from support.launching import Job, launch, program
+from support.launching import Job, launch, program, told_apart
 
-APART = """\
-import numpy as np, tensorflow as tf
-from distgrad.collectives import mpi
-world = mpi.MPI.COMM_WORLD
-mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
-comm = mpi.Mpi(world)
-
+SAME_EVERYWHERE = """
 def same_everywhere(array):
     return len(set(world.allgather(np.ascontiguousarray(array).tobytes()))) == 1
 
@@ -22,7 +16,7 @@ def same_everywhere(array):
 
 def apart(hosts: str, code: str) -> list[str]:
     """The Python command line of ranks that are told apart."""
-    return program(APART.format(hosts=hosts) + textwrap.dedent(code))
+    return told_apart(hosts, SAME_EVERYWHERE + textwrap.dedent(code))
 
 
 def check(job: Job, ranks: int) -> None:

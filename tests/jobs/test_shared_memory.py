@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from support import memory_limit
-from support.launching import Job, finish, launch, program, run, start
+from support.launching import Job, finish, launch, program, run, start, told_apart
 from support.processes import left_in_shared_memory, wait_until, with_environment
 
 STRESS = """
@@ -70,15 +70,10 @@ def test_two_jobs_on_one_host_do_not_meet() -> None:
 )
 def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> None:
     """Ranks of this host, told apart as if they were on several: as many ranks on each, more on one, one on each."""
-    code = f"""
-        import numpy as np, tensorflow as tf
-        from distgrad.collectives import mpi
+    code = """
         from distgrad.collectives.vectors import Division
         from distgrad.gradients.flat_vector import SCALARS, FlatLayout
         from distgrad.gradients.window_accumulator import accumulator_for
-        world = mpi.MPI.COMM_WORLD
-        mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
-        comm = mpi.Mpi(world)
         for size in (1, 63, 64, 100_000, 1_000_000, 5):
             for step in range(3):
                 vector = np.arange(size) * (world.rank + 1.0) + step
@@ -110,7 +105,7 @@ def test_ranks_that_share_no_memory_sum_their_shards_by_messages(hosts: str) -> 
             assert total.nonfinite_workers.numpy().tolist() == [0, 0, 0, int(np.isinf(last))]
         print("sums right", flush=True)
     """
-    check(launch("mpi", 4, program(code))[0], 4)
+    check(launch("mpi", 4, told_apart(hosts, code))[0], 4)
 
 
 @pytest.mark.fault(14)

@@ -56,6 +56,21 @@ def program(text: str) -> list[str]:
     return ["-c", textwrap.dedent(text)]
 
 
+def told_apart(hosts: str, text: str) -> list[str]:
+    """The Python command line of MPI ranks of this host, each told that it is on the host with its digit in `hosts`.
+
+    The text finds NumPy, TensorFlow, the `world` of mpi4py and the communicator `comm`.
+    """
+    start = f"""
+        import numpy as np, tensorflow as tf
+        from distgrad.collectives import mpi
+        world = mpi.MPI.COMM_WORLD
+        mpi._host_of = lambda world: world.Split(int("{hosts}"[world.rank]), world.rank)
+        comm = mpi.Mpi(world)
+    """
+    return program(textwrap.dedent(start) + textwrap.dedent(text))
+
+
 def recipe(name: str) -> Path:
     """The one file of that name under launch/, in whichever folder."""
     (found,) = (ROOT / "launch").rglob(name)
