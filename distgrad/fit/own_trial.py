@@ -15,7 +15,7 @@ from distgrad.gradients.checks import checked_against
 from distgrad.objective.extra_sums import Asked
 from distgrad.objective.kinds import Evidence, Kind, Parts
 from distgrad.objective.trace import trace
-from distgrad.objective.trial import Trial, taken_as_means
+from distgrad.objective.trial import Trial, Tried, taken_as_means
 
 BUILDS = 5  # traces of a step at most, until it creates no more variables
 
@@ -96,10 +96,10 @@ class OwnTrial(Trial):
         names = [*gradients, *self.values.taken_as_means]
         return [taken_as_means(names)] if names else []
 
-    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> Tried:
         """Run the step on the batch and on its parts; nothing is assigned."""
         if not has_parts:
-            return {}
+            return Tried({})
         # One trace for all three.
         specs = tf.nest.map_structure(spec_with_any_rows, batch)
         by_name = tf.function(self._by_name, autograph=False, input_signature=[specs])
@@ -108,7 +108,8 @@ class OwnTrial(Trial):
             by_name(tf.nest.map_structure(lambda tensor, ends=ends: rows_between(tensor, *ends), batch))
             for ends in ((tf.constant(0), cut), (cut, rows))
         ]
-        return {name: Asked(Parts(value, *(part[name] for part in parts)), True) for name, value in whole.items()}
+        asked = {name: Asked(Parts(value, *(part[name] for part in parts)), True) for name, value in whole.items()}
+        return Tried(asked)
 
     def _by_name(self, batch: tuple[Any, ...]) -> dict[str, tf.Tensor]:
         applies: list[Apply] = []

@@ -41,7 +41,7 @@ class AssignedValues(Scope):
     assigned is, and not as a function of what it was computed from.
 
     Attributes:
-        assigned: the ids of the variables that were assigned.
+        assigned: the variables that were assigned, by their ids.
         sources: the values assigned to trainable variables, each with its variable.
 
     Args:
@@ -56,7 +56,7 @@ class AssignedValues(Scope):
     ) -> None:
         super().__init__(list(known), collect_losses=True)
         self._watch = watch
-        self.assigned: set[int] = set()
+        self.assigned: dict[int, keras.Variable] = {}
         self.sources: list[tuple[keras.Variable, tf.Tensor]] = []
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
@@ -67,7 +67,7 @@ class AssignedValues(Scope):
             if self._watch is not None:
                 self._watch(value)
                 self.sources.append((variable, value))
-        self.assigned.add(id(variable))
+        self.assigned[id(variable)] = variable
         super().add_update((variable, value))
 
 
@@ -88,7 +88,7 @@ class Forward:
         worker: tf.Tensor,
         zeroed: Sequence[keras.Variable] = (),
         watch: Callable[[tf.Tensor], None] | None = None,
-        after: "AssignedValues | None" = None,
+        states: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
     ) -> tuple[Any, AssignedValues]:
         """Run the model.
 
@@ -97,16 +97,14 @@ class Forward:
             worker: () int32, this worker's number.
             zeroed: variables that read as zero during the pass.
             watch: see `AssignedValues`.
-            after: an earlier pass whose states this one begins with; None begins with those that the variables hold.
+            states: variables that have another value when the pass begins, each with that.
 
         Returns:
             (the output, the scope that holds what would have been assigned and the losses that layers added).
         """
         offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in self._seeds()]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
-        if after is not None:
-            known += [(v, after.get_current_value(v)) for v in self.states(after)]
-        with AssignedValues(known, watch) as scope:
+        with AssignedValues([*known, *states], watch) as scope:
             y_pred = call_as_keras_does(self.model, x, self.training)
         return y_pred, scope
 
@@ -130,7 +128,7 @@ class Forward:
     def states(self, scope: AssignedValues) -> list[keras.Variable]:
         """Return the variables of the model that a pass has assigned, except random states."""
         seeds = {id(variable) for variable in self._seeds()}
-        return [variable for variable in self.model.variables if id(variable) in scope.assigned - seeds]
+        return [variable for variable in self.model.variables if id(variable) in scope.assigned.keys() - seeds]
 
     def is_random(self, scope: AssignedValues) -> bool:
         """Return whether a pass has drawn random numbers."""

@@ -3,13 +3,15 @@
     whole         a forward pass of this worker's rows
     parts         a forward pass of each of two parts of them, if layers add losses or assign states
     cut           the same parts, as rows of the outputs of `whole`
+    again         a pass of `whole` that begins with the states that it has left, if layers assign states; then two
+                  thirds of the rows are tried, so that all passes together cost no more than two of the batch
 
 Each extra sum takes the values it is unsure of from these passes, and learns from all workers' answers what they are.
 """
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,10 +26,24 @@ from distgrad.objective.forward import AssignedValues, Forward, built_in_rows, n
 from distgrad.objective.global_batch import gather_at_once
 from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
 from distgrad.objective.states import States
+from distgrad.objective.traced_forward import TracedForward
 
 TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
 _told: weakref.WeakKeyDictionary[keras.Model, set[str]] = weakref.WeakKeyDictionary()  # notes that were printed
 OUTPUTS = "outputs"  # the name of the question whether rows of the output depend on other rows
+
+
+class Tried(NamedTuple):
+    """The values that passes give.
+
+    Attributes:
+        asked: by their names.
+        outputs: the batch, the outputs of the whole and the masks upon them, of which `Trial.of_all_workers` asks; None
+            if it asks of nothing.
+    """
+
+    asked: dict[str, Asked]
+    outputs: dict[str, Any] | None = None
 
 
 class Trial:
@@ -44,6 +60,7 @@ class Trial:
         self._evidence: Evidence = Evidence() if before is None else before._evidence
         self._tries: int = 0 if before is None else before._tries
         self._compiled: Any = None
+        self._has_parts = True
 
     # ---- what a kind of trial supplies
 
@@ -51,7 +68,7 @@ class Trial:
         """Return the names of the values to ask about."""
         raise NotImplementedError
 
-    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> Tried:
         """Compute the values of a batch and of its first `cut` rows and its other rows, in a graph.
 
         Args:
@@ -59,9 +76,18 @@ class Trial:
         """
         raise NotImplementedError
 
-    def of_all_workers(self, batch: tuple[Any, ...]) -> dict[str, frozenset[Kind]]:  # noqa: ARG002 (a default)
-        """Return the kinds of values that are computed of the rows of all workers. Every worker calls it."""
-        return {}
+    @property
+    def asks_all_workers(self) -> bool:
+        """True if some values are asked of the rows of all workers."""
+        return False
+
+    def of_all_workers(self, outputs: dict[str, Any], rows: int) -> dict[str, frozenset[Kind]]:
+        """Return the kinds of values that are computed of the rows of all workers. Every worker calls it.
+
+        Args:
+            outputs: of `rows` rows of this worker, see `Tried`.
+        """
+        raise NotImplementedError
 
     def learn(self, evidence: Evidence) -> bool:
         """Learn from the answers. Returns True if something is of another kind than before."""
@@ -80,6 +106,10 @@ class Trial:
     def takes_parts(self) -> bool:
         """True if the model takes other numbers of rows than that of the batch, as far as that is known."""
         return True
+
+    def rows_tried(self, rows: int) -> int:
+        """Return how many of a worker's rows are tried, if the model takes parts."""
+        return rows
 
     # ---- what follows from it
 
@@ -100,12 +130,11 @@ class Trial:
         names = self.questions()
         if not names:
             return False
-        rows = int(row_count(batch))
-        cut = rows // 2
-        found = self._values(batch, cut) if rows > 1 else {}
-        possible = {name: self._possible(name, found, (cut, rows - cut)) for name in names}
-        for name, kinds in self.of_all_workers(batch).items():
-            possible[name] &= kinds
+        rows, found, outputs = self._try(batch)
+        possible = {name: self._possible(name, found, (rows // 2, rows - rows // 2)) for name in names}
+        if outputs is not None:
+            for name, kinds in self.of_all_workers(outputs, rows).items():
+                possible[name] &= kinds
         self._evidence.add(self._comm, possible)
         self._tries += 1
         return self.learn(self._evidence)
@@ -125,29 +154,41 @@ class Trial:
         is_random = found[name].of_forward and self.is_random
         return ALL if is_random and name == OUTPUTS else possible_kinds(found[name].values, rows, is_random)
 
-    def _values(self, batch: tuple[Any, ...], cut: int) -> dict[str, Asked]:
-        """Compute the values; those of parts are left out if the model cannot take parts."""
+    def _try(self, batch: tuple[Any, ...]) -> tuple[int, dict[str, Asked], dict[str, Any] | None]:
+        """Compute the values; those of parts are left out if the model cannot take parts.
+
+        Returns:
+            (rows that were tried, the values as arrays, see `Tried.outputs`).
+        """
+        rows = int(row_count(batch))
+        if rows <= 1 and not self.asks_all_workers:
+            return rows, {}, None
+        self._has_parts &= self.takes_parts
+        if self._has_parts:
+            part = self.rows_tried(rows)
+            try:
+                return part, *self._run(tf.nest.map_structure(lambda tensor: rows_between(tensor, 0, part), batch))
+            except Exception:  # whatever a model says to a number of rows that it is not made for
+                self._has_parts, self._compiled = False, None
+        return rows, *self._run(batch)
+
+    def _run(self, batch: tuple[Any, ...]) -> tuple[dict[str, Asked], dict[str, Any] | None]:
         if self._compiled is None:
-            self._compiled = self._compile(batch, has_parts=self.takes_parts)
-        try:
-            found = self._compiled(batch, cut)
-        except Exception:  # whatever a model says to a number of rows that it is not made for
-            self._compiled = self._compile(batch, has_parts=False)
-            found = self._compiled(batch, cut)
+            self._compiled = self._compile(batch, self._has_parts)
+        found, outputs = self._compiled(batch, tf.constant(int(row_count(batch)) // 2))
         numbers = {name: [None if one is None else np.asarray(one) for one in values] for name, values in found.items()}
-        return {name: Asked(Parts(*values), self._of_forward[name]) for name, values in numbers.items()}
+        return {name: Asked(Parts(*values), self._of_forward[name]) for name, values in numbers.items()}, outputs
 
     def _compile(self, batch: tuple[Any, ...], has_parts: bool) -> Any:
         spec = spec_with_any_rows if has_parts else tf.type_spec_from_value
         specs = tf.nest.map_structure(spec, batch)
 
-        def values(batch: tuple[Any, ...], cut: tf.Tensor) -> dict[str, Parts]:
-            asked = self.traced(batch, cut, has_parts)
+        def values(batch: tuple[Any, ...], cut: tf.Tensor) -> tuple[dict[str, Parts], dict[str, Any] | None]:
+            asked, outputs = self.traced(batch, cut, has_parts)
             self._of_forward = {name: one.of_forward for name, one in asked.items()}
-            return {name: one.values for name, one in asked.items()}
+            return {name: one.values for name, one in asked.items()}, outputs
 
-        compiled = tf.function(values, autograph=False, input_signature=[specs, tf.TensorSpec((), tf.int32)])
-        return lambda batch, cut: compiled(batch, tf.constant(cut))
+        return tf.function(values, autograph=False, input_signature=[specs, tf.TensorSpec((), tf.int32)])
 
 
 class ModelTrial(Trial):
@@ -160,6 +201,7 @@ class ModelTrial(Trial):
         comm: the workers.
         forward: the model's pass.
         sums: those extra sums, prepared.
+        states: the variables of the model that a pass assigns.
         looks_at_outputs: True to ask, too, whether rows of the output depend on other rows.
         knows_mixing: True if it is known that they do.
         added_losses: how many losses layers add.
@@ -173,6 +215,7 @@ class ModelTrial(Trial):
         comm: Communicator,
         forward: Forward,
         sums: Sequence[ExtraSum],
+        states: Sequence[keras.Variable],
         *,
         looks_at_outputs: bool = False,
         knows_mixing: bool = False,
@@ -180,10 +223,9 @@ class ModelTrial(Trial):
         before: Trial | None = None,
     ) -> None:
         super().__init__(comm, forward.model, before)
-        self._forward, self.sums = forward, list(sums)
+        self._forward, self.sums, self._states = forward, list(sums), states
         self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
         self._added_losses = added_losses
-        self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
         self._asked = tf.function(self._asked_of_outputs, autograph=False, reduce_retracing=True)
 
     @property
@@ -202,14 +244,21 @@ class ModelTrial(Trial):
         is_seen = self._looks_at_outputs and self._evidence.kind(OUTPUTS, Kind.ONCE) is not Kind.ONCE
         return self._knows_mixing or is_seen
 
-    def of_all_workers(self, batch: tuple[Any, ...]) -> dict[str, frozenset[Kind]]:
-        """Compute what is a function of outputs of the outputs for all workers' rows, which tell more than a few.
+    @property
+    def asks_all_workers(self) -> bool:
+        """True if something is a function of the outputs alone."""
+        return any(extra.asks_outputs for extra in self.sums)
+
+    def rows_tried(self, rows: int) -> int:
+        """Return how many of a worker's rows are tried: two thirds where there are passes for states, else all."""
+        return max(min(rows, 3), 2 * rows // 3) if self._asks_states else rows
+
+    def of_all_workers(self, outputs: dict[str, Any], rows: int) -> dict[str, frozenset[Kind]]:
+        """Compute what is a function of the outputs of all workers' rows, which tell more than a few.
 
         They are cut at several places: at one alone, a value might look like a mean or a sum by chance.
         """
-        if not any(extra.asks_outputs for extra in self.sums):
-            return {}
-        gathered = gather_at_once(self._comm, self._outputs(batch), int(row_count(batch)))
+        gathered = gather_at_once(self._comm, outputs, rows)
         if gathered is None:
             return {}
         parts, rows = gathered
@@ -220,12 +269,6 @@ class ModelTrial(Trial):
                 possible[name] = possible.get(name, ALL) & possible_kinds(values, (cut, rows - cut))
         asked = self.questions()
         return {name: kinds for name, kinds in possible.items() if name in asked}
-
-    def _outputs_of(self, batch: tuple[Any, ...]) -> dict[str, Any]:
-        """Return a batch, its outputs and the masks upon them."""
-        y_pred = self._pass(batch).y_pred
-        masks = tf.nest.map_structure(keras_mask, y_pred)
-        return {**_named(batch), "y_pred": y_pred, "masks": masks}
 
     def _asked_of_outputs(self, parts: dict[str, Any], cut: tf.Tensor, rows: tf.Tensor) -> dict[str, Parts]:
         """Let the extra sums take their values from outputs."""
@@ -271,25 +314,31 @@ class ModelTrial(Trial):
             )
         return notes
 
-    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> dict[str, Asked]:
+    def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> Tried:
         """Run the passes, and let the extra sums take their values from them."""
-        whole = self._pass(batch)
+        zeroed = [variable for extra in self.sums for variable in extra.zeroed]
+        spec = tf.nest.map_structure(tf.type_spec_from_value, batch[0])
+        forward = TracedForward(self._forward, self._states, zeroed, spec)
+        nothing = forward.run(no_rows_of(batch[0]))[1] if has_parts and self._asks_states else None
+        whole = _pass(forward, batch, nothing)
         self.is_random = self._forward.is_random(whole.scope)
         rows = whole.rows
         ranges = [(tf.constant(0), cut), (cut, rows)]
         batches = [tf.nest.map_structure(lambda t, ends=ends: _rows(t, *ends), batch) for ends in ranges]
         is_cut = all(_has_rows_like(leaf, batch) for leaf in tf.nest.flatten(whole.y_pred))
         needs_parts = has_parts and (self._needs_parts(whole) or not is_cut)
-        parts = [self._pass(part) for part in batches] if needs_parts else None
+        parts = [_pass(forward, part, nothing) for part in batches] if needs_parts else None
         cuts = [_cut(whole, *ends) for ends in ranges] if is_cut else parts or [whole, whole]
-        again = self._pass(batch, after=whole.scope) if parts and self._asks_states else None
+        again = _pass_again(forward, batch, whole.scope) if nothing is not None else None
         passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]), again)
         asked: dict[str, Asked] = {}
         for extra in self.sums:
             asked |= extra.ask(passes)
         if self._looks_at_outputs and parts and is_cut:
             asked[OUTPUTS] = Asked(_outputs(passes), of_forward=True)
-        return asked
+        masks = tf.nest.map_structure(keras_mask, whole.y_pred)
+        outputs = {**_named(batch), "y_pred": whole.y_pred, "masks": masks}
+        return Tried(asked, outputs if self.asks_all_workers else None)
 
     def _needs_parts(self, whole: Pass) -> bool:
         states = [extra for extra in self.sums if extra.questions()]
@@ -300,12 +349,17 @@ class ModelTrial(Trial):
     def _asks_states(self) -> bool:
         return any(isinstance(extra, States) and extra.questions() for extra in self.sums)
 
-    def _pass(self, batch: tuple[Any, ...], after: AssignedValues | None = None) -> Pass:
-        zeroed = [variable for extra in self.sums for variable in extra.zeroed]
-        worker, x = tf.constant(0), batch[0]
-        y_pred, scope = self._forward.run(x, worker, zeroed, after=after)
-        nothing = self._forward.run(no_rows_of(x), worker, zeroed, after=after)[1] if self._asks_states else None
-        return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing, start=after)
+
+def _pass(forward: TracedForward, batch: tuple[Any, ...], nothing: AssignedValues | None) -> Pass:
+    y_pred, scope = forward.run(batch[0])
+    return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing)
+
+
+def _pass_again(forward: TracedForward, batch: tuple[Any, ...], after: AssignedValues) -> Pass:
+    """Return a pass that begins with the states that another has left."""
+    y_pred, scope = forward.run(batch[0], after)
+    nothing = forward.run(no_rows_of(batch[0]), after)[1]
+    return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing, start=after)
 
 
 def _named(batch: tuple[Any, ...]) -> dict[str, Any]:
