@@ -1,7 +1,7 @@
 """TensorFlow and Keras in half the time, for every program that finds this folder on its PYTHONPATH.
 
-TensorFlow's API of version 1 is loaded when it is used, which hardly ever happens; and Keras is imported without what
-it takes along where it is installed, which can be imported later.
+Each part of TensorFlow's API, such as `tf.lite`, is loaded when it is used, which most never are; and Keras is imported
+without what it takes along where it is installed, which can be imported later.
 """
 
 import sys
@@ -10,7 +10,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import LazyLoader
 from types import ModuleType
 
-VERSION_1 = "tensorflow._api.v2.compat"
+PARTS_OF_THE_API = "tensorflow._api.v2."
+OLD_API = "tensorflow._api.v2.compat."  # takes its own modules' places while it is loaded, which must be in one go
 TAKEN_ALONG = ("matplotlib", "pandas", "scipy", "sklearn")
 
 
@@ -19,11 +20,12 @@ class Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in (VERSION_1, "keras"):
+        is_keras = name == "keras"
+        if not is_keras and (not name.startswith(PARTS_OF_THE_API) or name.startswith(OLD_API)):
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = LazyLoader(spec.loader) if name == VERSION_1 else KerasLoader(name, spec.loader.path)
+            spec.loader = KerasLoader(name, spec.loader.path) if is_keras else LazyLoader(spec.loader)
         return spec
 
 
