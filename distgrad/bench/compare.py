@@ -32,10 +32,11 @@ class Row(NamedTuple):
 
 def compare(table: str, measured: Sequence[Measurements]) -> list[Row]:
     """Compare each subject of the table with everyone else in its case, each in its fastest configuration."""
+    only_for_differences = {name for one in TABLES[table].differences for name in (one.longer, one.shorter)}
     rows = []
     for name in TABLES[table].subjects:
         subject = fastest(measured, [name])
-        names = dict.fromkeys(one.name for one in measured if one.name not in (name, *_only_for_differences(table)))
+        names = dict.fromkeys(one.name for one in measured if one.name not in (name, *only_for_differences))
         for against in (*names, BEST_HOROVOD):
             other = fastest(measured, contestants_of(against))
             if subject is not None and other is not None:
@@ -82,8 +83,3 @@ def _row(subject: Measurements, against: str, other: Measurements) -> Row:
     pairs = [(a, b) for a, b in zip(other.seconds, subject.seconds, strict=True) if a > 0 and b > 0]
     ratio, low, high = median_interval([a / b for a, b in pairs])
     return Row(subject.table, subject.case, subject.name, against, ratio, low, high)
-
-
-def _only_for_differences(table: str) -> set[str]:
-    """Return the contestants that are measured for their differences only."""
-    return {name for one in TABLES[table].differences for name in (one.longer, one.shorter)}

@@ -124,7 +124,8 @@ class CaseRun:
         try:
             oracle = self._oracle()
         except TurnFailed as error:
-            self._fail_all(f"there is no oracle: {error}")
+            self.failed |= dict.fromkeys((one.label for one in self._measured), f"there is no oracle: {error}")
+            self._measured.clear()
             return
         contestants = list(self._measured)
         for contestant in contestants[self._first :] + contestants[: self._first]:
@@ -175,10 +176,6 @@ class CaseRun:
         except (TurnFailed, ArithmeticError) as error:
             self.failed[contestant.label] = str(error)
             self._measured.pop(contestant)
-
-    def _fail_all(self, reason: str) -> None:
-        self.failed |= dict.fromkeys((one.label for one in self._measured), reason)
-        self._measured.clear()
 
     def _prepare(self, contestant: Contestant, oracle: Evidence, seconds: float) -> None:
         """Prepare a contestant, and determine how many calls its turns have from the time of two calls."""

@@ -70,7 +70,8 @@ def require_state(content: CheckpointContent) -> None:
     state = TrainingState(**meta)
     _require(_is_count(state.step), "step", state.step)
     _require(_is_count(state.workers) and state.workers > 0, "workers", state.workers)
-    _require_versions(state.versions)
+    is_of_texts = isinstance(state.versions, dict) and all(isinstance(v, str) for v in state.versions.values())
+    _require(is_of_texts, "versions", state.versions)
     _require_position(state.position, state.step)
     _require_fit(state.fit, state.step)
     _require_arrays(state, content.arrays)
@@ -90,16 +91,8 @@ def _is_count(value: object, most: int = BOUND - 1) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) or _is_integer(value)
-
-
 def _are_integers(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_integer, value))
-
-
-def _require_versions(versions: Any) -> None:
-    _require(isinstance(versions, dict) and all(isinstance(v, str) for v in versions.values()), "versions", versions)
 
 
 def _require_position(position: Any, step: int) -> None:
@@ -114,7 +107,9 @@ def _require_fit(fit: Any, step: int) -> None:
     _require(isinstance(fit, dict) and set(fit) == {"epoch", "batch", "logs", "over", "order"}, "fit", fit)
     _require(_is_count(fit["epoch"]), "fit's epoch", fit["epoch"])
     _require(_is_count(fit["batch"], step), "fit's batch", fit["batch"])
-    _require(isinstance(fit["logs"], dict) and all(map(_is_number, fit["logs"].values())), "fit's logs", fit["logs"])
+    logs = fit["logs"]
+    are_numbers = isinstance(logs, dict) and all(isinstance(v, float) or _is_integer(v) for v in logs.values())
+    _require(are_numbers, "fit's logs", logs)
     _require(isinstance(fit["over"], bool), "fit's over", fit["over"])
     _require(_are_integers(fit["order"]), "fit's order", fit["order"])
     _require(all(_is_count(value) for value in fit["order"][-1:]), "fit's order", fit["order"])  # of draws, a number

@@ -47,7 +47,8 @@ class SoloOnCpu(Windowed, Solo):
     ) -> DividedSum:
         """Leave pieces that nobody divides where they are, and read them once."""
         vector = fn(*args)
-        if not _divides_by_one(division) or division.ranges or not _ends_with(vector, division.undivided):
+        has_undivided = isinstance(vector, list) and vector[-1].shape == [division.undivided]
+        if not _divides_by_one(division) or division.ranges or not has_undivided:
             return super().sum_and_divide(lambda: vector, (), division)
         *blocks, undivided = vector
         found = merged(moments_of_each(blocks if division.describe else []))
@@ -68,11 +69,6 @@ def _divides_by_one(division: Division) -> bool:
     """Return True if the divisor is known to be 1, whatever the sum."""
     terms = tf.get_static_value(division.terms)
     return terms is not None and terms[0] == 1 and not terms[1:].any()
-
-
-def _ends_with(vector: Any, undivided: int) -> bool:
-    """Return True if the vector comes in pieces, and the last one is what is not divided."""
-    return isinstance(vector, list) and vector[-1].shape == [undivided]
 
 
 def connect(world: World, timeout: float) -> Solo:

@@ -23,17 +23,13 @@ def as_tensors(batch: Any) -> tuple[Any, ...]:
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     while parts and parts[-1] is None:
         parts.pop()
-    converted = tf.nest.map_structure(_tensor, tuple(parts))
+    converted = tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), tuple(parts))
     rows = [_static_rows(tensor) for tensor in tf.nest.flatten(converted)]
     if not rows or None in rows or len(set(rows) - {"?"}) > 1:
         raise BadArgument(
             f"the parts of a batch have {rows} rows", "give arrays whose first axis counts the same examples"
         )
     return converted
-
-
-def _tensor(value: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
 
 
 def _static_rows(tensor: Any) -> int | str | None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distgrad.doctor.finding import OK, PROBLEM, Finding
@@ -54,7 +54,7 @@ def devices(size: int, environment: Mapping[str, str]) -> Finding:
     """Check that each worker has cores and a GPU for itself."""
     try:
         require_gpus(size, environment)
-        gpus = visible_gpus(environment) or _gpus_of_this_host()
+        gpus = visible_gpus(environment) or [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     except DistgradError as error:
         return Finding("devices", PROBLEM, error.cause, error.fix)
     found = f"{core_count()} cores, {len(gpus)} GPUs"
@@ -63,10 +63,6 @@ def devices(size: int, environment: Mapping[str, str]) -> Finding:
     if size > core_count():
         return Finding("devices", PROBLEM, f"{found}: {size} workers take turns", f"run {core_count()} here")
     return Finding("devices", OK, found)
-
-
-def _gpus_of_this_host() -> Sequence[str]:
-    return [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
 
 
 def host_name() -> Finding:

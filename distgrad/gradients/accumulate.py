@@ -161,7 +161,9 @@ class GraphAccumulator:
         if tf.get_static_value(is_first):  # and the only one
             added = [self._as_sum(zeros, gradient) for zeros, gradient in zip(sums, gradients, strict=True)]
             return added, self._described(gradients, added, is_last)
-        large = [i for i, total in enumerate(sums) if _is_large(total, gradients[i])]
+        # Where adding to zeros costs more than the branch that avoids it.
+        dense = [isinstance(gradient, tf.Tensor) for gradient in gradients]
+        large = [i for i, total in enumerate(sums) if dense[i] and total.shape.num_elements() >= LARGE]
         added = [total if i in large else add(total, gradients[i]) for i, total in enumerate(sums)]
         if large:
             stored = [tf.cast(gradients[i], sums[i].dtype) for i in large]
@@ -191,11 +193,6 @@ class GraphAccumulator:
 
     def vector(self, sums: list[tf.Tensor], is_filled: tf.Tensor, rest: tf.Tensor) -> list[tf.Tensor]:
         return [*self.layout.flatten(sums), rest]
-
-
-def _is_large(total: tf.Tensor, gradient: Gradient) -> bool:
-    """Return True if adding the gradient to zeros costs more than the branch that avoids it."""
-    return isinstance(gradient, tf.Tensor) and total.shape.num_elements() >= LARGE
 
 
 def values_of(gradient: Gradient) -> tf.Tensor:

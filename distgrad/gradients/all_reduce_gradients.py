@@ -71,7 +71,7 @@ def all_reduce_gradients(
         given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
-    texts = _of_worker(own) if is_replica(comm) else agreement.agree_once(comm, own, _together)
+    texts = _together({0: own}) if is_replica(comm) else agreement.agree_once(comm, own, _together)
     specs = [None if one is None else tf.TensorSpec(*one, name=f"number {n}") for n, one in enumerate(texts)]
     there = [number for number, spec in enumerate(specs) if spec is not None]
     if not there:
@@ -133,10 +133,6 @@ def _sum_and_divide(
     divisor = division.divisor(undivided)
     nothing = tf.zeros(0, tf.float64)
     return DividedSum([summed / tf.cast(divisor, summed.dtype)], undivided, divisor, moments(summed), nothing, nothing)
-
-
-def _of_worker(text: str) -> list[Any]:
-    return _together({0: text})
 
 
 def _together(texts: Mapping[int, str]) -> list[Any]:

@@ -58,15 +58,13 @@ def sum_gradients(
     agreement.require_same_variables_once(comm, variables)
     accumulator = accumulator_for(comm, layout)
     sources = [tensor_of(variable) for variable in variables]
-    name = getattr(per_example_loss, "__name__", "loss")
 
     def local_sums(*share: Any) -> Vector:
         def add(sums: LocalSums, part: Any, is_first: tf.Tensor, is_last: tf.Tensor) -> LocalSums:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                loss = unweighted_sum(per_example_loss(*part), name)
-            one = MicroBatch(tape.gradient(loss.total, sources), loss)
-            return sums.plus(one, accumulator, is_first, is_last)
+                loss = unweighted_sum(per_example_loss(*part), getattr(per_example_loss, "__name__", "loss"))
+            return sums.plus(MicroBatch(tape.gradient(loss.total, sources), loss), accumulator, is_first, is_last)
 
         sums = over_micro_batches(add, LocalSums.zeros(accumulator), share, micro_batch_size)
         rows, nobody = row_count(share), tf.zeros((), tf.float64)

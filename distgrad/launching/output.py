@@ -66,11 +66,8 @@ def write(target: IO[bytes], lines: list[bytes]) -> None:
 
 def without_greetings(lines: list[bytes]) -> list[bytes]:
     """Leave out what TensorFlow logs for information."""
-    return [line for line in lines if not INFORMATION.match(line) and not (NO_GPU.match(line) and not _has_gpu())]
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists()
+    has_gpu = Path("/dev/nvidiactl").exists()
+    return [line for line in lines if not INFORMATION.match(line) and (has_gpu or not NO_GPU.match(line))]
 
 
 class Explanations:

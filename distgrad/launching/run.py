@@ -144,7 +144,11 @@ class _Plan:
         environment = self._worker_environment()
         changed = {name: value for name, value in environment.items() if self._environment.get(name) != value}
         commands = self._commands(self._worker, environment)
-        lines = [_with_env(changed | dict(command.environment), command.words) for command in commands]
+        settings = [sorted((changed | dict(command.environment)).items()) for command in commands]
+        lines = [
+            shlex.join(["env", *(f"{name}={value}" for name, value in its), *command.words])
+            for its, command in zip(settings, commands, strict=True)
+        ]
         return " &\n".join(lines)
 
     def _commands(self, worker: Sequence[str], environment: Mapping[str, str]) -> list[Command]:
@@ -237,11 +241,6 @@ def _module_command(command: Sequence[str]) -> list[str]:
             f"there is no module {module}", "name one that is installed, or that the working directory has"
         )
     return [sys.executable, "-m", *command]
-
-
-def _with_env(variables: Mapping[str, str], words: Sequence[str]) -> str:
-    """Return a shell's command line that sets variables and runs a command."""
-    return shlex.join(["env", *(f"{name}={value}" for name, value in sorted(variables.items())), *words])
 
 
 def _print_error(outcome: Outcome) -> None:

@@ -160,7 +160,7 @@ def gather(comm: Communicator, outputs: Outputs, rows: tf.Tensor) -> GlobalBatch
     parts = (outputs, masks)
     flat = tf.nest.flatten(parts)
     gathered: list[Any] = [None] * len(flat)
-    carriers = [None if tensor is None else _carrier(tensor) for tensor in flat]
+    carriers = [None if tensor is None else CARRIERS.get(tensor.dtype, tensor.dtype) for tensor in flat]
     for carrier in sorted({dtype for dtype in carriers if dtype is not None}, key=lambda dtype: dtype.name):
         numbers = [number for number, dtype in enumerate(carriers) if dtype == carrier]
         found = _gather_alike(comm, [tf.cast(flat[number], carrier) for number in numbers], rows, start, total)
@@ -220,7 +220,3 @@ def _gather_alike(
     cut = tf.split(summed, [tf.reduce_prod(shape) for shape in shapes])
     whole = [tf.reshape(part, shape) for part, shape in zip(cut, shapes, strict=True)]
     return [tf.ensure_shape(one, [None, *tensor.shape[1:]]) for one, tensor in zip(whole, tensors, strict=True)]
-
-
-def _carrier(tensor: tf.Tensor) -> tf.DType:
-    return CARRIERS.get(tensor.dtype, tensor.dtype)

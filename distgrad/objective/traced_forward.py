@@ -45,7 +45,8 @@ class TracedForward:
         """
         y_pred, masks, assigned, losses = self._traced(x, [self._start(variable, after) for variable in self._states])
         tf.nest.map_structure(set_keras_mask, y_pred, masks)
-        scope = AssignedValues([*self._zeros(), *zip(self._assigned, assigned, strict=True)])
+        zeros = [(variable, tf.zeros(variable.shape, variable.dtype)) for variable in self._zeroed.values()]
+        scope = AssignedValues([*zeros, *zip(self._assigned, assigned, strict=True)])
         scope.assigned = {id(variable): variable for variable in self._assigned}
         scope.losses.extend(losses)
         return y_pred, scope
@@ -54,9 +55,6 @@ class TracedForward:
         if after is not None:
             return tf.convert_to_tensor(after.get_current_value(variable))
         return tf.zeros(variable.shape, variable.dtype) if id(variable) in self._zeroed else variable.value
-
-    def _zeros(self) -> list[tuple[keras.Variable, tf.Tensor]]:
-        return [(variable, tf.zeros(variable.shape, variable.dtype)) for variable in self._zeroed.values()]
 
     def _run(self, x: Any, states: Sequence[tf.Tensor]) -> tuple[Any, Any, list[tf.Tensor], list[tf.Tensor]]:
         begun = list(zip(self._states, states, strict=True))

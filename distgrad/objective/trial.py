@@ -324,7 +324,7 @@ class ModelTrial(Trial):
         self.is_random = self._forward.is_random(whole.scope)
         rows = whole.rows
         ranges = [(tf.constant(0), cut), (cut, rows)]
-        batches = [tf.nest.map_structure(lambda t, ends=ends: _rows(t, *ends), batch) for ends in ranges]
+        batches = [tf.nest.map_structure(lambda t, ends=ends: rows_between(t, *ends), batch) for ends in ranges]
         is_cut = all(_has_rows_like(leaf, batch) for leaf in tf.nest.flatten(whole.y_pred))
         needs_parts = has_parts and (self._needs_parts(whole) or not is_cut)
         parts = [_pass(forward, part, nothing) for part in batches] if needs_parts else None
@@ -412,26 +412,16 @@ def _outputs(passes: TrialPasses) -> Parts:
     return Parts(is_apart, -is_apart, 2 * is_apart)
 
 
-def _rows(tensor: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
-    return rows_between(tensor, first, last)
-
-
 def _cut(whole: Pass, first: tf.Tensor, last: tf.Tensor) -> Pass:
     """Return rows of a pass, as a pass."""
-    batch = {name: _rows_or_none(getattr(whole, name), first, last) for name in ("x", "y", "sample_weight")}
-    y_pred = tf.nest.map_structure(lambda tensor: _output_rows(tensor, first, last), whole.y_pred)
-    return whole._replace(**batch, y_pred=y_pred, rows=last - first)
 
+    def rows_of(nest: Any) -> Any:
+        return tf.nest.map_structure(lambda one: None if one is None else rows_between(one, first, last), nest)
 
-def _rows_or_none(part: Any, first: tf.Tensor, last: tf.Tensor) -> Any:
-    return None if part is None else tf.nest.map_structure(lambda tensor: rows_between(tensor, first, last), part)
-
-
-def _output_rows(tensor: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-    """Return rows of an output, with those of the mask upon it."""
-    rows, mask = rows_between(tensor, first, last), keras_mask(tensor)
-    set_keras_mask(rows, None if mask is None else rows_between(mask, first, last))
-    return rows
+    x, y, sample_weight, y_pred = map(rows_of, (whole.x, whole.y, whole.sample_weight, whole.y_pred))
+    masks = rows_of(tf.nest.map_structure(keras_mask, whole.y_pred))
+    tf.nest.map_structure(set_keras_mask, y_pred, masks)
+    return whole._replace(x=x, y=y, sample_weight=sample_weight, y_pred=y_pred, rows=last - first)
 
 
 def _has_rows_like(output: Any, batch: tuple[Any, ...]) -> bool:

@@ -86,13 +86,9 @@ def label(name: str) -> str:
 def write_html(path: Path, name: str, run: History) -> None:
     """Write the page. `name` is its title."""
     rows = "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in summary(run).items())
-    pictures = "".join(map(_figure, panels(run)))
+    sources = [(panel.title, f"data:image/svg+xml;base64,{_picture([panel], 'svg')}") for panel in panels(run)]
+    pictures = "".join(f'<figure><img alt="{title}" src="{source}"></figure>\n' for title, source in sources)
     path.write_text(TEMPLATE.format(name=html.escape(label(name)), summary=rows, pictures=pictures), encoding="utf-8")
-
-
-def _figure(panel: Panel) -> str:
-    source = f"data:image/svg+xml;base64,{_picture([panel], 'svg')}"
-    return f'<figure><img alt="{panel.title}" src="{source}"></figure>\n'
 
 
 def write_png(path: Path, run: History) -> None:

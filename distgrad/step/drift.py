@@ -85,7 +85,7 @@ class Drift(ExtraSum):
         Raises:
             Drifted: on all of them.
         """
-        own = [int(checksum) for checksum in self._checksums()]
+        own = [int(checksum) for checksum in checksums(self._variables)]
         by_rank = {rank: json.loads(text) for rank, text in self._comm.exchange(json.dumps(own)).items()}
         rank, index = _odd_one(by_rank)
         path = getattr(self._variables[index], "path", self._variables[index].name)
@@ -117,10 +117,6 @@ class Drift(ExtraSum):
     @functools.cached_property
     def _variables(self) -> list[Any]:
         return [variable for variable in self._get_variables() if tf.as_dtype(variable.dtype).size in WORDS]
-
-    def _checksums(self) -> list[tf.Tensor]:
-        """Return () int32 for each variable."""
-        return checksums(self._variables)
 
 
 def _copy(variable: keras.Variable, worker: int) -> Any:
