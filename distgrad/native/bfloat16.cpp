@@ -72,20 +72,12 @@ struct Loops {
     static constexpr Loops kLoops{round, add, widen};                                                                 \
   };
 
-DISTGRAD_DEFINE_LOOPS(Baseline, )
-#if defined(DISTGRAD_AVX2)
-DISTGRAD_DEFINE_LOOPS(Avx2, __attribute__((target(DISTGRAD_AVX2))))
-DISTGRAD_DEFINE_LOOPS(Avx512, __attribute__((target(DISTGRAD_AVX512))))
-#endif
+DISTGRAD_FOR_EACH_GENERATION(DISTGRAD_DEFINE_LOOPS)
 #undef DISTGRAD_DEFINE_LOOPS
 
 const Loops& loops() {
-#if defined(DISTGRAD_AVX2)
-  static const Loops& found = has_avx512() ? Avx512::kLoops : has_avx2() ? Avx2::kLoops : Baseline::kLoops;
+  static const Loops& found = DISTGRAD_NEWEST(::kLoops);
   return found;
-#else
-  return Baseline::kLoops;
-#endif
 }
 
 }  // namespace

@@ -9,12 +9,21 @@
 #include <emmintrin.h>
 #endif
 
-// The generations of processors that loops are compiled for, besides the oldest one. What they must have is listed, and
-// each of it asked for, since older compilers have no names for them. A loop must have inlined into it what it calls,
-// else that would be compiled for the oldest processor.
+// Loops are compiled for several generations of processors: DEFINE(name, attribute) defines them for one. What the
+// newer ones must have is listed, and each of it asked for, since older compilers have no names for them. A loop must
+// have inlined into it what it calls, else that would be compiled for the oldest processor. DISTGRAD_NEWEST(...) is what
+// was so defined for the newest generation that runs here: its name, followed by `...`.
 #if defined(__x86_64__)
 #define DISTGRAD_AVX2 "avx2,bmi,bmi2,fma"
 #define DISTGRAD_AVX512 DISTGRAD_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl"
+#define DISTGRAD_FOR_EACH_GENERATION(DEFINE)           \
+  DEFINE(Baseline, )                                   \
+  DEFINE(Avx2, __attribute__((target(DISTGRAD_AVX2)))) \
+  DEFINE(Avx512, __attribute__((target(DISTGRAD_AVX512))))
+#define DISTGRAD_NEWEST(...) (has_avx512() ? Avx512 __VA_ARGS__ : has_avx2() ? Avx2 __VA_ARGS__ : Baseline __VA_ARGS__)
+#else
+#define DISTGRAD_FOR_EACH_GENERATION(DEFINE) DEFINE(Baseline, )
+#define DISTGRAD_NEWEST(...) Baseline __VA_ARGS__
 #endif
 #define DISTGRAD_INLINE inline __attribute__((always_inline))
 // GCC warns, in all of the file that includes this, that processors differ in how a function returns a vector as wide
@@ -23,7 +32,7 @@
 
 namespace distgrad {
 
-#if defined(DISTGRAD_AVX2)
+#if defined(__x86_64__)
 inline bool has_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&

@@ -245,20 +245,12 @@ struct Loops {
     static constexpr Loops<T> kLoops{sum_chunk, add_all, accumulate_chunk, moments_of_chunk, change_of_all};           \
   };
 
-DISTGRAD_DEFINE_LOOPS(Baseline, )
-#if defined(DISTGRAD_AVX2)
-DISTGRAD_DEFINE_LOOPS(Avx2, __attribute__((target(DISTGRAD_AVX2))))
-DISTGRAD_DEFINE_LOOPS(Avx512, __attribute__((target(DISTGRAD_AVX512))))
-#endif
+DISTGRAD_FOR_EACH_GENERATION(DISTGRAD_DEFINE_LOOPS)
 #undef DISTGRAD_DEFINE_LOOPS
 
 template <typename T>
 const Loops<T>& loops_for_this_processor() {
-#if defined(DISTGRAD_AVX2)
-  if (has_avx512()) return Avx512<T>::kLoops;
-  if (has_avx2()) return Avx2<T>::kLoops;
-#endif
-  return Baseline<T>::kLoops;
+  return DISTGRAD_NEWEST(<T>::kLoops);
 }
 
 template <typename T>
