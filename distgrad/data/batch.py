@@ -23,8 +23,12 @@ def as_tensors(batch: Any) -> tuple[Any, ...]:
     parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     while parts and parts[-1] is None:
         parts.pop()
-    converted = tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), tuple(parts))
-    rows = [_static_rows(tensor) for tensor in tf.nest.flatten(converted)]
+    if all(isinstance(part, tf.Tensor) for part in parts):  # as in most steps, where looking into nests takes long
+        converted, flat = tuple(parts), parts
+    else:
+        converted = tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.convert_to_tensor(v), tuple(parts))
+        flat = tf.nest.flatten(converted)
+    rows = [_static_rows(tensor) for tensor in flat]
     if not rows or None in rows or len(set(rows) - {"?"}) > 1:
         raise BadArgument(
             f"the parts of a batch have {rows} rows", "give arrays whose first axis counts the same examples"

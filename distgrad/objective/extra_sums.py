@@ -49,6 +49,7 @@ class Pass(NamedTuple):
         whole: the global batch and the outputs for it, if anything of the model needs them.
         nothing: the values that a pass over no rows would have assigned, if anything needs them.
         start: an earlier pass whose states this one began with; None if it began with those that variables hold.
+        taken: what extra sums took of it right after it, see `ExtraSum.take`.
     """
 
     x: Any
@@ -61,6 +62,7 @@ class Pass(NamedTuple):
     whole: GlobalBatch | None = None
     nothing: AssignedValues | None = None
     start: AssignedValues | None = None
+    taken: "dict[ExtraSum, Any] | None" = None
 
 
 class TrialPasses(NamedTuple):
@@ -174,6 +176,10 @@ class ExtraSum(Protocol):
     def needs_parts(self) -> bool:
         """True if these values come of forward passes, whatever the model's layers do."""
         return False
+
+    def take(self, seen: Pass) -> Any:  # noqa: ARG002 (a default)
+        """Return what must be computed right after a pass of the trial, before there is another."""
+        return None
 
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:  # noqa: ARG002 (a default)
         """Return those of these values that the passes tell."""

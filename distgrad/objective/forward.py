@@ -41,7 +41,7 @@ class AssignedValues(Scope):
     assigned is, and not as a function of what it was computed from.
 
     Attributes:
-        assigned: the variables that were assigned, by their ids.
+        assigned: the ids of the variables that were assigned.
         sources: the values assigned to trainable variables, each with its variable.
 
     Args:
@@ -56,7 +56,7 @@ class AssignedValues(Scope):
     ) -> None:
         super().__init__(list(known), collect_losses=True)
         self._watch = watch
-        self.assigned: dict[int, keras.Variable] = {}
+        self.assigned: set[int] = set()
         self.sources: list[tuple[keras.Variable, tf.Tensor]] = []
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
@@ -67,7 +67,7 @@ class AssignedValues(Scope):
             if self._watch is not None:
                 self._watch(value)
                 self.sources.append((variable, value))
-        self.assigned[id(variable)] = variable
+        self.assigned.add(id(variable))
         super().add_update((variable, value))
 
 
@@ -88,7 +88,7 @@ class Forward:
         worker: tf.Tensor,
         zeroed: Sequence[keras.Variable] = (),
         watch: Callable[[tf.Tensor], None] | None = None,
-        states: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
+        after: "AssignedValues | None" = None,
     ) -> tuple[Any, AssignedValues]:
         """Run the model.
 
@@ -97,14 +97,16 @@ class Forward:
             worker: () int32, this worker's number.
             zeroed: variables that read as zero during the pass.
             watch: see `AssignedValues`.
-            states: variables that have another value when the pass begins, each with that.
+            after: an earlier pass whose states this one begins with; None begins with those that the variables hold.
 
         Returns:
             (the output, the scope that holds what would have been assigned and the losses that layers added).
         """
         offsets = [(v, tf.cast(tf.stack([worker, tf.zeros_like(worker)]), v.dtype)) for v in self._seeds()]
         known = [(v, v.value + offset) for v, offset in offsets] + [(v, tf.zeros(v.shape, v.dtype)) for v in zeroed]
-        with AssignedValues([*known, *states], watch) as scope:
+        if after is not None:
+            known += [(v, tf.ensure_shape(after.get_current_value(v), v.shape)) for v in self.states(after)]
+        with AssignedValues(known, watch) as scope:
             y_pred = call_as_keras_does(self.model, x, self.training)
         return y_pred, scope
 
@@ -128,7 +130,7 @@ class Forward:
     def states(self, scope: AssignedValues) -> list[keras.Variable]:
         """Return the variables of the model that a pass has assigned, except random states."""
         seeds = {id(variable) for variable in self._seeds()}
-        return [variable for variable in self.model.variables if id(variable) in scope.assigned.keys() - seeds]
+        return [variable for variable in self.model.variables if id(variable) in scope.assigned - seeds]
 
     def is_random(self, scope: AssignedValues) -> bool:
         """Return whether a pass has drawn random numbers."""

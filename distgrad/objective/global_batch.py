@@ -179,14 +179,14 @@ def gather_at_once(comm: Communicator, parts: Any, rows: int) -> tuple[Any, int]
         rows: b, which may differ between processes.
 
     Returns:
-        The nest of (N, ...) tensors, and N; None if they are no dense tensors of numbers, or too few or of other forms
-        on other workers.
+        The nest of (N, ...) tensors, and N; None if they are no dense tensors of numbers with a row for each of the
+        batch, or too few or of other forms on other workers.
     """
     flat = [
         None if part is None or not isinstance(part, tf.Tensor) else part.numpy() for part in tf.nest.flatten(parts)
     ]
     is_dense = all(
-        part is None or (array is not None and array.dtype != object)
+        part is None or (array is not None and array.dtype != object and array.shape[:1] == (rows,))
         for part, array in zip(tf.nest.flatten(parts), flat, strict=True)
     )
     forms = [[str(array.dtype), array.shape[1:]] for array in flat if array is not None]

@@ -120,14 +120,23 @@ class Objective(ExtraSum):
         """True if the loss is computed from inputs, too."""
         return self.is_of_model
 
+    def take(self, seen: Pass) -> list[Weighted] | None:
+        """Return what `compute_loss` gives, which may use what the model's `call` has left; None without one."""
+        return self._asked(seen) if self.is_of_model else None
+
+    def _asked(self, seen: Pass) -> list[Weighted]:
+        """Return the losses as if nothing were known of them."""
+        kinds, self._kinds = self._kinds, [term.prefers for term in self._shape]
+        terms, self._kinds = self._terms(seen), kinds
+        return terms
+
     def ask(self, trial: TrialPasses) -> dict[str, Asked]:
         """Return these losses."""
-        kinds, self._kinds = self._kinds, [term.prefers for term in self._shape]
-        whole = self._terms(trial.whole)
         # A loss that the model computes, and those that layers add, come of passes of their own.
-        parts = [self._terms(seen) for seen in trial.parts or ()]
-        cut = [] if self.is_of_model else [self._terms(seen) for seen in trial.cut]
-        self._kinds = kinds
+        whole, *parts = [
+            (seen.taken or {}).get(self) or self._asked(seen) for seen in (trial.whole, *(trial.parts or ()))
+        ]
+        cut = [] if self.is_of_model else [self._asked(seen) for seen in trial.cut]
         found = {}
         for number in (number for number, asked in enumerate(self._is_asked) if asked):
             of_forward = self.is_of_model or number >= len(self._shape) - self._added

@@ -26,7 +26,6 @@ from distgrad.objective.forward import AssignedValues, Forward, built_in_rows, n
 from distgrad.objective.global_batch import gather_at_once
 from distgrad.objective.kinds import ALL, Evidence, Kind, Parts, possible_kinds
 from distgrad.objective.states import States
-from distgrad.objective.traced_forward import TracedForward
 
 TRIES = 100  # batches, until values that have always been zero are taken for what they most likely are
 _told: weakref.WeakKeyDictionary[keras.Model, set[str]] = weakref.WeakKeyDictionary()  # notes that were printed
@@ -49,6 +48,9 @@ class Tried(NamedTuple):
 class Trial:
     """Asks what named values are of a batch, until the answers are known.
 
+    Attributes:
+        goes_on: True if the next batch is to be asked, too: the values of the batches so far cannot tell.
+
     Args:
         comm: the workers.
         model: whose values they are.
@@ -59,7 +61,8 @@ class Trial:
         self._comm, self._model = comm, model
         self._evidence: Evidence = Evidence() if before is None else before._evidence
         self._tries: int = 0 if before is None else before._tries
-        self._compiled: Any = None
+        self.goes_on = False
+        self._compiled: dict[Any, Any] = {}
         self._has_parts = True
 
     # ---- what a kind of trial supplies
@@ -80,6 +83,10 @@ class Trial:
     def asks_all_workers(self) -> bool:
         """True if some values are asked of the rows of all workers."""
         return False
+
+    def outputs(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        """Return `Tried.outputs` of a batch."""
+        raise NotImplementedError
 
     def of_all_workers(self, outputs: dict[str, Any], rows: int) -> dict[str, frozenset[Kind]]:
         """Return the kinds of values that are computed of the rows of all workers. Every worker calls it.
@@ -113,11 +120,6 @@ class Trial:
 
     # ---- what follows from it
 
-    @property
-    def goes_on(self) -> bool:
-        """True if the next batch is to be asked, too: the values of the batches so far cannot tell."""
-        return self._tries < TRIES and bool(self._evidence.undecided(self.questions()))
-
     def ask(self, batch: tuple[Any, ...]) -> bool:
         """Ask about a batch. Every worker calls it, with a batch of its own.
 
@@ -137,7 +139,9 @@ class Trial:
                 possible[name] &= kinds
         self._evidence.add(self._comm, possible)
         self._tries += 1
-        return self.learn(self._evidence)
+        has_changed = self.learn(self._evidence)
+        self.goes_on = self._tries < TRIES and bool(self._evidence.undecided(self.questions()))
+        return has_changed
 
     def tell(self, micro_batch_size: int | None) -> None:
         """Print the notes, a line each, on the root; each text once for a model."""
@@ -161,34 +165,38 @@ class Trial:
             (rows that were tried, the values as arrays, see `Tried.outputs`).
         """
         rows = int(row_count(batch))
-        if rows <= 1 and not self.asks_all_workers:
-            return rows, {}, None
+        if rows <= 1:  # which has no parts
+            return rows, {}, self.outputs(batch) if self.asks_all_workers else None
         self._has_parts &= self.takes_parts
         if self._has_parts:
             part = self.rows_tried(rows)
             try:
                 return part, *self._run(tf.nest.map_structure(lambda tensor: rows_between(tensor, 0, part), batch))
             except Exception:  # whatever a model says to a number of rows that it is not made for
-                self._has_parts, self._compiled = False, None
+                self._has_parts = False
         return rows, *self._run(batch)
 
     def _run(self, batch: tuple[Any, ...]) -> tuple[dict[str, Asked], dict[str, Any] | None]:
-        if self._compiled is None:
-            self._compiled = self._compile(batch, self._has_parts)
-        found, outputs = self._compiled(batch, tf.constant(int(row_count(batch)) // 2))
+        specs = tf.nest.map_structure(spec_with_any_rows if self._has_parts else tf.type_spec_from_value, batch)
+        key = self._has_parts, *tf.nest.flatten(specs)
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(specs, self._has_parts)
+        compiled, of_forward = self._compiled[key]
+        found, outputs = compiled(batch, tf.constant(int(row_count(batch)) // 2))
         numbers = {name: [None if one is None else np.asarray(one) for one in values] for name, values in found.items()}
-        return {name: Asked(Parts(*values), self._of_forward[name]) for name, values in numbers.items()}, outputs
+        return {name: Asked(Parts(*values), of_forward[name]) for name, values in numbers.items()}, outputs
 
-    def _compile(self, batch: tuple[Any, ...], has_parts: bool) -> Any:
-        spec = spec_with_any_rows if has_parts else tf.type_spec_from_value
-        specs = tf.nest.map_structure(spec, batch)
+    def _compile(self, specs: tuple[Any, ...], has_parts: bool) -> tuple[Any, dict[str, bool]]:
+        """Return the function that computes the values, and of each, once it is traced, whether it is of a pass."""
+        of_forward: dict[str, bool] = {}
 
         def values(batch: tuple[Any, ...], cut: tf.Tensor) -> tuple[dict[str, Parts], dict[str, Any] | None]:
             asked, outputs = self.traced(batch, cut, has_parts)
-            self._of_forward = {name: one.of_forward for name, one in asked.items()}
+            of_forward.update({name: one.of_forward for name, one in asked.items()})
             return {name: one.values for name, one in asked.items()}, outputs
 
-        return tf.function(values, autograph=False, input_signature=[specs, tf.TensorSpec((), tf.int32)])
+        signature = [specs, tf.TensorSpec((), tf.int32)]
+        return tf.function(values, autograph=False, input_signature=signature), of_forward
 
 
 class ModelTrial(Trial):
@@ -201,7 +209,6 @@ class ModelTrial(Trial):
         comm: the workers.
         forward: the model's pass.
         sums: those extra sums, prepared.
-        states: the variables of the model that a pass assigns.
         looks_at_outputs: True to ask, too, whether rows of the output depend on other rows.
         knows_mixing: True if it is known that they do.
         added_losses: how many losses layers add.
@@ -215,7 +222,6 @@ class ModelTrial(Trial):
         comm: Communicator,
         forward: Forward,
         sums: Sequence[ExtraSum],
-        states: Sequence[keras.Variable],
         *,
         looks_at_outputs: bool = False,
         knows_mixing: bool = False,
@@ -223,9 +229,10 @@ class ModelTrial(Trial):
         before: Trial | None = None,
     ) -> None:
         super().__init__(comm, forward.model, before)
-        self._forward, self.sums, self._states = forward, list(sums), states
+        self._forward, self.sums = forward, list(sums)
         self._looks_at_outputs, self._knows_mixing = looks_at_outputs, knows_mixing
         self._added_losses = added_losses
+        self._outputs = tf.function(self._outputs_of, autograph=False, reduce_retracing=True)
         self._asked = tf.function(self._asked_of_outputs, autograph=False, reduce_retracing=True)
 
     @property
@@ -253,6 +260,15 @@ class ModelTrial(Trial):
         """Return how many of a worker's rows are tried: two thirds where there are passes for states, else all."""
         return max(min(rows, 3), 2 * rows // 3) if self._asks_states else rows
 
+    def outputs(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        """Run the model on all rows of a batch."""
+        found: dict[str, Any] = self._outputs(batch)
+        return found
+
+    def _outputs_of(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        y_pred, scope = self._forward.run(batch[0], tf.constant(0), self._zeroed)
+        return _outputs_of_pass(Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope))
+
     def of_all_workers(self, outputs: dict[str, Any], rows: int) -> dict[str, frozenset[Kind]]:
         """Compute what is a function of the outputs of all workers' rows, which tell more than a few.
 
@@ -274,11 +290,11 @@ class ModelTrial(Trial):
         """Let the extra sums take their values from outputs."""
         parts = dict(parts)
         tf.nest.map_structure(set_keras_mask, parts["y_pred"], parts.pop("masks"))
-        scope = AssignedValues([(v, tf.zeros(v.shape, v.dtype)) for extra in self.sums for v in extra.zeroed])
+        scope = AssignedValues([(v, tf.zeros(v.shape, v.dtype)) for v in self._zeroed])
         scope.losses.extend([tf.zeros(())] * self._added_losses)
         whole = Pass(**parts, rows=rows, scope=scope)
         first, second = (_cut(whole, *ends) for ends in ((tf.constant(0), cut), (cut, rows)))
-        asked = [extra.ask(TrialPasses(whole, None, (first, second))) for extra in self.sums]
+        asked = [extra.ask(TrialPasses(whole, None, (first, second))) for extra in self.sums if extra.asks_outputs]
         return {name: one.values for found in asked for name, one in found.items() if not one.of_forward}
 
     def questions(self) -> list[str]:
@@ -316,29 +332,24 @@ class ModelTrial(Trial):
 
     def traced(self, batch: tuple[Any, ...], cut: tf.Tensor, has_parts: bool) -> Tried:
         """Run the passes, and let the extra sums take their values from them."""
-        zeroed = [variable for extra in self.sums for variable in extra.zeroed]
-        spec = tf.nest.map_structure(tf.type_spec_from_value, batch[0])
-        forward = TracedForward(self._forward, self._states, zeroed, spec)
-        nothing = forward.run(no_rows_of(batch[0]))[1] if has_parts and self._asks_states else None
-        whole = _pass(forward, batch, nothing)
+        nothing = self._nothing(batch) if has_parts and self._asks_states else None
+        whole = self._pass(batch, nothing)
         self.is_random = self._forward.is_random(whole.scope)
         rows = whole.rows
         ranges = [(tf.constant(0), cut), (cut, rows)]
         batches = [tf.nest.map_structure(lambda t, ends=ends: rows_between(t, *ends), batch) for ends in ranges]
         is_cut = all(_has_rows_like(leaf, batch) for leaf in tf.nest.flatten(whole.y_pred))
         needs_parts = has_parts and (self._needs_parts(whole) or not is_cut)
-        parts = [_pass(forward, part, nothing) for part in batches] if needs_parts else None
+        parts = [self._pass(part, nothing) for part in batches] if needs_parts else None
         cuts = [_cut(whole, *ends) for ends in ranges] if is_cut else parts or [whole, whole]
-        again = _pass_again(forward, batch, whole.scope) if nothing is not None else None
+        again = self._pass(batch, self._nothing(batch, whole.scope), whole.scope) if nothing is not None else None
         passes = TrialPasses(whole, (parts[0], parts[1]) if parts else None, (cuts[0], cuts[1]), again)
         asked: dict[str, Asked] = {}
         for extra in self.sums:
             asked |= extra.ask(passes)
         if self._looks_at_outputs and parts and is_cut:
             asked[OUTPUTS] = Asked(_outputs(passes), of_forward=True)
-        masks = tf.nest.map_structure(keras_mask, whole.y_pred)
-        outputs = {**_named(batch), "y_pred": whole.y_pred, "masks": masks}
-        return Tried(asked, outputs if self.asks_all_workers else None)
+        return Tried(asked, _outputs_of_pass(whole) if self.asks_all_workers else None)
 
     def _needs_parts(self, whole: Pass) -> bool:
         states = [extra for extra in self.sums if extra.questions()]
@@ -349,17 +360,27 @@ class ModelTrial(Trial):
     def _asks_states(self) -> bool:
         return any(isinstance(extra, States) and extra.questions() for extra in self.sums)
 
+    def _pass(
+        self, batch: tuple[Any, ...], nothing: AssignedValues | None, after: AssignedValues | None = None
+    ) -> Pass:
+        y_pred, scope = self._forward.run(batch[0], tf.constant(0), self._zeroed, after=after)
+        rows = row_count(batch)
+        seen = Pass(**_named(batch), y_pred=y_pred, rows=rows, scope=scope, nothing=nothing, start=after)
+        return seen._replace(taken={extra: extra.take(seen) for extra in self.sums})
 
-def _pass(forward: TracedForward, batch: tuple[Any, ...], nothing: AssignedValues | None) -> Pass:
-    y_pred, scope = forward.run(batch[0])
-    return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing)
+    def _nothing(self, batch: tuple[Any, ...], after: AssignedValues | None = None) -> AssignedValues:
+        """Return what a pass over no rows assigns."""
+        return self._forward.run(no_rows_of(batch[0]), tf.constant(0), self._zeroed, after=after)[1]
+
+    @property
+    def _zeroed(self) -> list[keras.Variable]:
+        return [variable for extra in self.sums for variable in extra.zeroed]
 
 
-def _pass_again(forward: TracedForward, batch: tuple[Any, ...], after: AssignedValues) -> Pass:
-    """Return a pass that begins with the states that another has left."""
-    y_pred, scope = forward.run(batch[0], after)
-    nothing = forward.run(no_rows_of(batch[0]), after)[1]
-    return Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope, nothing=nothing, start=after)
+def _outputs_of_pass(seen: Pass) -> dict[str, Any]:
+    """Return a batch, its outputs and the masks upon them."""
+    masks = tf.nest.map_structure(keras_mask, seen.y_pred)
+    return {"x": seen.x, "y": seen.y, "sample_weight": seen.sample_weight, "y_pred": seen.y_pred, "masks": masks}
 
 
 def _named(batch: tuple[Any, ...]) -> dict[str, Any]:
@@ -408,7 +429,7 @@ def _outputs(passes: TrialPasses) -> Parts:
     apart = tf.reduce_max([tf.reduce_max(tf.abs(one - other)) for one, other in pairs])
     size = tf.reduce_max([tf.reduce_max(tf.abs(other)) for _, other in pairs])
     # Far apart, the values fit to no kind; else they are zero, which fits to all.
-    is_apart = tf.cast(apart > 1e-3 * size, tf.float64)
+    is_apart = tf.cast(~(apart <= 1e-3 * size) & tf.math.is_finite(size), tf.float64)
     return Parts(is_apart, -is_apart, 2 * is_apart)
 
 

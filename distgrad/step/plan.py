@@ -251,7 +251,6 @@ def try_model(
         comm,
         forward,
         [*sums, states],
-        traced.states,
         looks_at_outputs=forward.training and may_mix_rows(model),
         knows_mixing=forward.training and mixes_by_normalization(model),
         added_losses=traced.added_losses,

@@ -1,7 +1,7 @@
 """TensorFlow and Keras in half the time, for every program that finds this folder on its PYTHONPATH.
 
-Each part of TensorFlow's API, such as `tf.lite`, is loaded when it is used, which most never are; and Keras is imported
-without what it takes along where it is installed, which can be imported later.
+Parts of TensorFlow's API that hardly any program uses are loaded when they are used; and Keras is imported without what
+it takes along where it is installed, which can be imported later.
 """
 
 import sys
@@ -10,8 +10,25 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import LazyLoader
 from types import ModuleType
 
-PARTS_OF_THE_API = "tensorflow._api.v2."
-OLD_API = "tensorflow._api.v2.compat."  # takes its own modules' places while it is loaded, which must be in one go
+# What a training uses is not among them, since LazyLoader does not keep two threads from loading a module at once; nor
+# is what loads a package of its own name, such as `tensorflow.lite`, which would take its place.
+SELDOM_USED = {
+    f"tensorflow._api.v2.{name}"
+    for name in (
+        "__internal__.distribute.combinations",
+        "__internal__.distribute.multi_process_runner",
+        "__internal__.feature_column",
+        "__internal__.test",
+        "compat",
+        "data.experimental.service",
+        "debugging",
+        "feature_column",
+        "profiler",
+        "quantization",
+        "summary",
+        "tpu",
+    )
+}
 TAKEN_ALONG = ("matplotlib", "pandas", "scipy", "sklearn")
 
 
@@ -20,12 +37,11 @@ class Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        is_keras = name == "keras"
-        if not is_keras and (not name.startswith(PARTS_OF_THE_API) or name.startswith(OLD_API)):
+        if name not in SELDOM_USED and name != "keras":
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = KerasLoader(name, spec.loader.path) if is_keras else LazyLoader(spec.loader)
+            spec.loader = LazyLoader(spec.loader) if name in SELDOM_USED else KerasLoader(name, spec.loader.path)
         return spec
 
 
