@@ -2,6 +2,7 @@
 
 micro_batch.py       the gradients of one micro-batch
 accumulate.py        micro-batches added up; window_accumulator.py, in memory that the workers share
+checks.py            gradients whose shape, rows or values are not their variable's
 flat_vector.py       gradients and scalars laid out as the one vector that is summed
 sparse.py            which variables may have sparse gradients
 global_gradient.py   the sum over the workers as the gradient of the whole global batch, with its statistics

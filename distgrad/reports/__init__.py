@@ -2,6 +2,7 @@
 
 report.py              `StepReport`: the line, the JSON, the table
 statistics.py          statistics beyond the line, as far as they were asked for
+packing.py             named numbers as one vector, which a compiled step hands out
 graph_clock.py         timestamps inside the graph
 worker_table.py        a row of numbers from each worker
 groups.py              groups of variables
