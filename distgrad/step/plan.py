@@ -25,9 +25,15 @@ from distgrad.objective.extra_sums import ExtraSum, ExtraSums, Pass, PassSpecs
 from distgrad.objective.forward import Forward, gradients_of
 from distgrad.objective.global_batch import OutputsToGather
 from distgrad.objective.losses import Objective
+from distgrad.objective.model_trial import (
+    ModelTrial,
+    may_mix_rows,
+    mixes_by_normalization,
+    states_taken_as_means,
+)
 from distgrad.objective.states import States, states_of_rows
 from distgrad.objective.trace import trace
-from distgrad.objective.trial import ModelTrial, Trial, may_mix_rows, mixes_by_normalization, states_taken_as_means
+from distgrad.objective.trial import Trial
 from distgrad.reports.groups import members_of
 from distgrad.reports.statistics import OF_ONE_DIVISOR, Contents
 from distgrad.reports.worker_table import WorkerTable

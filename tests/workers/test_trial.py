@@ -54,6 +54,26 @@ def test_it_costs_no_more_than_two_passes(comm: Communicator, assigns: bool, los
     assert sum(counting.rows) <= max(rows, 1)
 
 
+class ForSix(keras.layers.Layer):
+    """Takes six rows, and no others."""
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(x, (6, 2))
+
+
+def test_a_model_that_takes_no_parts_is_asked_once(comm: Communicator) -> None:
+    """The loss is always 0: no batch will tell what it is."""
+    counting = Counting(assigns=False)
+    with comm.scope():
+        model = keras.Sequential([keras.Input((2,)), counting, ForSix(), keras.layers.Dense(1)])
+    step = quiet(comm, model, lambda _, y_pred: tf.reduce_mean(0.0 * y_pred))
+    batch = np.ones((6 * comm.span, 2), "float32"), np.ones((6 * comm.span, 1), "float32")
+    step(*batch)
+    counting.rows.clear()
+    step(*batch)
+    assert sum(counting.rows) == 6 * comm.span
+
+
 class Adding(keras.layers.Layer):
     """Adds what a function gives of its input as a loss."""
 
