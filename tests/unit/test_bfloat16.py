@@ -46,7 +46,9 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
 def test_rounds_to_nearest_even_and_back(values: np.ndarray) -> None:
     for each in (values, TIES):
         found, _ = rounded(each, np.zeros_like(each), 1.0)
-        assert_same(found, nearest(each + np.float32(0)))  # which makes -0 a 0
+        with np.errstate(invalid="ignore"):  # of a signalling NaN
+            expected = nearest(each + np.float32(0))  # which makes -0 a 0
+        assert_same(found, expected)
         np.testing.assert_array_equal(widened(found), found.astype(np.float32))
 
 
