@@ -64,7 +64,9 @@ class WindowAccumulator:
             if index in self._sparse:
                 found.append(self._collect(gradient, index, is_first, is_last))
             elif isinstance(gradient, tf.IndexedSlices):
-                found.append(self._add_rows(gradient, index, is_first, is_last))
+                place, height = self._places([index]), self.layout.shapes[index][0]
+                rows = self._rows_of(gradient, index)
+                found.append(self._run("add_rows", is_first, is_last, *rows, **place, height=height))
             else:
                 dense[index] = tf.zeros(0, self.layout.dtype) if gradient is None else self._cast(gradient)
         if dense:
@@ -88,10 +90,6 @@ class WindowAccumulator:
         elif isinstance(gradient, tf.Tensor):  # sparse on other workers only
             gradient = tf.IndexedSlices(gradient, tf.range(variable.shape[0]))
         return self._run("collect_rows", is_first, is_last, *self._rows_of(gradient, index), variable=variable.address)
-
-    def _add_rows(self, gradient: tf.IndexedSlices, index: int, is_first: tf.Tensor, is_last: tf.Tensor) -> tf.Tensor:
-        place, height = self._places([index]), self.layout.shapes[index][0]
-        return self._run("add_rows", is_first, is_last, *self._rows_of(gradient, index), **place, height=height)
 
     def _rows_of(self, gradient: tf.IndexedSlices, index: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the values and the numbers of the rows."""

@@ -122,7 +122,8 @@ class Job:
             if missing:
                 self._kill()
                 return missing
-            if self._any_failed():
+            statuses = [process.returncode for process in self._processes]
+            if any(statuses) or any(end.status for end in self._folder.ends().values()):
                 self._expect_end()
             if time.monotonic() > self._deadline:
                 self._kill()
@@ -151,10 +152,6 @@ class Job:
         if running - ranks("loaded"):
             return "loaded", running - ranks("loaded")
         return "joined", running - ranks("joined")
-
-    def _any_failed(self) -> bool:
-        statuses = [process.returncode for process in self._processes]
-        return any(statuses) or any(end.status for end in self._folder.ends().values())
 
     def _expect_end(self) -> None:
         """Set a deadline after a worker's failure. A launcher ends the other workers; without one they are asked."""

@@ -164,7 +164,9 @@ class _Plan:
             settings["DISTGRAD_TIMEOUT"] = f"{self._options.timeout:g}"
         if self._options.expect_size is not None:
             settings["DISTGRAD_EXPECT_SIZE"] = str(self._options.expect_size)
-        return worker_environment(self._environment, self._largest_local_size(), settings)
+        slots = [host.slots for host in self._options.hosts]
+        largest_local_size = min(self.size, max(slots)) if slots else self.size
+        return worker_environment(self._environment, largest_local_size, settings)
 
     def _environment_for_horovodrun(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Leave out what horovodrun does not need; workers on this host read all of it from the job's folder."""
@@ -173,11 +175,6 @@ class _Plan:
 
     def _on_this_host(self) -> bool:
         return all(host.is_local for host in self._options.hosts) and not is_allocated(self._environment)
-
-    def _largest_local_size(self) -> int:
-        """Return the number of workers on the host that has most of them."""
-        slots = [host.slots for host in self._options.hosts]
-        return min(self.size, max(slots)) if slots else self.size
 
     def _require_room(self) -> None:
         if self._selection.launcher == "TF_CONFIG" and not self._on_this_host():

@@ -158,9 +158,11 @@ class Watchdog(threading.Thread):
         fault = self._find_fault(behind)
         if self._page[SUM_COUNT] != sum_count or not self._page[WAITING]:
             return  # it went on while we looked
+        # Early enough to hear of work that is about to end, and once more before giving up.
+        time_to_ask = self._timeout + OTHER_HOSTS if self._has_asked else self._timeout / 2
         if fault is not None:
             self._give_up(fault)
-        elif wait.idle > self._time_to_ask() and not self._peers.complete:
+        elif wait.idle > time_to_ask and not self._peers.complete:
             self._ask_all_hosts(sum_count)
         elif wait.idle > self._timeout + EXITING:
             self._give_up(Fault(self._not_arrived([peer.rank for peer in behind])))
@@ -170,7 +172,9 @@ class Watchdog(threading.Thread):
     def _find_fault(self, behind: Sequence[Peer]) -> Fault | None:
         """Return why processes of this host will not come to this process's sum, if that is certain."""
         for peer in behind:
-            how = _how_finished(peer) if peer.page[FINISHED] else ""
+            how = ""
+            if peer.page[FINISHED]:
+                how = "with status 0" if peer.page[FINISHED] > 1 else how_it_ended(peer.pid, peer.pidfd)
             if how:
                 cause = f"rank {peer.rank} ended {how} while others still sum"
                 fix = "take the same steps on every worker"
@@ -191,10 +195,6 @@ class Watchdog(threading.Thread):
             if page[WAITING] and page[SUM_COUNT] == self._page[SUM_COUNT]
         }
         return difference(called(meeting)) if meeting else None
-
-    def _time_to_ask(self) -> float:
-        """Seconds of a wait: early enough to hear of work that is about to end, and once more before giving up."""
-        return self._timeout + OTHER_HOSTS if self._has_asked else self._timeout / 2
 
     def _ask_all_hosts(self, sum_count: int) -> None:
         found = self._hooks.ask()
@@ -247,8 +247,3 @@ class Watchdog(threading.Thread):
             if peer.page[DUMPS_STACKS]:
                 signal.pidfd_send_signal(peer.pidfd, DUMP_SIGNAL)
         time.sleep(DUMPING if peers else 0.0)
-
-
-def _how_finished(peer: Peer) -> str:
-    """Say how a peer has ended that had finished before: "with status 0", say; "" while it has not yet."""
-    return "with status 0" if peer.page[FINISHED] > 1 else how_it_ended(peer.pid, peer.pidfd)

@@ -87,15 +87,12 @@ def trace_model(
             one for loss in losses for one in (gradients_of(tape, loss.total, variables, scope) if variables else [])
         ]
         output_specs = tf.nest.map_structure(spec_with_any_rows, y_pred)
-        masks = tf.nest.map_structure(lambda output: _spec_or_none(keras_mask(output)), y_pred)
+        found = tf.nest.map_structure(keras_mask, y_pred)
+        masks = tf.nest.map_structure(lambda mask: None if mask is None else spec_with_any_rows(mask), found)
         pass_specs = PassSpecs(*specs, output_specs, masks, frozenset(scope.assigned))
         return Traced(pass_specs, forward.states(scope), gradients, len(scope.losses))
 
     return trace(traced, *specs)
-
-
-def _spec_or_none(tensor: Any) -> tf.TypeSpec | None:
-    return None if tensor is None else spec_with_any_rows(tensor)
 
 
 @dataclass(frozen=True)
