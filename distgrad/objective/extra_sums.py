@@ -196,12 +196,12 @@ class ExtraSum(Protocol):
 
     @property
     def needs_whole(self) -> Sequence[str]:
-        """What of the model needs the global batch, and is given it: each as a text for people."""
+        """Names of the losses and metrics that are computed on the gathered global batch."""
         return ()
 
     @property
     def taken_as_means(self) -> Sequence[str]:
-        """What needs the global batch, and cannot be given it: each as a text for people."""
+        """Names of the values that only the global batch would tell, and of which the mean over its parts is taken."""
         return ()
 
     def shapes(self) -> Sequence[tf.TensorShape]:

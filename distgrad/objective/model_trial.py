@@ -65,12 +65,12 @@ class ModelTrial(Trial):
 
     @property
     def needs_whole(self) -> list[str]:
-        """What needs the global batch, and is given it: each as a text for people."""
+        """Names of the losses and metrics that are computed on the gathered global batch."""
         return [what for extra in self.sums for what in extra.needs_whole]
 
     @property
     def taken_as_means(self) -> list[str]:
-        """What needs the global batch, and cannot be given it: each as a text for people."""
+        """Names of the values that only the global batch would tell, and of which the mean over its parts is taken."""
         return [what for extra in self.sums for what in extra.taken_as_means]
 
     @property
@@ -94,8 +94,7 @@ class ModelTrial(Trial):
         return found
 
     def _outputs_of(self, batch: tuple[Any, ...]) -> dict[str, Any]:
-        y_pred, scope = self._forward.run(batch[0], tf.constant(0), self._zeroed)
-        return _outputs_of_pass(Pass(**_named(batch), y_pred=y_pred, rows=row_count(batch), scope=scope))
+        return _with_outputs(batch, self._forward.run(batch[0], tf.constant(0), self._zeroed)[0])
 
     def of_all_workers(self, outputs: dict[str, Any], rows: int) -> dict[str, frozenset[Kind]]:
         """Compute what is a function of the outputs of all workers' rows, which tell more than a few.
@@ -105,12 +104,12 @@ class ModelTrial(Trial):
         gathered = gather_at_once(self._comm, outputs, rows)
         if gathered is None:
             return {}
-        parts, rows = gathered
+        parts, total = gathered
         possible: dict[str, frozenset[Kind]] = {}
-        for cut in sorted({max(1, rows // 4), max(1, rows // 2), rows - 1}):
-            for name, found in self._asked(parts, tf.constant(cut), tf.constant(rows)).items():
+        for cut in sorted({max(1, total // 4), max(1, total // 2), total - 1}):
+            for name, found in self._asked(parts, tf.constant(cut), tf.constant(total)).items():
                 values = Parts(*[None if one is None else np.asarray(one) for one in found])
-                possible[name] = possible.get(name, ALL) & possible_kinds(values, (cut, rows - cut))
+                possible[name] = possible.get(name, ALL) & possible_kinds(values, (cut, total - cut))
         asked = self.questions()
         return {name: kinds for name, kinds in possible.items() if name in asked}
 
@@ -176,8 +175,8 @@ class ModelTrial(Trial):
         for extra in self.sums:
             asked |= extra.ask(passes)
         if self._looks_at_outputs and parts and is_cut:
-            asked[OUTPUTS] = Asked(_outputs(passes), of_forward=True)
-        return Tried(asked, _outputs_of_pass(whole) if self.asks_all_workers else None)
+            asked[OUTPUTS] = Asked(_apart(passes), of_forward=True)
+        return Tried(asked, _with_outputs(batch, whole.y_pred) if self.asks_all_workers else None)
 
     def _needs_parts(self, whole: Pass) -> bool:
         states = [extra for extra in self.sums if extra.questions()]
@@ -205,10 +204,9 @@ class ModelTrial(Trial):
         return [variable for extra in self.sums for variable in extra.zeroed]
 
 
-def _outputs_of_pass(seen: Pass) -> dict[str, Any]:
+def _with_outputs(batch: tuple[Any, ...], y_pred: Any) -> dict[str, Any]:
     """Return a batch, its outputs and the masks upon them."""
-    masks = tf.nest.map_structure(keras_mask, seen.y_pred)
-    return {"x": seen.x, "y": seen.y, "sample_weight": seen.sample_weight, "y_pred": seen.y_pred, "masks": masks}
+    return {**_named(batch), "y_pred": y_pred, "masks": tf.nest.map_structure(keras_mask, y_pred)}
 
 
 def _named(batch: tuple[Any, ...]) -> dict[str, Any]:
@@ -238,7 +236,7 @@ def _batch_normalization(model: keras.Model) -> list[keras.layers.BatchNormaliza
     return [layer for layer in flat_layers(model) if type(layer) is keras.layers.BatchNormalization]
 
 
-def _outputs(passes: TrialPasses) -> Parts:
+def _apart(passes: TrialPasses) -> Parts:
     """Return how far each part's outputs are from those rows of the whole batch's: zeros if no row looks at another."""
     assert passes.parts is not None
     pairs = [

@@ -123,10 +123,10 @@ class Trial:
         names = self.questions()
         if not names:
             return False
-        rows, found, outputs = self._try(batch)
-        possible = {name: self._possible(name, found, (rows // 2, rows - rows // 2)) for name in names}
-        if outputs is not None:
-            for name, kinds in self.of_all_workers(outputs, rows).items():
+        rows, tried = self._try(batch)
+        possible = {name: self._possible(name, tried.asked, (rows // 2, rows - rows // 2)) for name in names}
+        if tried.outputs is not None:
+            for name, kinds in self.of_all_workers(tried.outputs, rows).items():
                 possible[name] &= kinds
         self._evidence.add(self._comm, possible | {PARTS: ALL if self._has_parts else frozenset()})
         self._tries += 1
@@ -150,25 +150,25 @@ class Trial:
         is_random = found[name].of_forward and self.is_random
         return ALL if is_random and name == OUTPUTS else possible_kinds(found[name].values, rows, is_random)
 
-    def _try(self, batch: tuple[Any, ...]) -> tuple[int, dict[str, Asked], dict[str, Any] | None]:
+    def _try(self, batch: tuple[Any, ...]) -> tuple[int, Tried]:
         """Compute the values; those of parts are left out if the model cannot take parts.
 
         Returns:
-            (rows that were tried, the values as arrays, see `Tried.outputs`).
+            (rows that were tried, the values as arrays).
         """
         rows = int(row_count(batch))
         if rows <= 1:  # which has no parts
-            return rows, {}, self.outputs(batch) if self.asks_all_workers else None
+            return rows, Tried({}, self.outputs(batch) if self.asks_all_workers else None)
         self._has_parts &= self.takes_parts
         if self._has_parts:
             part = self.rows_tried(rows)
             try:
-                return part, *self._run(tf.nest.map_structure(lambda tensor: rows_between(tensor, 0, part), batch))
+                return part, self._run(tf.nest.map_structure(lambda tensor: rows_between(tensor, 0, part), batch))
             except Exception:  # whatever a model says to a number of rows that it is not made for
                 self._has_parts = False
-        return rows, *self._run(batch)
+        return rows, self._run(batch)
 
-    def _run(self, batch: tuple[Any, ...]) -> tuple[dict[str, Asked], dict[str, Any] | None]:
+    def _run(self, batch: tuple[Any, ...]) -> Tried:
         specs = tf.nest.map_structure(spec_with_any_rows if self._has_parts else tf.type_spec_from_value, batch)
         key = self._has_parts, *tf.nest.flatten(specs)
         if key not in self._compiled:
@@ -176,7 +176,8 @@ class Trial:
         compiled, of_forward = self._compiled[key]
         found, outputs = compiled(batch, tf.constant(int(row_count(batch)) // 2))
         numbers = {name: [None if one is None else np.asarray(one) for one in values] for name, values in found.items()}
-        return {name: Asked(Parts(*values), of_forward[name]) for name, values in numbers.items()}, outputs
+        asked = {name: Asked(Parts(*values), of_forward[name]) for name, values in numbers.items()}
+        return Tried(asked, outputs)
 
     def _compile(self, specs: tuple[Any, ...], has_parts: bool) -> tuple[Any, dict[str, bool]]:
         """Return the function that computes the values, and of each, once it is traced, whether it is of a pass."""
