@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import Variable as AnyVariable
 from keras.src.backend.common import global_state
 from keras.src.losses import loss as loss_module
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from keras.src.trainers.compile_utils import CompileLoss
 from keras.src.trainers.data_adapters import array_slicing, get_data_adapter
+from keras.src.trainers.epoch_iterator import EpochIterator
 from tensorflow.python.data.ops.shuffle_op import _ShuffleDataset
 
 # ---- models and layers
@@ -115,6 +116,15 @@ def without_summing(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
             vars(part).pop("_all_reduce_sum_gradients", None)
 
 
+def is_keras_variable(thing: Any) -> bool:
+    """Return whether something is a Keras variable, such as layers and optimizers have.
+
+    `keras.src.backend.Variable`: before Keras 3.7 the public `keras.Variable` is a subclass, of which the variables of
+    layers are none.
+    """
+    return isinstance(thing, AnyVariable)
+
+
 def hold_plain_value(variable: keras.Variable) -> None:
     """Replace the value of a variable, which a strategy keeps once a replica, by one plain `tf.Variable`.
 
@@ -167,16 +177,23 @@ def as_compile_loss(loss: Any, model: keras.Model) -> Any:
 def weighted_losses(compiled: Any) -> list[tuple[keras.losses.Loss, Any]]:
     """List the losses of a `CompileLoss` that was called once, each with its factor, None for 1.
 
-    `CompileLoss._flat_losses`: there is no public list. Without it, workers with different losses are not found.
+    `CompileLoss._flat_losses`, or `flat_losses` and `flat_loss_weights` before Keras 3.7: there is no public list.
+    Without it, workers with different losses are not found.
     """
+    return [(loss, factor) for loss, factor in _losses_of(compiled) if loss is not None]
+
+
+def _losses_of(compiled: Any) -> list[tuple[Any, Any]]:
+    if hasattr(compiled, "flat_losses"):
+        return list(zip(compiled.flat_losses, compiled.flat_loss_weights, strict=True))
     return [(entry.loss, entry.loss_weights) for entry in compiled._flat_losses]
 
 
 def matched_losses(compiled: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[MatchedLoss]:
     """Match the losses of a `CompileLoss` with a batch, without adding them up.
 
-    `CompileLoss._flat_losses` and `_metrics`: called, it gives one number, a sum of means. Without them, a model with
-    several losses cannot be trained.
+    `CompileLoss._flat_losses` (see `weighted_losses`) and `_metrics`: called, it gives one number, a sum of means.
+    Without them, a model with several losses cannot be trained.
 
     Args:
         compiled: it is built on its first batch.
@@ -184,20 +201,24 @@ def matched_losses(compiled: Any, y: Any, y_pred: Any, sample_weight: Any) -> li
     """
     found: list[MatchedLoss] = []
 
-    def collector(entry: Any) -> Any:
+    def collector(loss: Any, factor: Any) -> Any:
         def collect(y_true: Any, y_pred: Any, weight: Any = None) -> tf.Tensor:
-            factor = 1.0 if entry.loss_weights is None else entry.loss_weights
-            found.append(MatchedLoss(entry.loss, y_true, y_pred, weight, factor))
+            found.append(MatchedLoss(loss, y_true, y_pred, weight, 1.0 if factor is None else factor))
             return tf.zeros(())
 
-        return entry._replace(loss=collect)
+        return None if loss is None else collect
 
     if not compiled.built:
         compiled(y, y_pred, sample_weight)  # it builds itself only so
     collecting = CompileLoss.__new__(CompileLoss)  # a shallow copy, which Keras's objects refuse to be
     vars(collecting).update(vars(compiled))
-    collecting._flat_losses = [collector(entry) for entry in compiled._flat_losses]
-    collecting._metrics = [None] * len(compiled._flat_losses)  # so that it updates no output's mean loss
+    collectors = [collector(*of) for of in _losses_of(compiled)]
+    if hasattr(compiled, "flat_losses"):
+        collecting.flat_losses = collectors
+    else:
+        pairs = zip(compiled._flat_losses, collectors, strict=True)
+        collecting._flat_losses = [entry._replace(loss=collect) for entry, collect in pairs]
+    collecting._metrics = [None] * len(collectors)  # so that it updates no output's mean loss
     collecting(y, y_pred, sample_weight)
     return found
 
@@ -243,9 +264,9 @@ def without_replica_scaling() -> Iterator[None]:
 
     `loss.scale_loss_for_distribution` and `unscale_loss_for_distribution`: there, Keras divides means by the number of
     replicas and leaves the rest to an optimizer that sums. No argument turns that off. Without it, losses that a user's
-    own code computes are too small under a strategy.
+    own code computes are too small under a strategy. Keras before 3.8 has neither, and divides nothing.
     """
-    for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution"):
+    for name in {"scale_loss_for_distribution", "unscale_loss_for_distribution"} & set(vars(loss_module)):
         function = getattr(loss_module, name)
         if not isinstance(function, _UnlessAlone):
             setattr(loss_module, name, _UnlessAlone(function))
@@ -355,15 +376,15 @@ def is_random_state(variable: keras.Variable) -> bool:
 def global_seed_generator() -> keras.random.SeedGenerator | None:
     """Return the generator behind `keras.random` where no seed is given; None until it was used.
 
-    `global_state` and `GLOBAL_SEED_GENERATOR`: only functions that draw from it are public. Without it, a resumed
-    training draws other numbers than one that was not broken.
+    `global_state` with the key "global_seed_generator": only functions that draw from it are public. Without it, a
+    resumed training draws other numbers than one that was not broken.
     """
-    return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return global_state.get_global_attribute("global_seed_generator")
 
 
-def set_global_seed_generator(generator: keras.random.SeedGenerator) -> None:
+def set_global_seed_generator(generator: keras.random.SeedGenerator | None) -> None:
     """Set the generator that `global_seed_generator` returns, which says why."""
-    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    global_state.set_global_attribute("global_seed_generator", generator)
 
 
 # ---- data of fit
@@ -382,6 +403,15 @@ def data_adapter(arguments: Mapping[str, Any]) -> Any:
         An object with `num_batches`, `batch_size`, `get_tf_dataset()`, `on_epoch_begin()` and `on_epoch_end()`.
     """
     return get_data_adapter(**arguments)
+
+
+def ends_before_first_epoch() -> bool:
+    """Return whether Keras tells data the end of an epoch before it reads them for the first time, too.
+
+    `EpochIterator.reset`, which does so since Keras 3.7: no argument tells. Without it, a PyDataset that shuffles at
+    the end of each epoch comes in another order than in Keras alone.
+    """
+    return hasattr(EpochIterator, "reset")
 
 
 def are_arrays(data: Any) -> bool:
@@ -578,7 +608,7 @@ def optimizer_slots(optimizer: keras.optimizers.Optimizer) -> dict[str, list[ker
         if isinstance(value, list)
         and name not in ("_trainable_variables", "_variables")
         and 0 < size == len(value)
-        and all(one is None or isinstance(one, keras.Variable) for one in value)
+        and all(one is None or is_keras_variable(one) for one in value)
     }
 
 
@@ -588,11 +618,7 @@ def optimizer_scalars(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.
     `Optimizer.__dict__`, as above: Nadam keeps a product there.
     """
     known = {"_iterations", "_learning_rate"}
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if isinstance(value, keras.Variable) and name not in known
-    }
+    return {name: value for name, value in vars(optimizer).items() if is_keras_variable(value) and name not in known}
 
 
 def decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:

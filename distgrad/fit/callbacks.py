@@ -14,7 +14,13 @@ from distgrad.checkpoint.checkpoint import Checkpoint
 from distgrad.collectives.communicator import Communicator
 from distgrad.errors import BadArgument
 from distgrad.fit.data import FitData
-from distgrad.keras_internals import initial_epoch, saves_after, set_initial_epoch
+from distgrad.keras_internals import (
+    ends_before_first_epoch,
+    initial_epoch,
+    is_keras_variable,
+    saves_after,
+    set_initial_epoch,
+)
 from distgrad.step import DistributedStep
 from distgrad.step.update import inner_optimizer
 
@@ -22,7 +28,7 @@ WRITERS = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
-    keras.callbacks.OrbaxCheckpoint,
+    *filter(None, [getattr(keras.callbacks, "OrbaxCheckpoint", None)]),  # which came with Keras 3.14
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,
@@ -78,8 +84,8 @@ class EpochBegin(keras.callbacks.Callback):
 class EpochEnd(keras.callbacks.Callback):
     """Tells data that Keras has read them, before any other callback looks at them; see `EpochBegin`.
 
-    It does so once before they are read for the first time, too, and not where Keras is stopped within an
-    epoch: so does Keras itself.
+    It does not where Keras is stopped within an epoch, and from Keras 3.7 on does so once before they are read for
+    the first time, too: so does Keras itself.
     """
 
     def __init__(self, training: FitData | None, evaluated: FitData | None) -> None:
@@ -89,7 +95,7 @@ class EpochEnd(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         """End what was before."""
-        if self._training is not None:
+        if self._training is not None and ends_before_first_epoch():
             self._training.adapter.on_epoch_end()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -103,7 +109,7 @@ class EpochEnd(keras.callbacks.Callback):
     def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
         """End the epoch of the training data that this validation belongs to, and what was before it."""
         self._end_training()
-        if self._evaluated is not None:
+        if self._evaluated is not None and ends_before_first_epoch():
             self._evaluated.adapter.on_epoch_end()
 
     def on_test_end(self, logs: Any = None) -> None:  # noqa: ARG002
@@ -206,7 +212,7 @@ class WarmUp(keras.callbacks.Callback):
         """
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if not isinstance(optimizer.learning_rate, keras.Variable):
+        if not is_keras_variable(optimizer.learning_rate):
             raise BadArgument(
                 "WarmUp cannot set the rate of an optimizer that follows a schedule",
                 "give the optimizer a number, or put the warm-up into the schedule",

@@ -8,11 +8,11 @@ N is what the loss's own reduction would have divided by. Nothing is divided her
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from distgrad.errors import UnsupportedLoss
 from distgrad.gradients.checks import Gradient, checked_against
+from distgrad.keras_internals import is_keras_variable
 
 
 class LossSum(NamedTuple):
@@ -142,4 +142,4 @@ def is_regularized(variable: Any) -> bool:
 
 def tensor_of(variable: Any) -> tf.Variable:
     """Return the TensorFlow variable behind a Keras variable, or the variable itself."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    return variable.value if is_keras_variable(variable) else variable

@@ -31,13 +31,12 @@
     child_exit.cpp          the end of processes that are forked from a worker
 
 It is compiled, because the way into Python costs a small step more than its sum does, and because only so one pass over
-the vectors can add, describe and divide. pip builds it, with any C++17 compiler and without TensorFlow; it works with
+the vectors can add, describe and divide. pip builds it (build_backend.py), without TensorFlow; it works with
 every TensorFlow that has this C API.
 """
 
 import ctypes
 import functools
-import importlib.machinery
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,13 +84,12 @@ _FUNCTIONS = {
 
 
 def _library() -> str:
-    here = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        if (here / f"core{suffix}").exists():
-            return str(here / f"core{suffix}")
-    raise EngineMissing(
-        "distgrad's compiled core is missing", "install distgrad with pip, which builds it", everywhere=True
-    )
+    core = Path(__file__).parent / "core.abi3.so"
+    if not core.exists():
+        raise EngineMissing(
+            "distgrad's compiled core is missing", "install distgrad with pip, which builds it", everywhere=True
+        )
+    return str(core)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ started again draws the same, and the root draws what one process would.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def no_rows_of(x: Any) -> Any:
 
 def call_as_keras_does(model: keras.Model, x: Any, training: bool) -> Any:
     """Call a model: `training` is given to a `call` that has such an argument, and to no other."""
-    return model(x, training=training) if "training" in model.call_signature_parameters else model(x)
+    return model(x, training=training) if "training" in inspect.signature(model.call).parameters else model(x)
 
 
 def is_float(variable: keras.Variable) -> bool:

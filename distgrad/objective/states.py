@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 import keras
 import tensorflow as tf
 
-from distgrad.keras_internals import flat_layers
+from distgrad.keras_internals import flat_layers, is_keras_variable
 from distgrad.objective.extra_sums import Asked, ExtraSum, Outcome, Pass, TrialPasses
 from distgrad.objective.forward import AssignedValues, is_float
 from distgrad.objective.kinds import Evidence, Kind, Parts
@@ -126,7 +126,7 @@ def states_of_rows(model: keras.Model) -> list[keras.Variable]:
     """Return the states of stateful recurrent layers, which have one row for each row of the batch."""
     layers = [layer for layer in flat_layers(model) if getattr(layer, "stateful", False)]
     states = keras.tree.flatten([getattr(layer, "states", None) for layer in layers])
-    return [state for state in states if isinstance(state, keras.Variable)]
+    return [state for state in states if is_keras_variable(state)]
 
 
 def keep_states_of_rows(variables: Sequence[keras.Variable], scope: AssignedValues) -> None:

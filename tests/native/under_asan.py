@@ -27,7 +27,7 @@ def build(folder: Path) -> None:
     """Copy the package, and put a core under the sanitizer in the place of its own."""
     package = folder / "distgrad"
     shutil.copytree(ROOT / "distgrad", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (core,) = (package / "native").glob("core.*.so")
+    core = package / "native" / "core.abi3.so"
     subprocess.run(["g++", *FLAGS, *sorted(CORE.glob("*.cpp")), "-o", core], check=True)
 
 

@@ -1,5 +1,7 @@
 """Errors as a program meets them: their form, and arguments that are wrong."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_the_form_of_the_line() -> None:
     assert ERROR.fullmatch(text)
 
 
-def test_a_missing_core_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [])
+def test_a_missing_core_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(EngineMissing, match="compiled core is missing; install distgrad with pip"):
         native._library()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import distgrad
+from support.versions import since_keras
 
 
 class Batches(keras.utils.PyDataset):
@@ -52,10 +53,10 @@ class Diary(keras.callbacks.Callback):
         self._heard.append("test ends")
 
 
-WAYS: list[dict[str, Any]] = [
+WAYS: list[Any] = [
     {},
     {"steps_per_epoch": 2, "validation_steps": 2},
-    {"workers": 2},
+    pytest.param({"workers": 2}, marks=since_keras(3, 7)),  # before, its threads begin the next epoch at any moment
     {"stops": True},
     {"validation": False},
 ]

@@ -11,6 +11,7 @@ from keras import ops
 
 import distgrad
 from distgrad import Communicator
+from distgrad.keras_internals import set_global_seed_generator
 from support.fits import LOGGED, first, from_root, weights
 from support.marks import one_for_every_engine, usual_ones
 from support.own_step_zoo import BATCH, OWN_STEPS, OwnStep, network, rows_of, sgd, update
@@ -115,6 +116,7 @@ class Drawing(keras.Model):
 def numbers_drawn(comm: Communicator, source: str, micro_batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
     """What each of 12 rows has drawn in each of two steps, (2, 12), as the weights and as the state tell it."""
     keras.utils.set_random_seed(5)
+    set_global_seed_generator(None)  # which older releases of Keras keep
     with comm.scope():
         model = distgrad.distribute(Drawing(source), comm, micro_batch_size=micro_batch_size)
     model.compile(keras.optimizers.SGD(1.0))

@@ -59,8 +59,9 @@ def scaled() -> optimizers.Optimizer:
 
 
 PLAIN = ("SGD", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Ftrl", "Lion", "Lamb", "Muon")
+NAMED = (*PLAIN, "Adafactor", "ScheduleFreeAdamW")  # of which older releases of Keras lack some
 OPTIMIZERS: dict[str, Callable[[], optimizers.Optimizer]] = {
-    **{name: getattr(optimizers, name) for name in (*PLAIN, "Adafactor", "ScheduleFreeAdamW")},
+    **{name: getattr(optimizers, name) for name in NAMED if hasattr(optimizers, name)},
     "momentum": lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True),
     "amsgrad": lambda: optimizers.Adam(amsgrad=True),
     "centered": lambda: optimizers.RMSprop(centered=True, momentum=0.5),
