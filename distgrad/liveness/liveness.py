@@ -139,18 +139,19 @@ class Liveness:
     def explain(self, error: Exception) -> Exception:
         """Return the exception to raise for an error that a graph has raised.
 
-        If a sum has failed, workers may have called different things. Or another worker may be at fault. Then the
-        watchdog knows, and ends this process. An engine that gave up a sum before the watchdog did does not wait any
-        longer for a worker that has not arrived.
+        An error of the core's own, such as of two threads, says what it is. Otherwise, if a sum has failed, workers may
+        have called different things. Or another worker may be at fault. Then the watchdog knows, and ends this process.
+        An engine that gave up a sum before the watchdog did does not wait any longer for a worker that has not arrived.
         """
-        in_sum = self._failure is not None or self.page[WAITING]
-        mismatch = difference(called(self._peers.pages())) if in_sum else None
+        told = error_within(str(error), self._rank, self.step)
+        is_waiting = told is None and self.page[WAITING]
+        mismatch = difference(called(self._peers.pages())) if self._failure is not None or is_waiting else None
         if mismatch is not None:
             return mismatch
-        if self._failure is None and self._watchdog and self.page[WAITING] and not self.page[FINISHED]:
+        if is_waiting and self._failure is None and self._watchdog and not self.page[FINISHED]:
             time.sleep(EXPLAINING)
             self._watchdog.hurry()
-        return self._failure or error_within(str(error), self._rank, self.step) or error
+        return self._failure or told or error
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import keras
 import ml_dtypes
@@ -11,7 +12,9 @@ import tensorflow as tf
 
 from distgrad import Communicator
 from distgrad.collectives.communicator import BUNDLE
-from distgrad.errors import ModelMismatch, UnsupportedDtype
+from distgrad.errors import BadArgument, ModelMismatch, UnsupportedDtype
+from distgrad.liveness import liveness
+from distgrad.liveness.status_page import WAITING
 
 pytestmark = pytest.mark.every_world
 
@@ -158,3 +161,19 @@ def test_nobody_leaves_a_barrier_before_the_last_one_has_come(comm: Communicator
     left = time.time()
     times = [json.loads(text) for text in comm.exchange(json.dumps([came, left])).values()]
     assert max(came for came, _ in times) <= min(left for _, left in times)
+
+
+def test_an_error_that_says_what_it_is_waits_for_no_watchdog(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may wait in a sum meanwhile, and its deadline would end the job before this error was seen."""
+    monkeypatch.setattr(liveness, "time", SimpleNamespace(sleep=pytest.fail))
+    page = comm.liveness.page
+    page[WAITING] = 1
+    try:
+        text = "distgrad: error[DG002]: two threads use one communicator at once; let one thread take all steps\n"
+        found = comm.liveness.explain(tf.errors.AbortedError(None, None, text))
+    finally:
+        page[WAITING] = 0
+    assert isinstance(found, BadArgument)
+    assert "two threads" in str(found)
