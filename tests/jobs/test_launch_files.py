@@ -49,6 +49,25 @@ def test_the_transformer_learns_python() -> None:
     assert "def " in job.out
 
 
+def test_the_autoencoder_draws_digits() -> None:
+    job = run([recipe("mpirun.sh"), recipe("vae_digits.py"), "--epochs", "10"])
+    assert job.status == 0, job.err[-3000:]
+    (last,) = job.lines("loss")
+    assert float(last.split()[1]) < 29  # a picture of the mean digit has 33
+    assert "on 2 workers" in last
+    assert len(job.out.splitlines()) == 2 + 1 + 8  # of epochs, the loss and the pictures
+
+
+def test_few_weights_learn_to_read_lying_digits() -> None:
+    job = run([recipe("mpirun.sh"), recipe("finetune_lora.py"), "--width", "128", "--epochs", "4"])
+    assert job.status == 0, job.err[-3000:]
+    lines = [line.split(" | ") for line in job.out.splitlines()]
+    trained, reached = ([float(re.findall(r"[\d.]+", line[part])[0]) for line in lines] for part in (1, 2))
+    upright, before, after = reached
+    assert min(upright, after) > before + 0.3
+    assert trained[2] * 3 < trained[0]
+
+
 def test_shell_scripts_say_what_they_are() -> None:
     for path in (ROOT / "launch").rglob("*"):
         if path.is_file() and os.access(path, os.X_OK):

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from support.versions import KERAS
+
 ROWS = 12  # the global batch
 SHARES = {1: (12,), 2: (7, 5), 3: (7, 5, 0)}  # rows of each worker: unequal, and none at all
 
@@ -98,12 +100,12 @@ ZOO = {
     "masked LSTM": Case(tokens, CROSSENTROPY, sentences, NORM),
     "regularised attention": Case(attention, CROSSENTROPY, lambda rng: classes(rng, (4, 6)), NORM),
     "sample weights": Case(dense, "mean_squared_error", weighted, NORM),
-    "mean by sample weight": Case(
-        dense, keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), weighted, {"clipnorm": 0.2}
-    ),
     "plain sum": Case(dense, keras.losses.MeanSquaredError(reduction="sum"), weighted, {"clipvalue": 0.5}),
     "idle layer": Case(with_idle_layer, CROSSENTROPY, lambda rng: classes(rng, (6,)), NORM),
 }
+if KERAS >= (3, 7):
+    of_weights = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    ZOO["mean by sample weight"] = Case(dense, of_weights, weighted, {"clipnorm": 0.2})
 
 
 def adam(clipping: dict[str, float]) -> keras.optimizers.Optimizer:

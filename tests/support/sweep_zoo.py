@@ -25,6 +25,7 @@ from distgrad.errors import DistgradError
 from distgrad.keras_internals import is_random_state
 from support.fit_zoo import Fit
 from support.fits import LOGGED, build
+from support.versions import KERAS
 
 ROWS, BATCH, MICRO_BATCH = 17, 7, 2
 TOLERANCE = 1e-5  # of numbers that are larger than 1, relative
@@ -315,9 +316,10 @@ WEIGHTED = {"sample_weight": _rng().uniform(0.2, 3, ROWS).astype("float32")}
 LOSS_VARIANTS: dict[str, tuple[Options, Options]] = {
     "": ({}, {}),
     "sum, weighted": ({"reduction": "sum"}, WEIGHTED),
-    "mean_with_sample_weight, weighted": ({"reduction": "mean_with_sample_weight"}, WEIGHTED),
     "none": ({"reduction": None}, {}),
 }
+if KERAS >= (3, 7):
+    LOSS_VARIANTS["mean_with_sample_weight, weighted"] = ({"reduction": "mean_with_sample_weight"}, WEIGHTED)
 
 
 def _loss_cases(name: str, one: Any) -> Iterator[Case]:

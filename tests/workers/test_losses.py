@@ -11,6 +11,7 @@ from distgrad import Communicator
 from distgrad.errors import UnsupportedLoss
 from support.step_zoo import ROWS, Case
 from support.steps import TOLERANCE, build, integers, linear, own, quiet, weights
+from support.versions import since_keras
 
 
 def test_a_loss_may_be_a_mean_already(comm: Communicator) -> None:
@@ -75,7 +76,10 @@ def test_a_loss_for_each_output(comm: Communicator, reduction: str) -> None:
     assert np.abs(weights(model) - weights(oracle)).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("odd", ["sum", "mean_with_sample_weight", "sum_over_batch_size"])
+BY_WEIGHT = pytest.param("mean_with_sample_weight", marks=since_keras(3, 7))
+
+
+@pytest.mark.parametrize("odd", ["sum", BY_WEIGHT, "sum_over_batch_size"])
 def test_losses_with_a_divisor_each(comm: Communicator, odd: str) -> None:
     """One is divided by its rows, one by what a mask leaves, which differs, and one in another way still."""
 

@@ -26,6 +26,7 @@ from support.steps import (
     quiet,
     weights,
 )
+from support.versions import since_keras
 
 
 @functools.cache
@@ -121,6 +122,7 @@ def test_no_rows_anywhere_is_an_error_and_applies_nothing(comm: Communicator) ->
     assert step.optimizer.iterations.numpy() == 0
 
 
+@since_keras(3, 7)
 @pytest.mark.every_engine
 def test_rows_that_are_all_masked_out_change_nothing(comm: Communicator) -> None:
     x, y = integers()

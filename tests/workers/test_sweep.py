@@ -4,10 +4,11 @@ import pytest
 
 from distgrad import Communicator
 from support.sweep_zoo import BASES, DIFFERS, OK, SKIPPED, Case, Outcome, cases, classes, run
+from support.versions import since_keras
 
 CHOSEN = [
     "optimizers Adam (global_clipnorm, use_ema)",
-    "losses Circle",
+    pytest.param("losses Circle", marks=since_keras(3, 6)),
     "metrics AUC",
     "layers SpectralNormalization",
 ]
