@@ -183,6 +183,15 @@ def weighted_losses(compiled: Any) -> list[tuple[keras.losses.Loss, Any]]:
     return [(loss, factor) for loss, factor in _losses_of(compiled) if loss is not None]
 
 
+def logged_factors(compiled: Any) -> list[float]:
+    """List what the loss of each output is multiplied by before it is logged: 1, and before Keras 3.7 its weight.
+
+    `CompileLoss.flat_loss_weights`, see `weighted_losses`. Without it, the logs of several outputs are not Keras's.
+    """
+    is_weighted = hasattr(compiled, "flat_losses")
+    return [factor if is_weighted and factor is not None else 1.0 for _, factor in weighted_losses(compiled)]
+
+
 def _losses_of(compiled: Any) -> list[tuple[Any, Any]]:
     if hasattr(compiled, "flat_losses"):
         return list(zip(compiled.flat_losses, compiled.flat_loss_weights, strict=True))

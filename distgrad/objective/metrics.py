@@ -19,6 +19,7 @@ from distgrad.keras_internals import (
     function_of_metric,
     hold_plain_value,
     is_of_keras,
+    logged_factors,
     loss_tracker,
 )
 from distgrad.objective.extra_sums import Asked, ExtraSum, Outcome, Pass, PassSpecs, TrialPasses
@@ -51,6 +52,7 @@ class MetricSums(ExtraSum):
         has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
         of_outputs = getattr(compile_loss(model), "metrics", [])
         self._means = [] if has_own_loss else of_outputs
+        self._factors = logged_factors(compile_loss(model)) if self._means else []
         known = _ids([loss_tracker(model), *self._means])
         self._state = list(model.metrics_variables)
         self._summed = [variable for variable in self._state if id(variable) not in known]
@@ -161,9 +163,9 @@ class MetricSums(ExtraSum):
             added = tf.where(outcome.applied, added, tf.zeros_like(added))
             variable.assign(variable.value + tf.cast(added, variable.dtype))
         _update(loss_tracker(self._model), outcome.logged_loss, counts * tf.cast(outcome.examples, tf.float32))
-        for mean, loss in zip(self._means, outcome.outputs, strict=True):
+        for mean, loss, factor in zip(self._means, outcome.outputs, self._factors, strict=True):
             # Keras counts each batch once, however many rows the last one has.
-            _update(mean, loss, counts)
+            _update(mean, loss if factor == 1 else factor * loss, counts)
         logs = dict(self._model.get_metrics_result())
         if self._own_logs is not None:
             logs = self._own_logs.results(sums[len(self._summed) :], rows)
