@@ -28,7 +28,7 @@ WRITERS = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.CSVLogger,
     keras.callbacks.ModelCheckpoint,
-    *filter(None, [getattr(keras.callbacks, "OrbaxCheckpoint", None)]),  # which came with Keras 3.14
+    *filter(None, [getattr(keras.callbacks, "OrbaxCheckpoint", None)]),  # older releases of Keras have none
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TensorBoard,

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from support.launching import AS_IT_IS, BIN, ROOT, launch, needs_horovod, run
+from support.pages import programs
 
 PAGE = (ROOT / "launch/migrating.md").read_text()
 SECTIONS = re.findall(r"^## From (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAIRS = {name: BLOCK.findall(text) for name, text in SECTIONS}
+PAIRS = {name: programs(text) for name, text in SECTIONS}
 # Those of which "before" runs on today's Keras, in one process.
 RUNS_ALONE = ("MultiWorkerMirroredStrategy", "a loop that accumulates gradients")
 TAPE = "Horovod's DistributedGradientTape"
 
 
-def in_turn(programs: Sequence[str]) -> str:
+def in_turn(parts: Sequence[str]) -> str:
     """One program that runs several, each as if it were alone."""
-    return "".join(f"exec(compile({program!r}, 'after', 'exec'), {{}})\n" for program in programs)
+    return "".join(f"exec(compile({part!r}, 'after', 'exec'), {{}})\n" for part in parts)
 
 
 def losses(out: str) -> list[str]:

@@ -1,17 +1,15 @@
 """Every example in the README and in the guides of distgrad's folders runs."""
 
-import re
 import sys
-import textwrap
 from pathlib import Path
 
 from support.launching import AS_IT_IS, ROOT, launch, run
+from support.pages import programs
 
 README = (ROOT / "README.md").read_text()
 GUIDES = sorted(ROOT.glob("distgrad/*/README.md"))  # whose examples go on from the README's
-BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 EXAMPLES = [README, *(guide.read_text() for guide in GUIDES)]
-PROGRAM = "\n".join(textwrap.dedent(body) for page in EXAMPLES for _, body in BLOCK.findall(page))
+PROGRAM = "\n".join(program for page in EXAMPLES for program in programs(page))
 
 
 def program(folder: Path) -> str:

@@ -247,7 +247,7 @@ WHOLE = {
     "pairs, weighted": Case(dense(), with_loss(pairs), y=CLASSES, sample_weight=WEIGHTS, note="loss 'pairs'"),
     "retrieval": Case(dense(), with_loss(retrieval), note="loss 'retrieval'"),
 }
-if hasattr(keras.losses, "Circle"):  # which came with Keras 3.6
+if hasattr(keras.losses, "Circle"):  # which came with Keras 3.7
     WHOLE["circle"] = Case(
         on_a_sphere,
         lambda: {"optimizer": keras.optimizers.SGD(1e-3), "loss": keras.losses.Circle()},

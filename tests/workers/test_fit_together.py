@@ -12,6 +12,7 @@ import distgrad
 from distgrad import Communicator
 from distgrad.errors import FitMismatch
 from support.fits import line, numbers
+from support.versions import KERAS
 
 
 def change_on_root(comm: Communicator, model: keras.Model) -> list[np.ndarray]:
@@ -34,7 +35,8 @@ def test_weights_that_the_root_alone_has_are_everybody_s(comm: Communicator, met
     elif method == "evaluate":
         assert model.evaluate(x, y, verbose=0) == pytest.approx(np.mean((x @ changed[0] - y) ** 2), rel=1e-4)
     elif method == "train_on_batch":
-        model.reset_metrics()  # which older releases of Keras do not do by themselves
+        if KERAS < (3, 15):  # which does so by itself
+            model.reset_metrics()
         assert model.train_on_batch(x, y) == pytest.approx(np.mean((x @ changed[0] - y) ** 2), rel=1e-4)
     else:
         history = model.fit(x, y, batch_size=len(x), verbose=0).history
