@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.hosts import CannotMake, Hosts, joined_hosts
-from support.launching import run
+from support.launching import run, stop_what_was_left
 
 # Before TensorFlow is imported by any test; its messages about absent GPUs are not what a test prints.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from support import two_at_a_time  # noqa: PLC0415 (it takes xdist, without which pytest works, too)
 
         config.pluginmanager.register(two_at_a_time)
+
+
+@pytest.fixture(autouse=True)
+def _no_processes_left() -> Iterator[None]:
+    """Let what a failed test has started not go on beside the next one."""
+    yield
+    stop_what_was_left()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.hosts import ADDRESSES, PLACES, Hosts, mpirun
-from support.launching import BIN, Job, finish, needs_horovod
+from support.launching import BIN, PATIENCE, Job, finish, needs_horovod
 from support.lines import ERROR
 from support.processes import wait_until
 
@@ -37,7 +37,7 @@ def script(tmp_path: Path) -> Path:
 
 def cut_off(hosts: Hosts, script: Path, jobs: list[subprocess.Popen[str]]) -> list[Job]:
     """Let workers on both hosts sum, and then not hear from each other, until none is left."""
-    wait_until(lambda: {path.suffix for path in script.parent.iterdir()} == {".py", ".0", ".1"}, 60)
+    wait_until(lambda: {path.suffix for path in script.parent.iterdir()} == {".py", ".0", ".1"}, PATIENCE)
     with hosts.cut():
         wait_until(lambda: not hosts.processes(), TIMEOUT + 12)
     return [finish(job, 5) for job in jobs]

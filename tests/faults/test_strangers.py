@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from support.launching import finish, program, start_workers
+from support.launching import PATIENCE, finish, program, start_workers
 from support.marks import first_as_a_rule
 from support.processes import wait_until, with_environment
 
@@ -82,13 +82,13 @@ def visit(listener: Listener) -> list[socket.socket]:
 def test_junk_changes_nothing(engine: str, tmp_path: Path) -> None:
     mark = {"DISTGRAD_TEST_STRANGERS": str(tmp_path)}
     jobs = start_workers(engine, 2, [*program(SUMS), tmp_path], env=mark)
-    wait_until(lambda: len(list(tmp_path.glob("*.ready"))) == 2, 60)
+    wait_until(lambda: len(list(tmp_path.glob("*.ready"))) == 2, PATIENCE)
     found = listeners(with_environment(mark))
     assert found
     stay = [stranger for listener in found for stranger in visit(listener)]
     time.sleep(0.5)
     (tmp_path / "enough").touch()
-    wait_until(lambda: len(list(tmp_path.glob("*.right"))) == 2, 10)
+    wait_until(lambda: len(list(tmp_path.glob("*.right"))) == 2, PATIENCE)
     for stranger in stay:  # until then, Open MPI's launcher waits for the end of what those began to say
         stranger.close()
     ended = [finish(job, 30) for job in jobs]

@@ -35,7 +35,7 @@ ALONE = """
     ],
 )
 def test_a_call_on_one_worker_is_named(engine: str, call: str) -> None:
-    jobs = launch(engine, 2, [*program(ALONE), call], timeout=60)
+    jobs = launch(engine, 2, [*program(ALONE), call])
     errors = "".join(job.err for job in jobs)
     said = f"distgrad: error[DG044] rank=- step=-: a step on rank 0, {call}() on rank 1; call {call}() on every worker"
     assert errors.count("distgrad: error[") == errors.count(said) == 1, errors

@@ -14,7 +14,7 @@ from distgrad.bench.cases import DISTGRAD, HOROVODS, JOBS, TABLES, Contestant, J
 from distgrad.bench.compare import compare
 from distgrad.bench.jobs import JobLost, Jobs, why_absent
 from distgrad.bench.rounds import Budget, CaseRun
-from support.launching import BIN, horovod_installed, run, start
+from support.launching import BIN, PATIENCE, horovod_installed, run, start
 from support.processes import read, state, wait_until, with_environment
 
 BRIEF = Budget(rounds=3, turn=0.001, tries=1)
@@ -134,7 +134,7 @@ def test_the_command_line() -> None:
 def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     """The smallest there is: one table, no peers; its output is a Markdown table, and no rank outlives it."""
     before = workers()
-    job = run([BIN / "distgrad", "bench", "sum", "--quick", "--peers", "", "--json", tmp_path / "b.json"], timeout=280)
+    job = run([BIN / "distgrad", "bench", "sum", "--quick", "--peers", "", "--json", tmp_path / "b.json"])
     assert job.status == 0, job.err[-3000:]
     assert "| case | contestant | ms | against |" in job.out
     found = json.loads((tmp_path / "b.json").read_text())
@@ -150,7 +150,7 @@ def test_a_driver_that_is_killed_leaves_nothing_behind() -> None:
     """Not even ranks that stand stopped, which cannot notice it."""
     mark = {"BENCH_TEST_MARK": uuid.uuid4().hex}
     driver = start([BIN / "distgrad", "bench", "sum", "--quick", "--peers", "mpi"], mark)
-    wait_until(lambda: [state(pid) for pid in with_environment(mark)].count("T") >= 2, 100)
+    wait_until(lambda: [state(pid) for pid in with_environment(mark)].count("T") >= 2, PATIENCE)
     driver.kill()
     driver.communicate()
     wait_until(lambda: not with_environment(mark), 10)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 def seen(address: str, *, wait: int = 5000) -> tuple[str, str]:
     """The page's content once its scripts have run, and what the browser said."""
-    job = run([BROWSER, *FLAGS, f"--virtual-time-budget={wait}", "--dump-dom", address], timeout=90)
+    job = run([BROWSER, *FLAGS, f"--virtual-time-budget={wait}", "--dump-dom", address])
     assert job.status == 0, job.err[-2000:]
     return job.out, job.err
 
@@ -104,7 +104,7 @@ def test_the_page_of_a_run_opens_without_a_network(run_files: Path) -> None:
     assert [title for title in shown if f'alt="{title}"' not in content] == []
     assert len(re.findall("<img", content)) == 7
     assert not re.search(r'(src|href)="(?!data:)', content)
-    run([BROWSER, *FLAGS, f"--screenshot={picture}", page.as_uri()], timeout=90)
+    run([BROWSER, *FLAGS, f"--screenshot={picture}", page.as_uri()])
     for drawn in (picture, run_files / "run.png"):
         pixels = pyplot.imread(drawn)[..., :3]
         blue, purple = ([31, 119, 180], [148, 103, 189])  # lines of the loss, and of the noise scale

@@ -31,7 +31,7 @@ def test_on_another_host_too(hosts: Hosts) -> None:
 
 @pytest.mark.thorough
 def test_one_that_is_stopped_there_is_not() -> None:
-    job = launch("mpi", 2, [WORKER, "stops"], timeout=60)[0]
+    job = launch("mpi", 2, [WORKER, "stops"])[0]
     assert job.status == 75, job.err
     (line,) = ERROR.findall(job.err)
     assert "error[DG061] rank=0" in line

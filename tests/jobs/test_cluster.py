@@ -33,7 +33,7 @@ def other_mpi(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """An environment with this one's packages behind an MPI of its own."""
     root = tmp_path_factory.mktemp("mpi")
     assert run([sys.executable, "-m", "venv", root]).status == 0
-    installed = run([root / "bin" / "pip", "install", "-q", "mpi4py>=4.1,<4.2", MPIS[request.param]], timeout=200)
+    installed = run([root / "bin" / "pip", "install", "-q", "mpi4py>=4.1,<4.2", MPIS[request.param]])
     if installed.status:
         pytest.skip(f"pip does not install it here: {installed.err.strip().splitlines()[-1]}")
     site, ours = (next(Path(prefix).glob("lib/python*/site-packages")) for prefix in (root, sys.prefix))
@@ -63,7 +63,7 @@ def test_the_mpirun_of_another_mpi_makes_no_world_of_singletons(other_mpi: tuple
     """Workers of this environment, each of which would be rank 0 of 1. Open MPI 4 under Open MPI 5 fails by itself."""
     name, root = other_mpi
     (tmp_path / "sum.py").write_text(textwrap.dedent(SUM))
-    job = run([root / "bin" / "mpirun", "-np", "2", sys.executable, tmp_path / "sum.py"], timeout=60)
+    job = run([root / "bin" / "mpirun", "-np", "2", sys.executable, tmp_path / "sum.py"])
     assert "sum" not in job.out
     if name.startswith("Open MPI"):
         assert job.status == 1
@@ -101,7 +101,7 @@ def test_two_hosts_and_one_of_them_is_lost(tmp_path: Path) -> None:
             agent.chmod(0o700)
             command = [str(BIN / "distgrad"), "run", "-H", PLACES, "--max-restarts", "1"]
             words = [*command, str(tmp_path / "script.py"), str(there)]
-            job = finish(hosts.start(words, OMPI_MCA_plm_rsh_agent=str(agent)), 120)
+            job = finish(hosts.start(words, OMPI_MCA_plm_rsh_agent=str(agent)))
     except CannotMake as error:
         pytest.skip(str(error))
     assert job.status == 0, job.err[-3000:]

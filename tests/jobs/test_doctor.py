@@ -25,7 +25,7 @@ def findings(job: Job) -> dict[str, dict[str, str]]:
 
 
 def test_the_sums_of_every_engine() -> None:
-    found = findings(run(DOCTOR, timeout=280))
+    found = findings(run(DOCTOR))
     engines = ["MPI", "tf.distribute", *(["Horovod over Gloo", "Horovod over MPI"] if horovod_installed() else [])]
     for engine in engines:
         assert found[f"sums: {engine}"]["status"] == "ok", found

@@ -37,7 +37,7 @@ BAD_ROW = """
 @pytest.mark.fault(38)
 @first_as_a_rule("mpi", "horovod-gloo", "mwms", "mirrored")
 def test_a_row_that_no_variable_has_ends_the_job(engine: str) -> None:
-    jobs = launch(engine, 2, program(BAD_ROW), timeout=100)
+    jobs = launch(engine, 2, program(BAD_ROW))
     said = "".join(job.err + job.out for job in jobs)
     # horovodrun ends with a status of its own, and tells that of the worker.
     assert 65 in {job.status for job in jobs} or "Exit code: 65" in said, said[-3000:]
@@ -74,5 +74,5 @@ THREADS = """
 @pytest.mark.fault(40)
 def test_two_threads_of_several_ranks_are_refused() -> None:
     """Whichever rank notices first; the others then wait for it, until their deadline ends the job."""
-    (job,) = launch("mpi", 2, program(THREADS), timeout=100)
+    (job,) = launch("mpi", 2, program(THREADS))
     assert "refused ['DG002'" in job.out, job.out + job.err

@@ -31,7 +31,7 @@ def test_the_wrapped_model_learns_the_same_on_tensorflow_s_own_workers() -> None
     addresses = ",".join(free_addresses(2))
     script = recipe("wrap_existing.py")
     workers = [start([recipe("tf_workers"), str(index), addresses, script], {}) for index in (0, 1)]
-    root, other = (finish(worker, 120) for worker in workers)
+    root, other = (finish(worker) for worker in workers)
     assert (root.status, other.status) == (0, 0), root.err[-3000:] + other.err[-3000:]
     alone = run(["python", script])
     (one,), (two,) = alone.lines("loss"), root.lines("loss")

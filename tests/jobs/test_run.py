@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.launching import BIN, CLEAN, Job, finish, needs_horovod, program, run, start
+from support.launching import BIN, CLEAN, PATIENCE, Job, finish, needs_horovod, program, run, start
 from support.lines import ERROR
 from support.processes import wait_until, with_environment
 
@@ -40,7 +40,7 @@ def script(folder: Path, body: str) -> Path:
     return path
 
 
-def distgrad(*words: object, timeout: float = 60, **env: str) -> Job:
+def distgrad(*words: object, timeout: float = PATIENCE, **env: str) -> Job:
     return run([DISTGRAD, "run", *map(str, words)], timeout=timeout, env=env)
 
 
@@ -101,11 +101,11 @@ def test_greetings_and_explanations_are_kept_back(tmp_path: Path, verbose: bool)
 
 
 def test_without_a_command_it_shows_where_to_begin() -> None:
-    job = run([sys.executable, "-m", "distgrad"], timeout=20)
+    job = run([sys.executable, "-m", "distgrad"])
     assert job.status == 0
     assert [line.split()[1] for line in job.out.splitlines()] == ["run", "doctor", "report", "--help"]
     for command in ("run", "doctor", "report"):
-        assert run([DISTGRAD, command, "--help"], timeout=20).status == 0
+        assert run([DISTGRAD, command, "--help"]).status == 0
 
 
 def test_a_module_is_run_as_python_does(tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_a_module_is_run_as_python_does(tmp_path: Path) -> None:
     package.mkdir()
     (package / "train.py").write_text("import sys; print(f'{__package__} {__name__} {sys.argv[1:]}\\n', end='')")
     command = [DISTGRAD, "run", "-np", "2", "--backend", "mpi", "-m", "package.train", "--epochs", "3"]
-    job = finish(start(command, {}, cwd=tmp_path), 60)
+    job = finish(start(command, {}, cwd=tmp_path))
     assert job.status == 0, job.err
     assert job.lines("package") == ["package __main__ ['--epochs', '3']"] * 2
-    shown = finish(start([*command[:2], "--dry-run", *command[2:]], {}, cwd=tmp_path), 20)
+    shown = finish(start([*command[:2], "--dry-run", *command[2:]], {}, cwd=tmp_path))
     assert shown.out.rstrip().endswith("-m package.train --epochs 3")
 
 
@@ -330,7 +330,7 @@ def test_a_process_whose_parent_ended_before_it_could_ask_for_a_signal_ends() ->
             worker_wrapper.die_with(parent)
             print("alive")
     """
-    ended = run([sys.executable, *program(code)], timeout=20)
+    ended = run([sys.executable, *program(code)])
     assert ended.status == 0, ended.err
     assert (ended.out, ended.err) == ("asks\n", "")  # it was killed without a word
 

@@ -54,7 +54,7 @@ def check(job: Job, ranks: int) -> None:
 
 def test_2000_sums_of_changing_sizes_on_more_ranks_than_cores_leave_nothing_behind() -> None:
     before, mark = left_in_shared_memory(), {"DISTGRAD_TEST_SUMS": uuid.uuid4().hex}
-    check(launch("mpi", 4, stress(1, 2000), timeout=280, env=mark)[0], 4)
+    check(launch("mpi", 4, stress(1, 2000), env=mark)[0], 4)
     wait_until(lambda: left_in_shared_memory() <= before and not with_environment(mark), 20)
 
 
@@ -62,7 +62,7 @@ def test_two_jobs_on_one_host_do_not_meet() -> None:
     command = ["mpirun", "--oversubscribe", "-np", "2", "python"]
     jobs = [start([*command, *stress(seed, 300)], {}) for seed in (1, 1000)]
     for job in jobs:
-        check(finish(job, 120), 2)
+        check(finish(job), 2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from distgrad.launching.commands import JobSpec, open_mpi_4
 from distgrad.launching.hosts import Host
-from support.launching import CLEAN, Job, finish, start
+from support.launching import CLEAN, PATIENCE, Job, finish, start
 
 CABLE = "cable0"  # the name of either end
 SUBNET = "10.77.0.0/28"  # it meets no other network, so that every pair of hosts can have the same
@@ -65,7 +65,9 @@ class Hosts:
             "OMPI_MCA_mpi_yield_when_idle": "1",  # either daemon knows only of its own ranks
         }
 
-    def run(self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = 120, **env: str) -> Job:
+    def run(
+        self, ranks: int, command: Sequence[str], *, backend: str = "mpi", timeout: float = PATIENCE, **env: str
+    ) -> Job:
         """Run a Python command line with so many ranks on each host."""
         return finish(self.start(mpirun(ranks, command, len(self.names)), DISTGRAD_BACKEND=backend, **env), timeout)
 

@@ -20,6 +20,7 @@ from distgrad.launching.environment import fresh_environment, launcher_settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ROOT / "tests"
 BIN = Path(sys.executable).parent
+PATIENCE = 300.0  # seconds until a program is taken for hung: machines that test may be slow, and full
 # What makes a program load TensorFlow as users' programs do.
 AS_IT_IS = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings; and a line is one write,
@@ -81,14 +82,14 @@ needs_horovod = pytest.mark.skipif(not horovod_installed(), reason="Horovod is n
 
 
 def run(
-    command: Sequence[str | Path], *, timeout: float = 120, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    command: Sequence[str | Path], *, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> Job:
     """Run one command to its end, or to the clock's."""
     return finish(start(command, env or {}, cwd), timeout)
 
 
 def start(command: Sequence[str | Path], env: Mapping[str, str], cwd: Path = ROOT) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [str(word) for word in command],
         env=CLEAN | dict(env),
         cwd=cwd,
@@ -97,9 +98,22 @@ def start(command: Sequence[str | Path], env: Mapping[str, str], cwd: Path = ROO
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    _started.append(process)
+    return process
 
 
-def finish(process: subprocess.Popen[str], timeout: float) -> Job:
+_started: list[subprocess.Popen[str]] = []
+
+
+def stop_what_was_left() -> None:
+    """End all that was started and not waited for, as by a test that has failed."""
+    while _started:
+        process = _started.pop()
+        if process.stdout and not process.stdout.closed:
+            _stop(process)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Job:
     began = time.monotonic()
     try:
         out, err = process.communicate(timeout=timeout)
@@ -120,7 +134,12 @@ def _stop(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def launch(
-    engine: str, size: int, command: Sequence[str | Path], *, timeout: float = 120, env: Mapping[str, str] | None = None
+    engine: str,
+    size: int,
+    command: Sequence[str | Path],
+    *,
+    timeout: float = PATIENCE,
+    env: Mapping[str, str] | None = None,
 ) -> list[Job]:
     """Run a Python command line (`["-m", "pytest", ...]` or `[script, ...]`) on `size` workers of an engine.
 

@@ -8,7 +8,7 @@ import pytest
 from support import results
 from support.launching import TESTS, Job
 
-A_TEST, A_WORLD = 240, 1800  # seconds until it is taken for hung
+A_TEST, A_WORLD = 240, 3600  # seconds until it is taken for hung
 
 
 def suite(marked: str) -> list[str]:
