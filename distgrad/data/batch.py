@@ -4,6 +4,7 @@ A tensor may be dense, ragged or sparse.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -59,9 +60,11 @@ def spec_with_some_rows(tensor: Any) -> tf.TypeSpec:
 
 def rows_of_zeros(rows: int, like: Any) -> Any:
     """Rows of zeros, dense, ragged or sparse as `like`, a tensor or its spec; axes of unknown length get 1 entry."""
-    if like is None:
-        return None
-    dense = tf.zeros([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
+    return None if like is None else _new_rows(tf.zeros, rows, like)
+
+
+def _new_rows(make: Callable[..., tf.Tensor], rows: int, like: Any) -> Any:
+    dense = make([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
     spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank, row_splits_dtype=spec.row_splits_dtype)
@@ -91,9 +94,17 @@ def one_row_at_least(batch: Any) -> Any:
     A mean over no rows would be NaN, and a mask would leave out a row of zeros.
     """
 
-    def padded(tensor: tf.Tensor) -> tf.Tensor:
-        missing = tf.maximum(1 - tf.shape(tensor)[:1], 0)
-        return tf.concat([tensor, tf.ones(tf.concat([missing, tf.shape(tensor)[1:]], 0), tensor.dtype)], 0)
+    def padded(tensor: Any) -> Any:
+        missing = tf.maximum(1 - _count(tensor), 0)
+        if isinstance(tensor, tf.Tensor):
+            ones = tf.ones(tf.concat([[missing], tf.shape(tensor)[1:]], 0), tensor.dtype)
+            return tf.concat([tensor, ones], 0)
+        ones = rows_between(_new_rows(tf.ones, 1, tensor), 0, missing)
+        if isinstance(tensor, tf.RaggedTensor):
+            return tf.concat([tensor, ones], 0)
+        joined = tf.sparse.concat(0, [tensor, ones], expand_nonconcat_dims=True)
+        joined.set_shape([None, *tensor.shape[1:]])
+        return joined
 
     return tf.nest.map_structure(padded, batch)
 

@@ -150,22 +150,24 @@ def test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills() -> None:
     """What is there already does not count: between the first limit and the vectors there is room for messages."""
     limit = 620 << 20
     code = f"""
-        import tensorflow as tf, distgrad
+        import sys, tensorflow as tf, distgrad
         from support import memory_limit
         comm = distgrad.connect()
         small, large = (tf.fill([size << 18], float(comm.rank + 1)) for size in (128, 256))
         comm.barrier()
-        assert memory_limit.enter({os.getpid()}, {limit})
-        total = comm.sum_over_workers(lambda: small, (), borrow=True)
-        assert total[0] == total[-1] == 3
-        print("sums right", flush=True)
+        assert memory_limit.enter({os.getpid()}, int(sys.argv[1]))
         try:
-            comm.sum_over_workers(lambda: large, (), borrow=True)
+            for vector in (small, large):
+                total = comm.sum_over_workers(lambda: vector, (), borrow=True)
+                assert total[0] == total[-1] == 3
+                print("sums right", flush=True)
         except tf.errors.OpError as error:
             raise comm.liveness.explain(error)
     """
-    job = run(["mpirun", "--oversubscribe", "-np", "2", "python", *program(code)])
+    command = ["mpirun", "--oversubscribe", "-np", "2", "python", *program(code)]
+    job, raised = run([*command, str(limit)]), run([*command, str(8 * limit)])
     memory_limit.remove(os.getpid())
+    assert (raised.status, raised.out.count("sums right")) == (0, 4), raised.err
     assert job.out.count("sums right") == 2, job.err
     assert job.err.count("distgrad: warning: sums go by MPI messages") == 1
     assert f"bytes of shared memory are needed and the limit of {limit} bytes in /sys/fs/cgroup" in job.err

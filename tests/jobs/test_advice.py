@@ -1,0 +1,177 @@
+"""Advice that takes jobs, environments or launchers of their own."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import distgrad
+from support.advice import advised
+from support.launching import BIN, CLEAN, ROOT, Job, launch, needs_horovod, program, run
+
+CONNECT = ["-c", "import sys, distgrad; print('connected', distgrad.connect(*sys.argv[1:]).size, flush=True)"]
+
+
+def connect(python: Path | str = sys.executable, backend: str = "auto", **env: str) -> Job:
+    return run([python, *CONNECT, backend], env=env)
+
+
+def works(job: Job, workers: int = 1) -> None:
+    assert job.status == 0, job.err
+    assert job.lines("connected") == [f"connected {workers}"] * workers
+
+
+def test_a_launcher_of_another_library() -> None:
+    advised(
+        connect(RANK="0", WORLD_SIZE="2").err,
+        "launch with the mpirun of the MPI that mpi4py or Horovod uses, or with horovodrun",
+    )
+    works(launch("mpi", 2, CONNECT)[0], 2)
+    advised(
+        connect(DISTGRAD_EXPECT_SIZE="3").err,
+        "see that every host starts its workers, or set DISTGRAD_EXPECT_SIZE to the number that there should be",
+    )
+    works(connect(DISTGRAD_EXPECT_SIZE="1"))
+
+
+def test_mpi_that_is_missing(without: Path) -> None:
+    python, site = without / "bin" / "python", next(without.glob("lib/python*/site-packages"))
+    bare = {"PATH": "/usr/bin:/bin"}
+    advised(connect(python, "mpi", **bare).err, "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it")
+    (site / "mpi4py").symlink_to(next(Path(sys.prefix).glob("lib/python*/site-packages")) / "mpi4py")
+    command = [python, "-m", "distgrad", "run", "--backend", "mpi", "-np", "1", python, *CONNECT]
+    try:
+        job = run(command, env=bare)
+        advised(job.err, "pip install 'distgrad[mpi]' brings one; on a cluster, load its MPI module")
+        works(run(command))  # on whose PATH it is
+    finally:
+        (site / "mpi4py").unlink()
+
+
+@pytest.mark.thorough
+@needs_horovod
+def test_horovod_that_was_built_without_tensorflow(tmp_path: Path) -> None:
+    """It is built, or taken from the cache, for an environment that has a Horovod without TensorFlow."""
+    venv = tmp_path / "venv"
+    env = {"VENV": str(venv)} | {name: CLEAN[name] for name in ("HOME", "PATH")}
+    assert run([ROOT / "launch" / "make-venv", "mpi,horovod"], env=env).status == 0
+    broken = next(venv.glob("lib/python*/site-packages")) / "horovod"
+    (broken / "tensorflow").mkdir(parents=True)
+    (broken / "__init__.py").touch()
+    job = connect(venv / "bin" / "python", "horovod")
+    advised(job.err, "build it for this TensorFlow with launch/install-horovod")
+    shutil.rmtree(broken)
+    assert run([ROOT / "launch" / "install-horovod"], env=env, timeout=600).status == 0
+    works(connect(venv / "bin" / "python", "horovod"))
+
+
+def test_a_core_of_something_else(tmp_path: Path) -> None:
+    """A text in its place, then a library that is none of distgrad's."""
+    package = tmp_path / "distgrad"
+    shutil.copytree(Path(distgrad.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    core = package / "native" / "core.abi3.so"
+    own = core.read_bytes()
+    found = {"PYTHONPATH": f"{tmp_path}:{CLEAN['PYTHONPATH']}"}
+    step = """
+        import distgrad, keras, numpy as np
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        distgrad.DistributedStep(model, "mse", "sgd", comm=distgrad.connect())(np.ones((1, 2)), np.ones((1, 1)))
+        """
+    core.write_text("no library")
+    advised(run([sys.executable, *program(step)], env=found).err, "install distgrad again, for this TensorFlow")
+    import _json  # noqa: PLC0415 (a library that every Python has)
+
+    shutil.copy(_json.__file__, core)
+    job = run([sys.executable, *program(step)], env=found)
+    advised(job.err, "install distgrad again with pip, which compiles it")
+    core.write_bytes(own)
+    assert len(run([sys.executable, *program(step)], env=found).lines("step 1")) == 1
+
+
+def test_a_report_without_its_libraries(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    code = "import sys; sys.modules['numpy'] = None; import distgrad.cli; distgrad.cli.main()"
+    advised(run([sys.executable, "-c", code, "report", path]).err, "pip install 'distgrad[report]'")
+    advised(run([BIN / "distgrad", "report", path]).err, "give another file")
+    path.write_text("nothing\n")
+    advised(run([BIN / "distgrad", "report", path]).err, "give a file that log_file= wrote")
+    trains = """
+        import sys, distgrad, keras, numpy as np
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        step = distgrad.DistributedStep(model, "mse", "sgd", comm=distgrad.connect(), log_file=sys.argv[1])
+        step(np.ones((1, 2)), np.ones((1, 1)))
+        """
+    assert run([sys.executable, *program(trains), tmp_path / "other"]).status == 0
+    assert "steps 1" in run([BIN / "distgrad", "report", tmp_path / "other"]).out
+
+
+def test_an_engine_without_shared_weights() -> None:
+    code = """
+        import distgrad, keras, numpy as np
+        comm = distgrad.connect()
+        with comm.scope():
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        for wish in ("auto", True):
+            step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, shard_update=wish, log_every=0)
+            print("applied", step(np.ones((4, 2)), np.ones((4, 1))).applied, flush=True)
+        """
+    (job,) = launch("mirrored", 2, program(code))
+    assert job.lines("applied") == ["applied True"]
+    advised(job.err, 'launch it under MPI on CPUs, or leave it at "auto"')
+    assert launch("mpi", 2, program(code))[0].lines("applied") == ["applied True"] * 4
+
+
+def test_tensorflow_that_was_used_before_its_workers_were_connected() -> None:
+    cluster = {"cluster": {"worker": ["localhost:0"]}, "task": {"type": "worker", "index": 0}}
+    env = {"TF_CONFIG": json.dumps(cluster)}
+    late = "import tensorflow as tf; tf.ones(2); import distgrad; distgrad.connect()"
+    job = run([sys.executable, "-c", late], env=env)
+    advised(job.err, "call distgrad.connect() before any other TensorFlow operation")
+    works(connect(**env))
+
+
+# ---- workers that do not meet
+
+MEETING = """
+    import os, signal, subprocess, sys, time
+    import distgrad, keras, numpy as np
+    wrong = sys.argv[1]
+    if wrong == "late" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        time.sleep(60)
+    timeout = 3 if wrong == "stopped" else 60
+    comm = distgrad.connect(timeout=timeout)
+    odd = comm.rank == 1
+    if odd and wrong != "late":
+        # Stands still for 6 seconds, which only somebody else can end.
+        subprocess.Popen(["sh", "-c", f"sleep 6; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    model = distgrad.distribute(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), comm)
+    model.compile("sgd", "mse")
+    data = np.ones((8, 2)), np.ones((8, 1))
+    model.evaluate(*data, verbose=0) if odd and wrong == "call" else model.fit(*data, verbose=0)
+    step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, log_every=0)
+    for _ in range(2 if odd and wrong == "fewer" else 3):
+        step(*data)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.thorough
+def test_workers_that_do_not_meet(tmp_path: Path) -> None:
+    script = tmp_path / "meet.py"
+    script.write_text(re.sub("^ {4}", "", MEETING, flags=re.MULTILINE))
+
+    def meet(wrong: str, *words: str) -> Job:
+        return run([BIN / "distgrad", "run", "-np", "2", "--backend", "mpi", *words, script, wrong])
+
+    advised(meet("stopped").err, "see what it does there; connect(timeout=...) waits longer")
+    advised(meet("call").err, "call {} on every worker; keras.Model.predict asks no other worker")
+    advised(meet("fewer").err, "take the same steps on every worker")
+    advice = "see what keeps it from distgrad.connect(), or give it longer with --start-timeout"
+    advised(meet("late", "--start-timeout", "8").err, advice)
+    job = meet("nothing", "--start-timeout", "60")
+    assert job.status == 0, job.err
+    assert job.lines("done") == ["done"] * 2
