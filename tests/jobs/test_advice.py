@@ -11,6 +11,7 @@ import pytest
 import distgrad
 from support.advice import advised
 from support.launching import BIN, CLEAN, ROOT, Job, launch, needs_horovod, program, run
+from support.logs import line, written
 
 CONNECT = ["-c", "import sys, distgrad; print('connected', distgrad.connect(*sys.argv[1:]).size, flush=True)"]
 
@@ -38,17 +39,16 @@ def test_a_launcher_of_another_library() -> None:
 
 
 def test_mpi_that_is_missing(without: Path) -> None:
+    """In an environment without it, then in this one, into which pip has installed it."""
     python, site = without / "bin" / "python", next(without.glob("lib/python*/site-packages"))
     bare = {"PATH": "/usr/bin:/bin"}
     advised(connect(python, "mpi", **bare).err, "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it")
     (site / "mpi4py").symlink_to(next(Path(sys.prefix).glob("lib/python*/site-packages")) / "mpi4py")
-    command = [python, "-m", "distgrad", "run", "--backend", "mpi", "-np", "1", python, *CONNECT]
-    try:
-        job = run(command, env=bare)
-        advised(job.err, "pip install 'distgrad[mpi]' brings one; on a cluster, load its MPI module")
-        works(run(command))  # on whose PATH it is
-    finally:
-        (site / "mpi4py").unlink()
+    command = ["-m", "distgrad", "run", "--backend", "mpi", "-np", "1"]
+    job = run([python, *command, python, *CONNECT], env=bare)
+    (site / "mpi4py").unlink()
+    advised(job.err, "pip install 'distgrad[mpi]' brings one; on a cluster, load its MPI module")
+    works(run([sys.executable, *command, sys.executable, *CONNECT]))
 
 
 @pytest.mark.thorough
@@ -74,38 +74,32 @@ def test_a_core_of_something_else(tmp_path: Path) -> None:
     shutil.copytree(Path(distgrad.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     core = package / "native" / "core.abi3.so"
     own = core.read_bytes()
-    found = {"PYTHONPATH": f"{tmp_path}:{CLEAN['PYTHONPATH']}"}
     step = """
         import distgrad, keras, numpy as np
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         distgrad.DistributedStep(model, "mse", "sgd", comm=distgrad.connect())(np.ones((1, 2)), np.ones((1, 1)))
         """
     core.write_text("no library")
-    advised(run([sys.executable, *program(step)], env=found).err, "install distgrad again, for this TensorFlow")
+    advised(run([sys.executable, *program(step)], cwd=tmp_path).err, "install distgrad again, for this TensorFlow")
     import _json  # noqa: PLC0415 (a library that every Python has)
 
     shutil.copy(_json.__file__, core)
-    job = run([sys.executable, *program(step)], env=found)
+    job = run([sys.executable, *program(step)], cwd=tmp_path)
     advised(job.err, "install distgrad again with pip, which compiles it")
     core.write_bytes(own)
-    assert len(run([sys.executable, *program(step)], env=found).lines("step 1")) == 1
+    assert len(run([sys.executable, *program(step)], cwd=tmp_path).lines("step 1")) == 1
 
 
-def test_a_report_without_its_libraries(tmp_path: Path) -> None:
-    path = tmp_path / "log"
+def test_reports(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", [line(1)])
     code = "import sys; sys.modules['numpy'] = None; import distgrad.cli; distgrad.cli.main()"
     advised(run([sys.executable, "-c", code, "report", path]).err, "pip install 'distgrad[report]'")
-    advised(run([BIN / "distgrad", "report", path]).err, "give another file")
-    path.write_text("nothing\n")
-    advised(run([BIN / "distgrad", "report", path]).err, "give a file that log_file= wrote")
-    trains = """
-        import sys, distgrad, keras, numpy as np
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        step = distgrad.DistributedStep(model, "mse", "sgd", comm=distgrad.connect(), log_file=sys.argv[1])
-        step(np.ones((1, 2)), np.ones((1, 1)))
-        """
-    assert run([sys.executable, *program(trains), tmp_path / "other"]).status == 0
-    assert "steps 1" in run([BIN / "distgrad", "report", tmp_path / "other"]).out
+    page = ["--html", tmp_path / "missing" / "page"]
+    advised(run([BIN / "distgrad", "report", path, *page]).err, "give another file")
+    empty = written(tmp_path / "empty", ["nothing"])
+    advised(run([BIN / "distgrad", "report", empty]).err, "give a file that log_file= wrote")
+    page = ["--html", tmp_path / "page"]
+    assert "steps 1 " in run([BIN / "distgrad", "report", path, *page]).out
 
 
 def test_an_engine_without_shared_weights() -> None:
