@@ -10,12 +10,12 @@ from support.worlds import A_WORLD, settings, show, suite
 pytestmark = pytest.mark.timeout(A_WORLD + 60)
 HOROVOD = ("horovod-gloo", "horovod-mpi")
 # All tests but those marked `thorough` run in one world, those marked `every_world` in all others, and the few marked
-# `every_engine` in some of them. `-m thorough` runs all tests everywhere.
+# `every_engine` or `three_workers` in some of them. `-m thorough` runs all tests everywhere.
 WHOLE = [("mpi", 2)]
 OTHERS = {
     ("solo", 1): "every_world",
     ("mpi", 1): "every_world",
-    ("mpi", 3): "every_world or every_engine",
+    ("mpi", 3): "every_world or three_workers",
     ("horovod-gloo", 1): "every_world",
     ("horovod-gloo", 2): "every_world or every_engine",
     ("horovod-gloo", 3): "every_world",

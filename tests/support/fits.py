@@ -30,15 +30,26 @@ def weights(model: keras.Model) -> np.ndarray:
 
 def build(comm: Communicator, case: Fit, **options: Any) -> tuple[keras.Model, keras.Model]:
     """The distributed model, with other weights on every rank, and the oracle with those of rank 0."""
+    oracle = build_oracle(case)
+    return build_distributed(comm, case, **options), oracle
+
+
+def build_oracle(case: Fit) -> keras.Model:
+    """The model of plain Keras."""
     keras.utils.set_random_seed(7)
     oracle = case.build()
     oracle.compile(**case.compiled(), run_eagerly=True)  # tracing would take longer
     densify(oracle.optimizer)
+    return oracle
+
+
+def build_distributed(comm: Communicator, case: Fit, **options: Any) -> keras.Model:
+    """The distributed model, with the oracle's weights on rank 0 and others elsewhere."""
     keras.utils.set_random_seed(7 + comm.rank)
     with comm.scope():
         model = distgrad.distribute(case.build(), comm, **options)
     model.compile(**case.compiled())
-    return model, oracle
+    return model
 
 
 def densify(optimizer: keras.optimizers.Optimizer) -> None:

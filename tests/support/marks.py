@@ -15,8 +15,9 @@ def usual_ones(names: Iterable[str], usual: Iterable[str], chosen: str = "") -> 
 
 
 def one_for_every_engine(names: Iterable[str], chosen: str) -> list[object]:
-    """Parameters of which one is run on every engine, and the others only where all are."""
-    return [pytest.param(name, marks=pytest.mark.every_engine) if name == chosen else name for name in names]
+    """Parameters of which one is run on every engine, and on three workers, and the others only where all are."""
+    marks = [pytest.mark.every_engine, pytest.mark.three_workers]
+    return [pytest.param(name, marks=marks) if name == chosen else name for name in names]
 
 
 def first_as_a_rule(*engines: str) -> pytest.MarkDecorator:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import distgrad
 from distgrad import Communicator
 from distgrad.errors import BadArgument, CheckpointMismatch, HostileCheckpoint, NoCheckpointDirectory, NoValidCheckpoint
 from support.checkpoints import Entry, entries_of, seal
+from support.marks import usual_ones
 
 Network = Callable[[], list[keras.layers.Layer]]
 RNG = np.random.default_rng(3)
@@ -202,7 +204,7 @@ def fit(comm: Communicator, source: str, *callbacks: Any, stop: int = 0) -> tupl
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", usual_ones(SOURCES, ["arrays by batch", "PyDataset", "dataset"]))
 def test_fit_goes_on_bit_for_bit(comm: Communicator, folder: Path, source: str) -> None:
     model, history = fit(comm, source)
     expected = [variable.numpy() for variable in [*model.variables, *model.optimizer.variables]]
@@ -222,12 +224,24 @@ def test_fit_goes_on_bit_for_bit(comm: Communicator, folder: Path, source: str) 
 # ---- what it refuses, on every worker alike
 
 
-def saved(comm: Communicator, folder: Path, steps: int = 2) -> distgrad.Checkpoint:
+@pytest.fixture(scope="module")
+def two_steps(comm: Communicator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root's folder with the files of two steps."""
+    folder = Path(comm.from_root(str(tmp_path_factory.mktemp("two-steps"))))
     loop, checkpoint = Loop(comm), distgrad.Checkpoint(folder, comm)
-    for _ in itertools.islice(loop.steps(), steps):
+    for _ in itertools.islice(loop.steps(), 2):
         checkpoint.save(loop.step)
     checkpoint.wait()
-    return checkpoint
+    return folder
+
+
+@pytest.fixture
+def saved(comm: Communicator, folder: Path, two_steps: Path) -> distgrad.Checkpoint:
+    """The checkpoints of two steps, in the test's own folder."""
+    if comm.is_root:
+        shutil.copytree(two_steps, folder, dirs_exist_ok=True)
+    comm.barrier()
+    return distgrad.Checkpoint(folder, comm)
 
 
 def damage(comm: Communicator, path: Path, content: bytes) -> None:
@@ -238,28 +252,26 @@ def damage(comm: Communicator, path: Path, content: bytes) -> None:
 
 @pytest.mark.fault(29)
 def test_damaged_files_give_way_to_the_one_before(
-    comm: Communicator, folder: Path, capsys: pytest.CaptureFixture[str]
+    comm: Communicator, folder: Path, saved: distgrad.Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = saved(comm, folder)
     damage(comm, folder / "step-0000000002.npz", b"")
     capsys.readouterr()
-    assert checkpoint.resume(Loop(comm).step) == 1
+    assert saved.resume(Loop(comm).step) == 1
     said = "step-0000000002.npz is damaged (it is empty); step-0000000001.npz is used"
     assert capsys.readouterr().err.count(said) == comm.is_root
     damage(comm, folder / "step-0000000001.npz", b"\0" * 100)
     with pytest.raises(NoValidCheckpoint, match="step-0000000001") as caught:
-        checkpoint.resume(Loop(comm).step)
+        saved.resume(Loop(comm).step)
     assert (caught.value.status, caught.value.everywhere) == (74, True)
 
 
 @pytest.mark.fault(31)
-def test_what_would_be_unpickled_is_refused(comm: Communicator, folder: Path) -> None:
-    checkpoint = saved(comm, folder)
+def test_what_would_be_unpickled_is_refused(comm: Communicator, folder: Path, saved: distgrad.Checkpoint) -> None:
     damage(comm, folder / "step-0000000002.npz", b"cos\nsystem\n(S'touch unpickled'\ntR.")
     step = Loop(comm).step
     before = state(step)
     with pytest.raises(HostileCheckpoint, match="it is a pickle") as caught:
-        checkpoint.resume(step)
+        saved.resume(step)
     assert (caught.value.status, caught.value.everywhere) == (77, True)
     same(state(step), before)
 
@@ -275,24 +287,25 @@ def edit(comm: Communicator, path: Path, change: Callable[[list[Entry], dict[str
 
 
 @pytest.mark.fault(43)
-def test_a_sealed_file_without_an_array_is_refused(comm: Communicator, folder: Path) -> None:
-    checkpoint = saved(comm, folder)
+def test_a_sealed_file_without_an_array_is_refused(
+    comm: Communicator, folder: Path, saved: distgrad.Checkpoint
+) -> None:
     edit(comm, folder / "step-0000000002.npz", lambda arrays, _: arrays[:2])
     step = Loop(comm).step
     before = state(step)
     with pytest.raises(
         HostileCheckpoint, match=r"its checksum holds, but the array 'variables/00002/.*' is missing"
     ) as caught:
-        checkpoint.resume(step)
+        saved.resume(step)
     assert (caught.value.status, caught.value.everywhere) == (77, True)
     same(state(step), before)
 
 
 @pytest.mark.fault(43)
 @pytest.mark.parametrize("own", [[], [[1, 2, 3]], [[-1, 2**70]], [[[1], [2, 3]]], [7]])
-def test_random_numbers_of_other_layers_are_refused_on_every_worker(comm: Communicator, folder: Path, own: Any) -> None:
-    checkpoint = saved(comm, folder)
-
+def test_random_numbers_of_other_layers_are_refused_on_every_worker(
+    comm: Communicator, folder: Path, saved: distgrad.Checkpoint, own: Any
+) -> None:
     def change(arrays: list[Entry], meta: dict[str, Any]) -> list[Entry]:
         meta["random"][comm.size - comm.span]["own"] = own
         return arrays
@@ -301,7 +314,7 @@ def test_random_numbers_of_other_layers_are_refused_on_every_worker(comm: Commun
     step = Loop(comm).step
     weights = [variable.numpy() for variable in step.variables()]
     with pytest.raises(CheckpointMismatch, match=rf"worker {comm.size - comm.span}'s layers") as caught:
-        checkpoint.resume(step)
+        saved.resume(step)
     assert caught.value.everywhere
     same([variable.numpy() for variable in step.variables()], weights)
 
@@ -313,15 +326,14 @@ def test_another_kind_of_data(comm: Communicator, folder: Path) -> None:
     assert (caught.value.status, caught.value.everywhere) == (65, True)
 
 
-def test_another_model(comm: Communicator, folder: Path) -> None:
-    checkpoint = saved(comm, folder)
+def test_another_model(comm: Communicator, saved: distgrad.Checkpoint) -> None:
     step = distgrad.DistributedStep(network(comm, half_precision), LOSS, "adam", comm=comm)
     with pytest.raises(CheckpointMismatch, match=r"dense.*/kernel.* \(6, 4\).*dense.*/kernel.* \(6, 8\)") as caught:
-        checkpoint.resume(step)
+        saved.resume(step)
     assert caught.value.everywhere
     step = distgrad.DistributedStep(network(comm), LOSS, "sgd", comm=comm)
     with pytest.raises(CheckpointMismatch, match="model or optimizer"):
-        checkpoint.resume(step)
+        saved.resume(step)
 
 
 def test_what_cannot_be(comm: Communicator, folder: Path) -> None:

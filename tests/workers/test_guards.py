@@ -94,6 +94,7 @@ def test_other_versions_and_micro_batches_are_refused(comm: Communicator, monkey
 
 
 @pytest.mark.every_engine
+@pytest.mark.three_workers
 def test_weights_that_differ_on_one_worker_are_named(comm: Communicator) -> None:
     """Also where the workers are replicas of one process, each with a copy of its own."""
     if comm.size == 1:

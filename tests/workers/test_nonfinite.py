@@ -9,6 +9,7 @@ from support.steps import integers, linear, own, product, quiet, weights
 
 
 @pytest.mark.every_engine
+@pytest.mark.three_workers
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_nonfinite_on_one_worker_skips_the_step_on_all(comm: Communicator, poison: float) -> None:

@@ -65,7 +65,7 @@ def test_two_epochs_are_those_of_keras_alone(comm: Communicator, name: str, capf
     compare(comm, name, None, capfd)
 
 
-@pytest.mark.parametrize("name", usual_ones(OWN_STEPS, ["compute_metrics", "WGAN-GP"], "states"))
+@pytest.mark.parametrize("name", usual_ones(OWN_STEPS, ["compute_metrics"], "states"))
 def test_micro_batches_change_nothing(comm: Communicator, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     compare(comm, name, 3, capfd)
 
@@ -128,7 +128,7 @@ def numbers_drawn(comm: Communicator, source: str, micro_batch_size: int | None)
     return learned, drawn
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("micro_batch_size", [pytest.param(None, marks=pytest.mark.thorough), 3])
 @pytest.mark.parametrize("source", one_for_every_engine(["generator", "keras", "tf"], "generator"))
 def test_every_row_draws_numbers_of_its_own(comm: Communicator, source: str, micro_batch_size: int | None) -> None:
     """Also in the next step; and in the next run they are the same."""
