@@ -68,7 +68,11 @@ def all_reduce_gradients(
     if reduction not in ("mean", "sum"):
         raise BadArgument(f"reduction={reduction!r}", 'give "mean" or "sum"', everywhere=True)
     with comm.liveness.explaining():
-        given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
+        return _reduce(gradients, weight, comm, reduction == "mean")
+
+
+def _reduce(gradients: Sequence[Any], weight: Any, comm: Communicator, divides: bool) -> ReducedGradients:
+    given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
     texts = _together({0: own}) if is_replica(comm) else agreement.agree_once(comm, own, _together)
@@ -82,7 +86,7 @@ def all_reduce_gradients(
         )
     kinds = [spec for spec in specs if spec is not None]
     layout = FlatLayout(kinds)
-    total = _sum_and_divide(comm, layout, [given[number] for number in there], weight, reduction == "mean")
+    total = _sum_and_divide(comm, layout, [given[number] for number in there], weight, divides)
     found: list[Any] = [None] * len(given)
     for number, kept, gradient in zip(there, kinds, layout.unflatten(total.blocks), strict=True):
         found[number] = tf.cast(gradient, kept.dtype)

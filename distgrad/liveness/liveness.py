@@ -145,13 +145,14 @@ class Liveness:
         """
         told = error_within(str(error), self._rank, self.step)
         is_waiting = told is None and self.page[WAITING]
-        mismatch = difference(called(self._peers.pages())) if self._failure is not None or is_waiting else None
+        failure, self._failure = self._failure, None  # told now, and no part of what may fail later
+        mismatch = difference(called(self._peers.pages())) if failure is not None or is_waiting else None
         if mismatch is not None:
             return mismatch
-        if is_waiting and self._failure is None and self._watchdog and not self.page[FINISHED]:
+        if is_waiting and failure is None and self._watchdog and not self.page[FINISHED]:
             time.sleep(EXPLAINING)
             self._watchdog.hurry()
-        return self._failure or told or error
+        return failure or told or error
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

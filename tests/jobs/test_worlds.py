@@ -39,7 +39,10 @@ def test_all(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) 
     run_in_workers(engine, size, "", subtests, tmp_path)
 
 
-@pytest.mark.parametrize(("engine", "size"), [world(*whole) for whole in WHOLE])
+@pytest.mark.parametrize(
+    ("engine", "size"),
+    [*(world(*whole) for whole in WHOLE), world("solo", 1, pytest.mark.thorough, pytest.mark.releases)],
+)
 def test_all_but_thorough_ones(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
     run_in_workers(engine, size, "not thorough", subtests, tmp_path)
 

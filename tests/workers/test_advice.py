@@ -15,8 +15,14 @@ from support.advice import refused
 from support.fits import line, numbers
 from support.steps import linear, quiet
 
-pytestmark = pytest.mark.usefixtures("several_processes")
+pytestmark = pytest.mark.usefixtures("several_processes", "under_mpi")
 BATCH = np.ones((4, 2), "float32"), np.zeros((4, 1), "float32")
+
+
+@pytest.fixture
+def under_mpi(comm: Communicator) -> None:
+    if comm.backend != "mpi":
+        pytest.skip("an engine that is given different vectors ends the job")
 
 
 def test_sums_of_different_things(comm: Communicator) -> None:
@@ -36,8 +42,8 @@ def test_sums_of_different_things(comm: Communicator) -> None:
 
 def test_gradients_of_different_things(comm: Communicator) -> None:
     with refused(ModelMismatch, "give the gradients of the same variables in the same order on every worker"):
-        distgrad.all_reduce_gradients([tf.zeros(2 + comm.rank)], 1, comm=comm)
-    assert distgrad.all_reduce_gradients([tf.zeros(2)], 1, comm=comm).weight == comm.size
+        distgrad.all_reduce_gradients([tf.zeros(9 + comm.rank)], 1, comm=comm)
+    assert distgrad.all_reduce_gradients([tf.zeros(9)], 1, comm=comm).weight == comm.size
 
 
 def test_models_and_settings_that_differ(comm: Communicator) -> None:

@@ -90,9 +90,17 @@ def test_what_does_not_fit_together_is_refused(comm: Communicator) -> None:
         distgrad.all_reduce_gradients([None], 1, comm=comm)
     if comm.size > comm.span:
         with pytest.raises(ModelMismatch, match="gradient 0 is"):
-            distgrad.all_reduce_gradients([tf.zeros(2 + comm.rank)], 1, comm=comm)
+            distgrad.all_reduce_gradients([tf.zeros(3 + comm.rank)], 1, comm=comm)
         with pytest.raises(ModelMismatch, match="2 gradients on rank"):
             distgrad.all_reduce_gradients([tf.zeros(5)] * (1 + (comm.rank > 0)), 1, comm=comm)
+
+
+@pytest.mark.usefixtures("several_processes")
+def test_what_one_worker_has_agreed_on_before_may_not_fit_now(comm: Communicator) -> None:
+    distgrad.all_reduce_gradients([tf.zeros(7)], 1, comm=comm)
+    if comm.backend == "mpi":  # other engines end the job, see faults/
+        with pytest.raises(ModelMismatch, match="unlike that of local rank 0"):
+            distgrad.all_reduce_gradients([tf.zeros(7 + comm.rank)], 1, comm=comm)
 
 
 def test_a_step_within_a_function_says_what_can_be_done(comm: Communicator) -> None:
