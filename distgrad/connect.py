@@ -73,7 +73,9 @@ def _number_from_environment(name: str, default: float) -> float:
     except ValueError:
         number = math.nan
     if not number > 0:
-        raise BadEnvironment(f"{name}={shown(text)} is no number above 0", f"set {name} to one, or unset it")
+        raise BadEnvironment(
+            f"{name}={shown(text)} is no number above 0", f"set {name} to a number above 0, or unset it"
+        )
     return number
 
 

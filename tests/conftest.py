@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_processes_left() -> Iterator[None]:
-    """Let what a failed test has started not go on beside the next one."""
+    """End what a failed test has left running."""
     yield
     stop_what_was_left()
 

@@ -64,6 +64,7 @@ def rows_of_zeros(rows: int, like: Any) -> Any:
 
 
 def _new_rows(make: Callable[..., tf.Tensor], rows: int, like: Any) -> Any:
+    """Rows, dense, ragged or sparse as `like`, of what `make`, `tf.zeros` for one, gives for a shape and a dtype."""
     dense = make([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
     spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
     if isinstance(spec, tf.RaggedTensorSpec):
@@ -97,9 +98,9 @@ def one_row_at_least(batch: Any) -> Any:
     def padded(tensor: Any) -> Any:
         missing = tf.maximum(1 - _count(tensor), 0)
         if isinstance(tensor, tf.Tensor):
-            ones = tf.ones(tf.concat([[missing], tf.shape(tensor)[1:]], 0), tensor.dtype)
+            ones = _ones(tf.concat([[missing], tf.shape(tensor)[1:]], 0), tensor.dtype)
             return tf.concat([tensor, ones], 0)
-        ones = rows_between(_new_rows(tf.ones, 1, tensor), 0, missing)
+        ones = rows_between(_new_rows(_ones, 1, tensor), 0, missing)
         if isinstance(tensor, tf.RaggedTensor):
             return tf.concat([tensor, ones], 0)
         joined = tf.sparse.concat(0, [tensor, ones], expand_nonconcat_dims=True)
@@ -107,6 +108,10 @@ def one_row_at_least(batch: Any) -> Any:
         return joined
 
     return tf.nest.map_structure(padded, batch)
+
+
+def _ones(shape: Any, dtype: tf.DType) -> tf.Tensor:
+    return tf.fill(shape, "1") if dtype == tf.string else tf.ones(shape, dtype)
 
 
 def zero_unless(present: tf.Tensor | None, values: Any) -> Any:

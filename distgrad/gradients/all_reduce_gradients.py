@@ -68,11 +68,7 @@ def all_reduce_gradients(
     if reduction not in ("mean", "sum"):
         raise BadArgument(f"reduction={reduction!r}", 'give "mean" or "sum"', everywhere=True)
     with comm.liveness.explaining():
-        return _reduce(gradients, weight, comm, reduction == "mean")
-
-
-def _reduce(gradients: Sequence[Any], weight: Any, comm: Communicator, divides: bool) -> ReducedGradients:
-    given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
+        given = [None if gradient is None else _dense(number, gradient) for number, gradient in enumerate(gradients)]
     own = json.dumps([None if one is None else [one.shape.as_list(), one.dtype.name] for one in given])
     # Replicas of a strategy run the same code, and could not exchange texts.
     texts = _together({0: own}) if is_replica(comm) else agreement.agree_once(comm, own, _together)
@@ -86,7 +82,8 @@ def _reduce(gradients: Sequence[Any], weight: Any, comm: Communicator, divides: 
         )
     kinds = [spec for spec in specs if spec is not None]
     layout = FlatLayout(kinds)
-    total = _sum_and_divide(comm, layout, [given[number] for number in there], weight, divides)
+    with comm.liveness.explaining():
+        total = _sum_and_divide(comm, layout, [given[number] for number in there], weight, reduction == "mean")
     found: list[Any] = [None] * len(given)
     for number, kept, gradient in zip(there, kinds, layout.unflatten(total.blocks), strict=True):
         found[number] = tf.cast(gradient, kept.dtype)

@@ -177,7 +177,7 @@ def _world(place: Place, environment: Mapping[str, str]) -> World:
     if local_size > size:
         raise BadEnvironment(
             f"{variables.local_size}={local_size} does not fit {variables.size}={size}",
-            "no host has more workers than there are; unset all of them to run alone",
+            "no host has more workers than there are; unset all that the launcher has set to run alone",
             rank=rank,
         )
     return World(variables.launcher, variables.backend, rank, size, local_rank, local_size)
@@ -187,7 +187,7 @@ def _require_fit(rank_name: str, rank: int, size_name: str, size: int, worker: i
     if not 0 <= rank < size:
         raise BadEnvironment(
             f"{rank_name}={rank} does not fit {size_name}={size}",
-            f"ranks go from 0 to {size_name}-1; unset both to run alone",
+            f"ranks go from 0 to {size_name}-1; unset all that the launcher has set to run alone",
             rank=worker,
         )
 

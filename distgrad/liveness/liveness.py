@@ -51,7 +51,8 @@ class Liveness:
         self._rank, self._processes, self._hooks = rank, processes, hooks
         self._peers, self._introduced = Peers(rank, self.page, processes), False
         self._watchdog: Watchdog | None = None
-        self._failure: Exception | None = None
+        self._failure: Exception | None = None  # of the last sum that was begun
+        self._failed_sum = 0
         self._closed = False
         forks.give_up_in_children(self)
 
@@ -134,7 +135,7 @@ class Liveness:
 
     def fail(self, error: Exception) -> None:
         """Remember an exception that is raised within a graph, since TensorFlow hides its class."""
-        self._failure = error
+        self._failure, self._failed_sum = error, self.page[SUM_COUNT]
 
     def explain(self, error: Exception) -> Exception:
         """Return the exception to raise for an error that a graph has raised.
@@ -145,14 +146,15 @@ class Liveness:
         """
         told = error_within(str(error), self._rank, self.step)
         is_waiting = told is None and self.page[WAITING]
-        failure, self._failure = self._failure, None  # told now, and no part of what may fail later
+        failure = self._failure if self._failed_sum == self.page[SUM_COUNT] else None  # else that of an earlier sum
+        self._failure = None
         mismatch = difference(called(self._peers.pages())) if failure is not None or is_waiting else None
         if mismatch is not None:
             return mismatch
         if is_waiting and failure is None and self._watchdog and not self.page[FINISHED]:
             time.sleep(EXPLAINING)
             self._watchdog.hurry()
-        return failure or told or error
+        return told or failure or error
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:

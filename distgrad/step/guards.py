@@ -54,12 +54,8 @@ class Guards:
         """Return the error that ends the training."""
         by = f" by {self._comm.liveness.stop.by.name}" if self._comm.liveness.stop.by else ""
         what = "and saved" if saved else "but not saved: it has no Checkpoint"
-        return Stopped(
-            f"asked to stop{by}; step {step} is done {what}",
-            "launch it again to go on from there",
-            step=step,
-            everywhere=True,
-        )
+        advice = "launch it again to go on from there" if saved else "give it one, and begin again"
+        return Stopped(f"asked to stop{by}; step {step} is done {what}", advice, step=step, everywhere=True)
 
     def compares(self, step: int) -> bool:
         """Return whether the step of this number compares the weights of the workers."""

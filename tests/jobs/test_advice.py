@@ -1,16 +1,17 @@
 """Advice that takes jobs, environments or launchers of their own."""
 
 import json
-import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import distgrad
 from support.advice import advised
-from support.launching import BIN, CLEAN, ROOT, Job, launch, needs_horovod, program, run
+from support.launching import BIN, ROOT, Job, launch, needs_horovod, program, run
 from support.logs import line, written
 
 CONNECT = ["-c", "import sys, distgrad; print('connected', distgrad.connect(*sys.argv[1:]).size, flush=True)"]
@@ -39,7 +40,7 @@ def test_a_launcher_of_another_library() -> None:
 
 
 def test_mpi_that_is_missing(without: Path) -> None:
-    """In an environment without it, then in this one, into which pip has installed it."""
+    """In an environment without it; then in this one, in place of installing it there."""
     python, site = without / "bin" / "python", next(without.glob("lib/python*/site-packages"))
     bare = {"PATH": "/usr/bin:/bin"}
     advised(connect(python, "mpi", **bare).err, "pip install 'distgrad[mpi]' installs mpi4py and an MPI for it")
@@ -51,12 +52,13 @@ def test_mpi_that_is_missing(without: Path) -> None:
     works(run([sys.executable, *command, sys.executable, *CONNECT]))
 
 
+@pytest.mark.alone  # it installs distgrad anew where the others' processes look for it
 @pytest.mark.thorough
 @needs_horovod
 def test_horovod_that_was_built_without_tensorflow(tmp_path: Path) -> None:
     """It is built, or taken from the cache, for an environment that has a Horovod without TensorFlow."""
     venv = tmp_path / "venv"
-    env = {"VENV": str(venv)} | {name: CLEAN[name] for name in ("HOME", "PATH")}
+    env = {"VENV": str(venv)}
     assert run([ROOT / "launch" / "make-venv", "mpi,horovod"], env=env).status == 0
     broken = next(venv.glob("lib/python*/site-packages")) / "horovod"
     (broken / "tensorflow").mkdir(parents=True)
@@ -81,9 +83,7 @@ def test_a_core_of_something_else(tmp_path: Path) -> None:
         """
     core.write_text("no library")
     advised(run([sys.executable, *program(step)], cwd=tmp_path).err, "install distgrad again, for this TensorFlow")
-    import _json  # noqa: PLC0415 (a library that every Python has)
-
-    shutil.copy(_json.__file__, core)
+    shutil.copy(next(Path(np.__file__).parent.rglob("_multiarray_umath*.so")), core)
     job = run([sys.executable, *program(step)], cwd=tmp_path)
     advised(job.err, "install distgrad again with pip, which compiles it")
     core.write_bytes(own)
@@ -127,6 +127,53 @@ def test_tensorflow_that_was_used_before_its_workers_were_connected() -> None:
     works(connect(**env))
 
 
+def test_a_job_that_is_told_to_stop(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        import distgrad, keras, numpy as np
+        comm = distgrad.connect()
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm, log_every=0)
+        if len(sys.argv) > 1:
+            print("begins at", distgrad.Checkpoint(sys.argv[1], comm).resume(step), flush=True)
+        for number in range(step.steps, 6):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            step(np.ones((4, 2)), np.ones((4, 1)))
+        """
+    trains = [sys.executable, *program(code)]
+    advised(run(trains).err, "give it one, and begin again")
+    advised(run([*trains, tmp_path]).err, "launch it again to go on from there")
+    again = run([*trains, tmp_path])
+    assert (again.status, again.out) == (0, "begins at 5\n")
+
+
+@pytest.mark.thorough
+def test_a_worker_that_is_killed(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        import distgrad, keras, numpy as np
+        comm = distgrad.connect()
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        step = distgrad.DistributedStep(model, "mse", "sgd", comm=comm)
+        checkpoint = distgrad.Checkpoint(sys.argv[1], comm)
+        print("begins at", checkpoint.resume(step), flush=True)
+        for number in range(step.steps, 6):
+            if number == 3 and comm.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            step(np.ones((4, 2)), np.ones((4, 1)))
+            if number == 1:
+                checkpoint.save(step)
+                checkpoint.wait()
+        """
+    trains = program(code)
+    advised(launch("mpi", 2, [*trains, tmp_path])[0].err, "start the job again, from its last checkpoint")
+    trains[1] = trains[1].replace("number == 3", "False")
+    again = launch("mpi", 2, [*trains, tmp_path])[0]
+    assert again.status == 0, again.err
+    assert again.lines("begins at") == ["begins at 2"] * 2
+
+
 # ---- workers that do not meet
 
 MEETING = """
@@ -134,9 +181,8 @@ MEETING = """
     import distgrad, keras, numpy as np
     wrong = sys.argv[1]
     if wrong == "late" and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
-        time.sleep(60)
-    timeout = 3 if wrong == "stopped" else 60
-    comm = distgrad.connect(timeout=timeout)
+        time.sleep(15)
+    comm = distgrad.connect()
     odd = comm.rank == 1
     if odd and wrong != "late":
         # Stands still for 6 seconds, which only somebody else can end.
@@ -156,16 +202,20 @@ MEETING = """
 @pytest.mark.thorough
 def test_workers_that_do_not_meet(tmp_path: Path) -> None:
     script = tmp_path / "meet.py"
-    script.write_text(re.sub("^ {4}", "", MEETING, flags=re.MULTILINE))
+    script.write_text(textwrap.dedent(MEETING))
+    command = [BIN / "distgrad", "run", "-np", "2", "--backend", "mpi", script]
 
     def meet(wrong: str, *words: str) -> Job:
-        return run([BIN / "distgrad", "run", "-np", "2", "--backend", "mpi", *words, script, wrong])
+        return run([*command[:-1], *words, script, wrong])
 
-    advised(meet("stopped").err, "see what it does there; connect(timeout=...) waits longer")
-    advised(meet("call").err, "call {} on every worker; keras.Model.predict asks no other worker")
+    advised(meet("stopped", "--timeout", "3").err, "see what it does there; connect(timeout=...) waits longer")
+    said = advised(meet("call").err, "call {} on every worker; keras.Model.predict asks no other worker")
+    assert said in (("evaluate()",), ("fit()",))  # whichever is called by all, as below
     advised(meet("fewer").err, "take the same steps on every worker")
     advice = "see what keeps it from distgrad.connect(), or give it longer with --start-timeout"
     advised(meet("late", "--start-timeout", "8").err, advice)
-    job = meet("nothing", "--start-timeout", "60")
+    job = meet("late", "--start-timeout", "60")
     assert job.status == 0, job.err
     assert job.lines("done") == ["done"] * 2
+    job = run([*command, "stopped"], env={"DISTGRAD_TIMEOUT": "60"})
+    assert job.status == 0, job.err

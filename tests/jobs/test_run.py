@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.advice import advised
 from support.launching import BIN, CLEAN, PATIENCE, Job, finish, needs_horovod, program, run, start
 from support.lines import ERROR
 from support.processes import wait_until, with_environment
@@ -177,6 +178,7 @@ def test_every_launcher_passes_on_output_environment_and_status(backend: str, tm
     (line,) = ERROR.findall(job.err)
     assert "error[DG063] rank=1" in line
     assert "ended with status 3" in line
+    advised(line, "its own output says why")
     assert job.err.partition(line)[2].strip() == "[1] disk is full"
 
 
@@ -198,6 +200,7 @@ def test_a_killed_worker_is_named_and_the_job_goes_on_from_its_checkpoint(backen
     (line,) = ERROR.findall(job.err)
     assert "error[DG060] rank=1" in line
     assert "killed by signal 9 (SIGKILL, possibly out of memory)" in line
+    advised(line, "launch it again to go on from the last checkpoint; --max-restarts does so by itself")
     assert job.err.count("distgrad: warning: restart 1 of 2, with 2 workers") == 1
     assert job.lines("").count("again") == 2
     assert "never" not in job.out

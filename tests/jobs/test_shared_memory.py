@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from support import memory_limit
+from support.advice import advised
 from support.launching import Job, finish, launch, program, run, start, told_apart
 from support.processes import left_in_shared_memory, wait_until, with_environment
 
@@ -175,6 +176,7 @@ def test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills() -> None:
         len(re.findall(r"error\[DG065\] rank=0 step=-: \d+ bytes of memory are needed .* the limit of", job.err)) == 1
     )
     assert job.status == 75
+    advised(job.err, "raise that limit, or start fewer workers there")
 
 
 @pytest.mark.fault(45)

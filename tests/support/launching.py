@@ -1,5 +1,6 @@
 """Start real workers: each engine's own launcher, under a clock, with nothing left running afterwards."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from distgrad.launching.environment import fresh_environment, launcher_settings
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ROOT / "tests"
 BIN = Path(sys.executable).parent
-PATIENCE = 300.0  # seconds until a program is taken for hung: machines that test may be slow, and full
+PATIENCE = 300.0  # seconds until a program is taken for hung; the machine may be slow, and have much else to do
 # What makes a program load TensorFlow as users' programs do.
 AS_IT_IS = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 # What a plain shell of the user would have: no launcher's variables, no distgrad settings; and a line is one write,
@@ -84,7 +85,7 @@ needs_horovod = pytest.mark.skipif(not horovod_installed(), reason="Horovod is n
 def run(
     command: Sequence[str | Path], *, timeout: float = PATIENCE, env: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> Job:
-    """Run one command to its end, or to the clock's."""
+    """Run one command until it ends, or the time is over."""
     return finish(start(command, env or {}, cwd), timeout)
 
 
@@ -129,8 +130,15 @@ def _stop(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         return process.communicate(timeout=10)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    try:
+        return process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:  # somebody of another session holds the other ends
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return "", "its output was not read to its end\n"
 
 
 def launch(

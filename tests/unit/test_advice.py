@@ -1,10 +1,13 @@
-"""Whoever does what an error says gets on: each piece of advice is taken here, in workers/ or in jobs/."""
+"""What errors advise, followed: then it works. See also the files of this name in workers/ and jobs/."""
 
+import ast
 import json
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from distgrad.errors import (
     BadEnvironment,
     CheckpointMismatch,
     CheckpointNotWritten,
+    DistgradError,
     EngineMissing,
     ForeignOptimizer,
     GradientMismatch,
@@ -40,32 +44,12 @@ from distgrad.errors import (
 from distgrad.launching.hosts import Host, reachable_hosts
 from distgrad.launching.world import World
 from distgrad.reports.tensorboard import TensorBoard
-from support.advice import TESTS, advice_in_tests, advised, all_advice, refused
+from support.advice import advice_in_tests, advised, all_advice, refused
 from support.checkpoints import entries_of, seal
 
-# Tests of something else that take it, too.
-ELSEWHERE = {
-    "raise that limit, or start fewer workers there": (
-        "jobs/test_shared_memory.py::test_a_limit_of_a_control_group_is_seen_before_the_kernel_kills"
-    ),
-    "its own output says why": "jobs/test_run.py::test_every_launcher_passes_on_output_environment_and_status",
-    "launch it again to go on from the last checkpoint; --max-restarts does so by itself": (
-        "jobs/test_run.py::test_a_killed_worker_is_named_and_the_job_goes_on_from_its_checkpoint"
-    ),
-    "start the job again, from its last checkpoint": (
-        "faults/test_checkpoint.py::test_a_killed_job_goes_on_bit_for_bit_and_with_fewer_workers"
-    ),
-    "launch it again to go on from there": (
-        "faults/test_checkpoint.py::test_a_job_that_is_told_to_stop_goes_on_bit_for_bit"
-    ),
-}
 
-
-def test_all_advice_is_taken_by_a_test() -> None:
-    assert all_advice() - advice_in_tests() - set(ELSEWHERE) == set()
-    for test in ELSEWHERE.values():
-        file, _, name = test.partition("::")
-        assert f"def {name}(" in (TESTS / file).read_text()
+def test_all_advice_is_followed_by_a_test() -> None:
+    assert all_advice() - advice_in_tests() == set()
 
 
 # ---- a step and its batches
@@ -90,33 +74,36 @@ def step(comm: distgrad.Communicator, loss: Any = "mse", **options: Any) -> dist
     )
 
 
-WRONG = {
-    "micro_batch_size": (0, 1),
-    "reduction": ("average", "sum"),
-    "on_nonfinite": ("ignore", "apply"),
-    "log_format": ("xml", "json"),
-    "max_skipped": (0, None),
-    "compression": ("fp16", "bf16"),
-    "check_every": (-1, 0),
-    "log_every": (-1, 0),
-    "shard_update": ("yes", True),
+# For each option of a step: a wrong value, what is advised, and a right value.
+OPTIONS = {
+    "micro_batch_size": (0, "1 or more", 1),
+    "reduction": ("average", '"mean" or "sum"', "sum"),
+    "on_nonfinite": ("ignore", '"skip", "raise" or "apply"', "apply"),
+    "log_format": ("xml", '"text", "json" or "live"', "json"),
+    "max_skipped": (0, "1 or more, or None", None),
+    "compression": ("fp16", '"none", "bf16" or "auto"', "bf16"),
+    "check_every": (-1, "0 or more", 0),
+    "log_every": (-1, "0 or more", 0),
+    "shard_update": ("yes", 'True, False or "auto"', True),
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_arguments_of_a_step(comm: distgrad.Communicator, name: str) -> None:
-    wrong, right = WRONG[name]
-    with refused(BadArgument, "give {}"):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_step(comm: distgrad.Communicator, name: str) -> None:
+    wrong, allowed, right = OPTIONS[name]
+    with refused(BadArgument, "give {}") as advice:
         distgrad.DistributedStep(model(), "mse", "sgd", comm=comm, **{name: wrong})
+    assert advice.said == (allowed,)
     assert distgrad.DistributedStep(model(), "mse", "sgd", comm=comm, **{name: right})(X, Y).applied
 
 
 def test_groups_and_statistics(comm: distgrad.Communicator) -> None:
     with refused(BadArgument, "give a regular expression"):
         step(comm, groups={"kernels": "("})
-    with refused(BadArgument, "give some of {}, or 'all'"):
+    with refused(BadArgument, "give some of {}, or 'all'") as advice:
         step(comm, statistics=["noize"])
-    assert step(comm, groups={"kernels": "kernel"}, statistics=["noise"])(X, Y).applied
+    named = ast.literal_eval(advice.said[0])
+    assert step(comm, groups={"kernels": "kernel"}, statistics=named)(X, Y).applied
     assert step(comm, statistics="all")(X, Y).applied
 
 
@@ -133,7 +120,7 @@ def test_batches(comm: distgrad.Communicator) -> None:
     assert report.examples == 4
 
 
-def test_a_step_within_a_function_and_within_the_scope() -> None:
+def test_a_step_within_the_scope() -> None:
     with distgrad.connect("tf") as comm:
         advice = "build the model, and compile it if you do, inside `with comm.scope():`"
         with refused(BadArgument, advice):
@@ -349,9 +336,9 @@ def resumed(comm: distgrad.Communicator, folder: Path, **options: Any) -> int:
 
 def test_folders_for_checkpoints(comm: distgrad.Communicator, tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    with refused(NoCheckpointDirectory, "create it: mkdir -p {}"):
+    with refused(NoCheckpointDirectory, "create it: mkdir -p {}") as advice:
         distgrad.Checkpoint(folder, comm)
-    folder.mkdir()
+    subprocess.run(["mkdir", "-p", *advice.said], check=True)
     with refused(BadArgument, "give 1 or more"):
         distgrad.Checkpoint(folder, comm, keep=0)
     distgrad.Checkpoint(folder, comm, keep=1)
@@ -402,17 +389,21 @@ def test_checkpoints_of_something_else(comm: distgrad.Communicator, tmp_path: Pa
         resumed(comm, path.parent, model=wide)
     assert resumed(comm, tmp_path / "b", model=wide) == 0
     (_, meta), *arrays = entries_of(path)
-    other = json.loads(meta) | {"random": [json.loads(meta)["random"][0] | {"own": [[1, 2]]}]}
-    seal(path.with_name("step-0000000002.npz"), [("meta.json", json.dumps(other).encode()), *arrays])
+    fields = json.loads(meta)
+    fields["random"][0]["own"] = [[1, 2]]
+    other = path.with_name("step-0000000002.npz")
+    seal(other, [("meta.json", json.dumps(fields).encode()), *arrays])
     with refused(CheckpointMismatch, "resume with the model that was saved, or give another directory"):
         resumed(comm, path.parent)
-    path.with_name("step-0000000002.npz").unlink()
+    shutil.copy(path, other)
+    assert resumed(comm, path.parent) == 1
     kept = np.random.get_state(legacy=False)
     try:
         np.random.set_bit_generator(np.random.PCG64(1))
-        with refused(CheckpointMismatch, "call numpy.random.set_bit_generator(numpy.random.{}()) before resume()"):
+        advice = "call numpy.random.set_bit_generator(numpy.random.{}()) before resume()"
+        with refused(CheckpointMismatch, advice) as found:
             resumed(comm, path.parent)
-        np.random.set_bit_generator(np.random.MT19937())
+        np.random.set_bit_generator(getattr(np.random, found.said[0])())
         assert resumed(comm, path.parent) == 1
     finally:
         np.random.set_state(kept)
@@ -438,6 +429,35 @@ def test_checkpoints_of_fit(comm: distgrad.Communicator, tmp_path: Path) -> None
     fit(tmp_path / "d", (X, Y))
 
 
+# ---- the compiled core
+
+
+def test_two_threads(comm: distgrad.Communicator) -> None:
+    place = {"variables": ["'a'"], "starts": [0], "stops": [16], "sizes": [6]}
+
+    def add(is_first: bool) -> None:
+        with comm.liveness.explaining():
+            comm.window.run("add", is_first, True, [tf.ones(6)], **place, describes=0)
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(add, True).result()
+    with refused(BadArgument, "let one thread take all steps and sums, in the same order on every worker"):
+        add(False)
+    add(True)
+    add(False)
+
+
+def test_too_large_a_table(comm: distgrad.Communicator) -> None:
+    def collect(rows: int) -> None:
+        variable = comm.window.sparse_variable("'table'", tf.TensorShape([rows, 1]))
+        with comm.liveness.explaining():
+            comm.window.run("collect_rows", True, True, tf.ones((1, 1)), [0], variable=variable.address, describes=0)
+
+    with refused(DistgradError, "give the job more memory or train a smaller model"):
+        collect(1 << 44)
+    collect(1 << 4)
+
+
 # ---- what is installed
 
 
@@ -459,8 +479,9 @@ def test_tensorboard_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_backends() -> None:
-    with refused(UnknownBackend, "did you mean {}?"):
+    with refused(UnknownBackend, "did you mean {}?") as advice:
         connect("sollo")
+    connect(ast.literal_eval(advice.said[0])).close()
     with refused(UnknownBackend, "choose one of them"):
         connect("zzz")
     connect("solo").close()
@@ -521,6 +542,12 @@ AROUND = [
 ]
 
 
+def test_fewer_workers_on_few_gpus() -> None:
+    gpus = {"CUDA_VISIBLE_DEVICES": "3"}
+    (workers,) = advised(launch("-np 2 true", **gpus).stderr, SHARED)
+    assert launch(f"-np {workers} true", **gpus).exit_code == 0
+
+
 @pytest.mark.parametrize(("advice", "words", "wrong", "right"), AROUND)
 def test_around_what_is_launched(advice: str, words: str, wrong: dict[str, str], right: dict[str, str]) -> None:
     failed = launch(f"{words} true", **wrong)
@@ -551,11 +578,11 @@ ENVIRONMENTS = [
         {"TF_CONFIG": json.dumps({"cluster": CLUSTER, "task": TASK})},
     ),
     (
-        "no host has more workers than there are; unset all of them to run alone",
+        "no host has more workers than there are; unset all that the launcher has set to run alone",
         TORCHRUN | {"LOCAL_WORLD_SIZE": "3"},
         {},
     ),
-    ("ranks go from 0 to {}-1; unset both to run alone", TORCHRUN | {"RANK": "2"}, {}),
+    ("ranks go from 0 to {}-1; unset all that the launcher has set to run alone", TORCHRUN | {"RANK": "2"}, {}),
     ("let the launcher set {}, or unset it", TORCHRUN | {"RANK": "x"}, {}),
     ("let the launcher set {}, or unset it", SLURM | {"SLURM_STEP_TASKS_PER_NODE": "x"}, SLURM),
     (
@@ -576,7 +603,7 @@ def test_environments(advice: str, wrong: dict[str, str], right: dict[str, str])
 
 def test_numbers_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTGRAD_TIMEOUT", "soon")
-    with refused(BadEnvironment, "set {} to one, or unset it"):
+    with refused(BadEnvironment, "set {} to a number above 0, or unset it"):
         connect("solo")
     monkeypatch.setenv("DISTGRAD_TIMEOUT", "60")
     connect("solo").close()

@@ -81,6 +81,34 @@ def test_weights_that_one_worker_has_set(comm: Communicator) -> None:
     assert step(*BATCH).applied
 
 
+def test_outputs_of_unknown_length(comm: Communicator) -> None:
+    def distance_of_means(y: Any, outputs: Any) -> Any:
+        return tf.square(tf.reduce_mean(y) - tf.reduce_mean(outputs))
+
+    class First(keras.layers.Layer):
+        """The first entries of each row, four of them."""
+
+        def __init__(self, is_known: bool) -> None:
+            super().__init__()
+            self.is_known = is_known
+
+        def call(self, x: Any) -> Any:
+            return x[:, : 4 if self.is_known else 4 + tf.cast(tf.reduce_max(0 * x), tf.int32)]
+
+    def trained(is_known: bool, micro_batch_size: int | None) -> Any:
+        model = keras.Sequential([keras.Input((None, 3)), First(is_known), keras.layers.Dense(1)])
+        model = distgrad.distribute(model, comm, micro_batch_size=micro_batch_size)
+        model.compile("sgd", distance_of_means)
+        rng = np.random.default_rng(2)
+        x, y = rng.normal(size=(8, 5, 3)).astype("float32"), rng.normal(size=(8, 4, 1)).astype("float32")
+        return model.fit(x, y, batch_size=8, verbose=0).history
+
+    with refused(UnsupportedLoss, "leave micro_batch_size out, or pad"):
+        trained(False, 2)
+    assert trained(False, None)
+    assert trained(True, 2)
+
+
 def test_data_of_one_worker(comm: Communicator) -> None:
     alone, step = distgrad.connect("solo"), quiet(comm, linear(comm))
     with refused(BadArgument, "give a tf.data.Dataset, whose element_spec tells them"):
@@ -91,14 +119,21 @@ def test_data_of_one_worker(comm: Communicator) -> None:
 
 
 def test_data_that_are_shuffled_differently(comm: Communicator) -> None:
+    """The first batch is the same everywhere; what follows is shuffled in Python, of which no seed is known."""
     rng = np.random.default_rng(4)
-    rows = rng.normal(size=(64, 3)).astype("float32"), rng.normal(size=(64, 1)).astype("float32")
-    rows[0][8:] += comm.rank
+    x, y = rng.normal(size=(64, 3)).astype("float32"), rng.normal(size=(64, 1)).astype("float32")
+
+    def rows(seed: int) -> tf.data.Dataset:
+        order = [*range(8), *(8 + np.random.default_rng(seed).permutation(56))]
+        return tf.data.Dataset.from_tensor_slices((x[order], y[order])).batch(4)
+
     with refused(FitMismatch, "give its shuffle a seed, or share it out with comm.shard(dataset)"):
-        line(comm).fit(tf.data.Dataset.from_tensor_slices(rows).batch(4), verbose=0)
-    rows[0][8:] -= comm.rank
-    line(comm).fit(tf.data.Dataset.from_tensor_slices(rows).shuffle(64, seed=3).batch(4), verbose=0)
-    line(comm).fit(comm.shard(tf.data.Dataset.from_tensor_slices(rows).shuffle(64, seed=3).batch(4)), verbose=0)
+        line(comm).fit(rows(comm.rank), verbose=0)
+    for data in (rows(3), comm.shard(rows(3))):
+        model = line(comm)
+        model.fit(data, verbose=0)
+        weights = np.float64(model.get_weights()[0])
+        np.testing.assert_array_equal(comm.process_sum(weights), comm.size * weights)
 
 
 def test_a_loss_of_all_rows_of_ragged_targets(comm: Communicator) -> None:
