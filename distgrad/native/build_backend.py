@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Mapping
 from typing import Any
 
+from pybind11.setup_helpers import ParallelCompile
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_sdist,
@@ -34,6 +35,9 @@ __all__ = [
 Settings = Mapping[str, Any] | None
 ZIG = "ziglang>=0.14,<0.18"
 WHEEL_FOR = os.environ.get("DISTGRAD_WHEEL_FOR", "")  # a processor, such as aarch64, to build for with Zig's compiler
+
+
+ParallelCompile().install()  # a source file on each core
 
 
 def has_compiler() -> bool:
