@@ -204,8 +204,9 @@ class TrainingGraph:
         x, y, sample_weight = Batch(*batch)
         sources = [tensor_of(variable) for variable in self._plan.variables]
         worker, is_present, whole = share.worker, share.is_present, share.whole
-        of_global = row_count(x) / (self._comm.size * tf.maximum(share.rows, 1))
-        scaling = Scaling(loss_scale(self._optimizer), of_global, of_means=self._divides_loss)
+        scale = loss_scale(self._optimizer)
+        of_global = 1.0 if scale is None else row_count(x) / (self._comm.size * tf.maximum(share.rows, 1))
+        scaling = Scaling(scale, of_global, of_means=self._divides_loss)
         with tf.GradientTape(persistent=self._plan.objective.groups > 1, watch_accessed_variables=False) as tape:
             tape.watch(sources)
             with moments_over_workers(self._comm, is_present):

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m native.mutations
 
-Prints a line for each fault and ends with status 1 if one of them was not noticed. Takes three minutes of a processor.
+Prints a line for each fault and ends with status 1 if one of them was not noticed. Takes twelve minutes.
 """
 
 import subprocess
