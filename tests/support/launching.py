@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +49,7 @@ class Job(NamedTuple):
 
 
 def horovod_installed() -> bool:
-    return shutil.which("horovodrun", path=CLEAN["PATH"]) is not None
+    return (BIN / "horovodrun").exists()
 
 
 def program(text: str) -> list[str]:
