@@ -185,7 +185,6 @@ def test_a_layer_asks_for_its_moments(internals: Any) -> None:
     assert asked == [(3, 2)]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept")  # Keras's own copy of a variable
 def test_assignments_are_told_to_whoever_still_listens(internals: Any) -> None:
     told: list[str] = []
 
@@ -318,7 +317,6 @@ def test_what_else_optimizers_have(internals: Any) -> None:
     assert internals.replaced_methods(nadam) == {"apply"}
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
 def test_callbacks_that_save_every_so_many_batches(internals: Any, tmp_path: Path) -> None:
     callback = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}-{batch}.keras", save_freq=3)
     foretold = []

@@ -13,7 +13,6 @@ from distgrad.errors import BadArgument
 from support.fits import line, numbers, same, weights
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
 def test_callbacks(comm: Communicator, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The root writes; decisions are taken by everyone, and are the same."""
     x, y = numbers()
@@ -49,7 +48,6 @@ def test_the_rate_warms_up(comm: Communicator) -> None:
         model.fit(*numbers(), callbacks=[distgrad.WarmUp(0.01, 3, steps=4)], verbose=0)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
 def test_a_saved_model_knows_nothing_of_distgrad(comm: Communicator, tmp_path: Path) -> None:
     x, y = numbers()
     how = {"batch_size": 8, "shuffle": False, "verbose": 0}
@@ -66,7 +64,6 @@ def test_a_saved_model_knows_nothing_of_distgrad(comm: Communicator, tmp_path: P
     np.testing.assert_allclose(weights(again), weights(model), rtol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
 def test_training_goes_on_where_the_root_left_off(comm: Communicator, tmp_path: Path) -> None:
     x, y = numbers()
 

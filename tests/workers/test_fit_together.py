@@ -51,7 +51,6 @@ class Slow(keras.callbacks.ModelCheckpoint):
         super().on_epoch_end(epoch, logs)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept")
 def test_what_the_root_writes_is_there_when_fit_returns(comm: Communicator, tmp_path: Path) -> None:
     path = comm.from_root(str(tmp_path / "best.weights.h5"))
     model = line(comm)

@@ -13,8 +13,6 @@ import distgrad
 from distgrad import Communicator
 from support.versions import since_keras
 
-# Says NumPy of how Keras reads a variable.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 # The scripts have it build their model; here are the two lines, or nothing.
 Distribute = Callable[[Callable[[], keras.Model]], keras.Model]
 TOLD = {"gradient_sum", "gradient_norm"}

@@ -16,9 +16,7 @@ from support.fits import LOGGED, first, from_root, weights
 from support.marks import one_for_every_engine, usual_ones
 from support.own_step_zoo import BATCH, OWN_STEPS, OwnStep, network, rows_of, sgd, update
 
-# Says NumPy of how Keras reads a variable.
 USUAL = ("VAE", "WGAN-GP", "DDIM", "SimCLR", "captions, one step each", "weighted", "not built", "test_step", "states")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
 
 def trained(comm: Communicator | None, case: OwnStep, micro_batch_size: int | None = None) -> tuple[Any, Any, Any]:

@@ -287,7 +287,6 @@ def fitted(comm: Communicator, wish: Any, folder: Path, optimizer: Any, callback
 
 
 @by_slices
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # says NumPy of what Keras saves
 @pytest.mark.parametrize("kind", usual_ones(["averages", "moments"], ["averages"]))
 def test_what_callbacks_save_and_fit_leaves(comm: Communicator, tmp_path: Path, kind: str) -> None:
     models = {}
