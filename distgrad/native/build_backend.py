@@ -12,7 +12,6 @@ import sysconfig
 from collections.abc import Mapping
 from typing import Any
 
-from pybind11.setup_helpers import ParallelCompile
 from setuptools import build_meta
 from setuptools.build_meta import (
     build_sdist,
@@ -37,9 +36,6 @@ ZIG = "ziglang>=0.14,<0.18"
 WHEEL_FOR = os.environ.get("DISTGRAD_WHEEL_FOR", "")  # a processor, such as aarch64, to build for with Zig's compiler
 
 
-ParallelCompile().install()  # a source file on each core
-
-
 def has_compiler() -> bool:
     """Return whether the C++ compiler that setuptools would take is there, and may be taken."""
     command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
@@ -58,18 +54,26 @@ def get_requires_for_build_editable(settings: Settings = None) -> list[str]:
 
 def build_wheel(folder: str, settings: Settings = None, metadata: str | None = None) -> str:
     """Build a wheel in a folder and return its name."""
-    _choose_compiler()
+    _prepare()
     return str(build_meta.build_wheel(folder, settings, metadata))
 
 
 def build_editable(folder: str, settings: Settings = None, metadata: str | None = None) -> str:
     """Build for `pip install --editable`, in a folder, and return the name of what links to it."""
-    _choose_compiler()
+    _prepare()
     return str(build_meta.build_editable(folder, settings, metadata))
 
 
 def _compiler() -> list[str]:
     return [] if has_compiler() else [ZIG]
+
+
+def _prepare() -> None:
+    """Have setuptools compile a source file on each core, with the compiler that is there."""
+    from pybind11.setup_helpers import ParallelCompile  # noqa: PLC0415 (it is there while pip builds)
+
+    ParallelCompile().install()
+    _choose_compiler()
 
 
 def _choose_compiler() -> None:
