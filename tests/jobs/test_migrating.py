@@ -53,6 +53,7 @@ def test_two_workers_print_what_one_prints(tmp_path: Path) -> None:
         assert float(losses(before.out)[0]) == pytest.approx(expected[name], abs=2e-4), name
 
 
+@pytest.mark.thorough
 @needs_horovod
 def test_horovods_tape_prints_the_same() -> None:
     before, after = PAIRS[TAPE]

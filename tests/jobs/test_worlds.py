@@ -10,7 +10,7 @@ from support.worlds import A_WORLD, settings, show, suite
 pytestmark = pytest.mark.timeout(A_WORLD + 60)
 HOROVOD = ("horovod-gloo", "horovod-mpi")
 # All tests but those marked `thorough` run in one world, those marked `every_world` in all others, and the few marked
-# `every_engine` or `three_workers` in some of them. `-m thorough` runs all tests everywhere.
+# `every_engine` or `three_workers` in some of them. `-m thorough` runs all tests everywhere, and in two worlds more.
 WHOLE = [("mpi", 2)]
 OTHERS = {
     ("solo", 1): "every_world",
@@ -18,12 +18,11 @@ OTHERS = {
     ("mpi", 3): "every_world or three_workers",
     ("horovod-gloo", 1): "every_world",
     ("horovod-gloo", 2): "every_world or every_engine",
-    ("horovod-gloo", 3): "every_world",
     ("horovod-mpi", 2): "every_world",
     ("mwms", 2): "every_world or every_engine",
-    ("mwms", 3): "every_world",
     ("mirrored", 2): "every_world or every_engine",
 }
+THOROUGH = [("horovod-gloo", 3), ("mwms", 3)]
 PROCESSES = {"mirrored": 1}  # in other worlds there is one for each worker
 
 
@@ -33,7 +32,7 @@ def world(engine: str, size: int, *marks: pytest.MarkDecorator) -> object:
 
 @pytest.mark.parametrize(
     ("engine", "size"),
-    [world(*each, pytest.mark.thorough) for each in [*WHOLE, *OTHERS]],
+    [world(*each, pytest.mark.thorough) for each in [*WHOLE, *OTHERS, *THOROUGH]],
 )
 def test_all(engine: str, size: int, subtests: pytest.Subtests, tmp_path: Path) -> None:
     run_in_workers(engine, size, "", subtests, tmp_path)
