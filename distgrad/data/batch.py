@@ -64,7 +64,7 @@ def rows_of_zeros(rows: int, like: Any) -> Any:
 
 
 def _new_rows(make: Callable[..., tf.Tensor], rows: int, like: Any) -> Any:
-    """Rows, dense, ragged or sparse as `like`, of what `make`, `tf.zeros` for one, gives for a shape and a dtype."""
+    """Make rows, dense, ragged or sparse as `like`; `make` gives their entries, as `tf.zeros` and `tf.ones` do."""
     dense = make([rows, *(size or 1 for size in like.shape[1:])], like.dtype)
     spec = like if isinstance(like, tf.TypeSpec) else tf.type_spec_from_value(like)
     if isinstance(spec, tf.RaggedTensorSpec):

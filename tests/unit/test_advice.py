@@ -19,7 +19,6 @@ from click.testing import CliRunner
 
 import distgrad
 from distgrad import cli, native
-from distgrad.connect import connect
 from distgrad.errors import (
     BadArgument,
     BadEnvironment,
@@ -156,9 +155,7 @@ def test_losses(comm: distgrad.Communicator) -> None:
     with refused(
         UnsupportedLoss, "return one loss per example, shape (b,) or (b, ...), and leave the reduction to distgrad"
     ):
-        distgrad.sum_gradients(
-            lambda x, y: tf.reduce_mean(x * variable - y), [variable := tf.Variable(1.0)], (X, Y), comm=comm
-        )
+        distgrad.sum_gradients(lambda x, y: tf.reduce_mean(x * slope - y), [slope], (X, Y), comm=comm)
     assert distgrad.sum_gradients(lambda x, y: x[:, 0] * slope - y[:, 0], [slope], (X, Y), comm=comm).weight == 4
     with refused(UnsupportedLoss, "give one name, function or keras.losses.Loss, as to compile()"):
         step(comm, 7)
@@ -480,11 +477,11 @@ def test_tensorboard_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_backends() -> None:
     with refused(UnknownBackend, "did you mean {}?") as advice:
-        connect("sollo")
-    connect(ast.literal_eval(advice.said[0])).close()
+        distgrad.connect("sollo")
+    distgrad.connect(ast.literal_eval(advice.said[0])).close()
     with refused(UnknownBackend, "choose one of them"):
-        connect("zzz")
-    connect("solo").close()
+        distgrad.connect("zzz")
+    distgrad.connect("solo").close()
 
 
 # ---- what a job is launched with
@@ -604,6 +601,6 @@ def test_environments(advice: str, wrong: dict[str, str], right: dict[str, str])
 def test_numbers_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTGRAD_TIMEOUT", "soon")
     with refused(BadEnvironment, "set {} to a number above 0, or unset it"):
-        connect("solo")
+        distgrad.connect("solo")
     monkeypatch.setenv("DISTGRAD_TIMEOUT", "60")
-    connect("solo").close()
+    distgrad.connect("solo").close()

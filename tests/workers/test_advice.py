@@ -81,10 +81,13 @@ def test_weights_that_one_worker_has_set(comm: Communicator) -> None:
     assert step(*BATCH).applied
 
 
-def test_outputs_of_unknown_length(comm: Communicator) -> None:
-    def distance_of_means(y: Any, outputs: Any) -> Any:
-        return tf.square(tf.reduce_mean(y) - tf.reduce_mean(outputs))
+def distance_of_means(y: Any, outputs: Any) -> Any:
+    """A loss that is known from all rows together only."""
+    dense = y.to_tensor() if isinstance(y, tf.RaggedTensor) else y
+    return tf.square(tf.reduce_mean(dense) - tf.reduce_mean(outputs))
 
+
+def test_outputs_of_unknown_length(comm: Communicator) -> None:
     class First(keras.layers.Layer):
         """The first entries of each row, four of them."""
 
@@ -137,10 +140,6 @@ def test_data_that_are_shuffled_differently(comm: Communicator) -> None:
 
 
 def test_a_loss_of_all_rows_of_ragged_targets(comm: Communicator) -> None:
-    def distance_of_means(y: Any, outputs: Any) -> Any:
-        dense = y.to_tensor() if isinstance(y, tf.RaggedTensor) else y
-        return tf.square(tf.reduce_mean(dense) - tf.reduce_mean(outputs))
-
     model = line(comm)
     model.compile("sgd", distance_of_means)
     x, y = numbers(8)

@@ -49,7 +49,7 @@ def test_the_numbers_of_one_process(comm: Communicator, capfd: pytest.CaptureFix
     compare(comm, capfd, name, 2)
 
 
-@pytest.mark.parametrize("name", usual_ones([name for name in EXACT if KINDS[name].note], USUAL[-1:]))
+@pytest.mark.parametrize("name", usual_ones([name for name in EXACT if KINDS[name].note], ["metric: largest"]))
 def test_what_needs_all_rows_without_micro_batches(
     comm: Communicator, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
